@@ -1,0 +1,20 @@
+"""Fine-tune SDXL with LoRA on a small GPU: check, precompute, train, compare."""
+
+import logging
+import os
+
+__version__ = "0.1.0"
+
+# Both warn at import about optional extras that nothing here uses.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+class UserError(Exception):
+    """Something that the user can put right; the message says what to do next.
+
+    The command line prints the message alone and exits with 2; notebooks show it without a traceback.
+    """
+
+    def _render_traceback_(self) -> list[str]:  # IPython's hook for exceptions that draw themselves
+        return [f"{type(self).__name__}: {self}"]

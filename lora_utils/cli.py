@@ -1,0 +1,144 @@
+"""``python -m lora_utils STAGE``: every setting of the schema is a flag. ``--help`` loads no torch."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from lora_utils import UserError, __version__
+from lora_utils.config import RunConfig, load_config, settings
+
+STAGES = {
+    "check": "what this machine is, and what a run on it will use; downloads nothing",
+    "precompute": "encode images and captions once",
+    "train": "train a LoRA (encodes first what is missing)",
+    "compare": "draw prompts with the base model and with the LoRA on equal seeds",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit code: 0, 2 for something the user can put right, 130 when interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        stage, config = parse(sys.argv[1:] if arguments is None else arguments)
+        _RUNNERS[stage](config)
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, and the same command starts again", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
+    """Stage and config from the command line.
+
+    Raises:
+        ConfigError: A flag is unknown or its value impossible.
+    """
+    parser = _build_parser()
+    known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in arguments])
+    overrides = {name: value for name, value in vars(known).items() if name in settings() and value is not None}
+    stray = {argument.removeprefix("--").split("=")[0]: None for argument in unknown if argument.startswith("--")}
+    if unknown and not stray:
+        parser.error(f"cannot understand {' '.join(unknown)}")
+    return known.stage, load_config(known.config, overrides | stray)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lora_utils",
+        usage="python -m lora_utils STAGE [--config FILE] [--SETTING VALUE ...]",
+        description="Fine-tune SDXL with LoRA on a small GPU.",
+        epilog="stages:\n" + "\n".join(f"  {stage:12}{purpose}" for stage, purpose in STAGES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags win over it")
+    parser.add_argument("--version", action="version", version=__version__)
+    groups = {
+        name: parser.add_argument_group(name, str(field.annotation.__doc__)) for name, field in _sections().items()
+    }
+    for leaf, (section, field) in settings().items():
+        groups[section].add_argument(f"--{leaf}", help=_help(field), metavar=_metavar(field), **_arity(field))
+    return parser
+
+
+def _sections() -> dict[str, FieldInfo]:
+    return RunConfig.model_fields
+
+
+def _arity(field: FieldInfo) -> dict[str, Any]:
+    if get_origin(field.annotation) is list:
+        return {"nargs": "+"}
+    return {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+
+
+def _metavar(field: FieldInfo) -> str:
+    parts = list(_parts(field.annotation))
+    if choices := [part for part in parts if isinstance(part, str)]:
+        return "{" + ",".join(choices) + "}"
+    return next(part.__name__.upper() for part in parts if part in (int, float, bool, str, Path))
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """What a type is made of: PositiveInt | None has int in it, a Literal its strings."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def _help(field: FieldInfo) -> str:
+    default = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
+    text = f"{field.description} (default: {default})" if default is not None else str(field.description)
+    return text.replace("%", "%%")
+
+
+def _with_underscores(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+
+
+def _check(config: RunConfig) -> None:
+    from lora_utils import preflight
+
+    print(preflight.describe(config))
+
+
+def _precompute(config: RunConfig) -> None:
+    from lora_utils import stages
+
+    found = stages.precompute(config)
+    print(
+        f"{len(found.entries)} examples in {found.folder}: {found.encoded_images} images and "
+        f"{found.encoded_captions} captions encoded now, the rest was there"
+    )
+
+
+def _train(config: RunConfig) -> None:
+    from lora_utils import stages
+
+    for _ in stages.train(config):
+        pass
+    print(f"the LoRA is in {config.paths.output_dir}/pytorch_lora_weights.safetensors")
+
+
+def _compare(config: RunConfig) -> None:
+    from lora_utils import stages
+
+    result = stages.compare(config)
+    print(f"{len(result.shots)} pairs, side by side in {result.folder}/sheet.png")
+
+
+_RUNNERS: dict[str, Callable[[RunConfig], None]] = {
+    "check": _check,
+    "precompute": _precompute,
+    "train": _train,
+    "compare": _compare,
+}

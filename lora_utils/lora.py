@@ -1,0 +1,123 @@
+"""LoRA adapters on the SDXL U-Net: attach, save, load."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig as PeftLoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lora_utils import UserError
+from lora_utils.config import LoraConfig
+from lora_utils.files import write_atomically
+
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+ADAPTER = "default"
+logger = logging.getLogger(__name__)
+
+
+class LoraError(UserError):
+    """An adapter cannot be attached, saved or loaded."""
+
+
+def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[torch.nn.Parameter]:
+    """Freeze the U-Net, attach adapters, return the adapters' parameters.
+
+    The base keeps its dtype. A is Gaussian and B zero (Hu et al., 2021, section 4.1), so the model starts unchanged.
+
+    Raises:
+        LoraError: A target module matches no layer.
+    """
+    unet.requires_grad_(False)
+    names = [name for name, _ in unet.named_modules()]
+    for target in config.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise LoraError(f"target_modules: no layer of the U-Net is called '{target}'; the usual one is to_q")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet.add_adapter(
+            PeftLoraConfig(
+                r=config.rank,
+                lora_alpha=config.lora_alpha or config.rank,
+                lora_dropout=config.lora_dropout,
+                target_modules=list(config.target_modules),
+                init_lora_weights="gaussian",
+            ),
+            ADAPTER,
+        )
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()  # GradScaler refuses fp16 gradients
+    return parameters
+
+
+def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
+    """Write the adapter in diffusers' format, whole or not at all; readable by ``load_lora_weights``.
+
+    lora_alpha / rank is multiplied into B: readers that take alpha for rank then apply the right strength too.
+
+    Raises:
+        LoraError: The adapter holds NaN or infinity, and is not written.
+    """
+    scale = unet.peft_config[ADAPTER].lora_alpha / unet.peft_config[ADAPTER].r
+    state: dict[str, Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise LoraError(f"{name} is not finite, so the adapter was not saved; train again with less learning_rate")
+    state = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
+    with tempfile.TemporaryDirectory() as staging:
+        StableDiffusionXLPipeline.save_lora_weights(staging, unet_lora_layers=state, weight_name=WEIGHTS_NAME)
+        write_atomically(folder / WEIGHTS_NAME, Path(staging, WEIGHTS_NAME).read_bytes())
+    return folder / WEIGHTS_NAME
+
+
+def find_lora(path: Path) -> Path:
+    """The weight file: the path itself, or the usual name in a folder.
+
+    Raises:
+        LoraError: There is none.
+    """
+    file = path / WEIGHTS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise LoraError(f"there is no LoRA at {file}; train first, or set lora_path to a .safetensors file")
+    if file.suffix != ".safetensors":
+        raise LoraError(f"{file} is not a .safetensors file; other formats can run code when they are opened")
+    return file
+
+
+def load_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> None:
+    """Load an adapter in diffusers' or kohya's format into the pipeline's U-Net, at scale 1.
+
+    Raises:
+        LoraError: The file is damaged, or made for a base model of another shape.
+    """
+    try:
+        state, alphas = pipeline.lora_state_dict(file, unet_config=pipeline.unet.config)[:2]
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoraError(f"{file} cannot be read as a LoRA ({error}); train or download it again") from error
+    _check_fit(state, pipeline.unet, file)
+    if any(name.startswith("text_encoder") for name in state):
+        logger.warning("%s also changes the text encoders; that part is left out here", file)
+    pipeline.load_lora_into_unet(state, alphas, pipeline.unet, adapter_name=ADAPTER)
+
+
+def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:
+    weights = {name: parameter for name, parameter in unet.named_parameters()}
+    downs = {name: tensor for name, tensor in state.items() if name.endswith((".lora_A.weight", ".lora.down.weight"))}
+    downs = {name: tensor for name, tensor in downs.items() if name.startswith("unet.")}
+    if not downs:
+        raise LoraError(f"{file} holds no LoRA for an SDXL U-Net; choose another file as lora_path")
+    for name, tensor in downs.items():
+        module = name.removeprefix("unet.").removesuffix(".lora_A.weight").removesuffix(".lora.down.weight")
+        weight = weights.get(f"{module}.weight")
+        if weight is None or weight.shape[1] != tensor.shape[1]:
+            there = "does not exist" if weight is None else f"takes {weight.shape[1]} inputs, not {tensor.shape[1]}"
+            raise LoraError(
+                f"{file} was made for another base model: {module} {there} here; set "
+                "pretrained_model_name_or_path to the model that it was trained on"
+            )

@@ -1,0 +1,21 @@
+"""Progress bars that read well in a terminal, in a notebook and in a log file."""
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+LOG_INTERVAL_SECONDS = 10.0
+
+
+def progress_bar(items: Iterable[Item], title: str, total: int | None = None, shown: bool = True) -> "tqdm[Item]":
+    """A bar on standard output; where that is no terminal it moves every ten seconds, so that logs stay short.
+
+    Not tqdm.auto: its widget stays at 0 % in a notebook that runs headless.
+    """
+    interval = 0.2 if sys.stdout.isatty() else LOG_INTERVAL_SECONDS
+    return tqdm(
+        items, title, total, file=sys.stdout, mininterval=interval, maxinterval=interval, disable=not shown, ncols=110
+    )

@@ -1,0 +1,162 @@
+"""Images on equal seeds, without and with the adapter, and the sheet that shows them side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from lora_utils.encoders import (
+    TextEmbeddings,
+    decode_latents,
+    encode_captions,
+    encode_negative,
+)
+from lora_utils.files import write_atomically
+from lora_utils.lora import ADAPTER, load_lora
+from lora_utils.memory import best_device, free_memory
+from lora_utils.progress import progress_bar
+from lora_utils.sdxl import BaseModel
+
+SHEET_COLUMNS = 8
+TILE_PX = 256
+LABEL_PX = 34
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides an image besides its prompt and seed."""
+
+    resolution_px: int
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str | None
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One prompt on one seed."""
+
+    prompt: str
+    seed: int
+
+
+def draw_pairs(
+    base: BaseModel, lora_file: Path, shots: Sequence[Shot], settings: Settings, adapter_scale: float, dtype: torch.dtype
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Every shot by the base model and by the base model with the LoRA, from the same initial noise.
+
+    Text encoders, U-Net and VAE are loaded one after the other and freed in between.
+
+    Args:
+        base: Where the parts come from.
+        lora_file: Adapter, loaded only when the base model's images are done.
+        shots: What to draw.
+        settings: How to draw it.
+        adapter_scale: Strength of the adapter; 0 gives the base model's images, bit for bit.
+        dtype: Of text encoders and U-Net; the VAE is fp32.
+    """
+    texts = base.load_text_pipeline(dtype).to(best_device())
+    prompts = {prompt: encode_captions(texts, [prompt]) for prompt in {shot.prompt for shot in shots}}
+    negative = encode_negative(texts, settings.negative_prompt)
+    del texts
+    free_memory()
+    pipeline = base.load_unet_pipeline(dtype).to(best_device())
+    pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
+    plain = [draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings) for shot in progress_bar(shots, "base")]
+    load_lora(pipeline, lora_file)
+    pipeline.unet.set_adapters(ADAPTER, adapter_scale)
+    tuned = [draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings) for shot in progress_bar(shots, "LoRA")]
+    del pipeline
+    free_memory()
+    vae = base.load_vae().to(best_device())
+    return [_to_image(vae, latents) for latents in plain], [_to_image(vae, latents) for latents in tuned]
+
+
+def draw_latents(
+    pipeline: StableDiffusionXLPipeline, prompt: TextEmbeddings, negative: TextEmbeddings, seed: int, settings: Settings
+) -> Tensor:
+    """Denoise one image as SDXL's own pipeline does, up to the latents.
+
+    Args:
+        pipeline: With U-Net and scheduler; encoders and VAE may be absent.
+        prompt: One text, N = 1.
+        negative: The other side of the guidance, N = 1.
+        seed: Of the initial noise, drawn on the CPU so that every machine draws the same.
+        settings: Size, steps, guidance.
+
+    Returns:
+        Scaled latents, (1, C, h, w), on the CPU.
+    """
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    latents = pipeline(
+        prompt_embeds=prompt.prompt_embeds.to(device, dtype),
+        pooled_prompt_embeds=prompt.pooled_prompt_embeds.to(device, dtype),
+        negative_prompt_embeds=negative.prompt_embeds.to(device, dtype),
+        negative_pooled_prompt_embeds=negative.pooled_prompt_embeds.to(device, dtype),
+        height=settings.resolution_px,
+        width=settings.resolution_px,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).images
+    return latents.cpu()
+
+
+def save_image(image: Image.Image, path: Path, shot: Shot, settings: Settings, adapter_scale: float) -> None:
+    """Write a PNG that carries its settings: JSON under ``lora_utils``, one line under ``parameters``.
+
+    The second is the line that stable-diffusion-webui and its relatives read back.
+    """
+    facts = asdict(shot) | asdict(settings) | {"adapter_scale": adapter_scale}
+    info = PngInfo()
+    info.add_itxt("lora_utils", json.dumps(facts, ensure_ascii=False))
+    info.add_itxt(
+        "parameters",
+        f"{shot.prompt}\nNegative prompt: {settings.negative_prompt or ''}\nSteps: {settings.num_inference_steps}, "
+        f"CFG scale: {settings.guidance_scale}, Seed: {shot.seed}, "
+        f"Size: {image.width}x{image.height}, LoRA scale: {adapter_scale}",
+    )
+    buffer = BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())
+
+
+def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """One picture: under each prompt a column with one tile per row label, at most eight columns to a band."""
+    height = max(TILE_PX, min(image.height for images in rows.values() for image in images) // 4)
+    bands = [range(start, min(start + SHEET_COLUMNS, len(shots))) for start in range(0, len(shots), SHEET_COLUMNS)]
+    margin, band_px = 96, LABEL_PX + len(rows) * height + 8
+    sheet = Image.new("RGB", (margin + min(len(shots), SHEET_COLUMNS) * height, band_px * len(bands)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, band in enumerate(bands):
+        top = number * band_px
+        for place, index in enumerate(band):
+            left = margin + place * height
+            pen.multiline_text((left + 4, top + 2), _fit(shots[index], font, height - 8), "black", font, spacing=1)
+            for row, images in enumerate(rows.values()):
+                tile = images[index].resize((height, height), Image.Resampling.LANCZOS)
+                sheet.paste(tile, (left, top + LABEL_PX + row * height))
+        for row, label in enumerate(rows):
+            pen.text((6, top + LABEL_PX + (row + 0.45) * height), label, "black", font)
+    return sheet
+
+
+def _to_image(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
+    return VaeImageProcessor().postprocess(decode_latents(vae, latents), output_type="pil")[0]
+
+
+def _fit(shot: Shot, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width_px: int) -> str:
+    words, lines = f"{shot.prompt} (seed {shot.seed})".split(), [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width_px else [*lines, word]
+    return "\n".join(lines[:2]) + (" …" if len(lines) > 2 else "")

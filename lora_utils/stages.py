@@ -1,0 +1,174 @@
+"""The stages: precompute, train, compare. Each is one function of the whole config.
+
+Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from lora_utils import cache, lora, sampling
+from lora_utils.config import RunConfig, dump_config
+from lora_utils.dataset import find_examples
+from lora_utils.denoising import Example as Tensors
+from lora_utils.files import write_atomically
+from lora_utils.precomputing import Precomputed, fill_cache, plan_entries
+from lora_utils.preflight import choose_precision
+from lora_utils.progress import progress_bar
+from lora_utils.runlog import RunLog, SilentLog
+from lora_utils.sampling import Settings, Shot, draw_pairs
+from lora_utils.sdxl import BaseModel, NoiseSchedule
+from lora_utils.training import StepReport, count_steps, train_steps
+from lora_utils.validation import HeldOutLoss
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Base model and LoRA on equal seeds."""
+
+    folder: Path
+    shots: list[Shot]
+    baseline: list[Image.Image]
+    finetuned: list[Image.Image]
+    sheet: Image.Image
+
+
+def precompute(config: RunConfig) -> Precomputed:
+    """Encode every image and every caption that the cache lacks: first captions, then images.
+
+    Raises:
+        UserError: The data or the base model cannot be used; what was encoded until then is kept.
+    """
+    examples = find_examples(config.data)
+    base = BaseModel(config.model, config.paths.cache_dir)
+    folder = config.paths.precompute_dir or config.paths.output_dir / "precomputed"
+    dtype = choose_precision(config.model.mixed_precision).dtype
+    entries = plan_entries(examples, base, config.data.resolution, config.data.validation_split, dtype)
+    return fill_cache(folder, entries, base, config.data.resolution, dtype)
+
+
+def train(config: RunConfig) -> Iterator[StepReport]:
+    """Train the adapter on the precomputed examples, encoding first what is missing; yields after every step.
+
+    ``pytorch_lora_weights.safetensors`` is written at the end, and when the caller stops early or is interrupted.
+
+    Raises:
+        UserError: The data, the base model or a setting cannot be used, or the loss diverged.
+    """
+    run = _prepare_training(config)
+    new_log = RunLog if run.accelerator.is_main_process else SilentLog
+    with new_log(config.paths.output_dir, dump_config(config)) as log:
+        log.summarise(**run.facts, status="running")
+        if run.held_out:
+            before = run.held_out.measure(run.unet, run.accelerator.device)
+            log.add({"step": 0, "held_out_loss": before})
+            log.summarise(held_out_loss_before=before)
+        started, report = time.monotonic(), None
+        reports = train_steps(run.unet, run.examples, run.schedule, config.train, run.accelerator)
+        bar = progress_bar(reports, "train", run.steps, shown=run.accelerator.is_main_process)
+        try:
+            for report in bar:
+                if run.held_out and (report.step % config.train.validation_steps == 0 or report.step == run.steps):
+                    report = replace(report, held_out_loss=run.held_out.measure(run.unet, run.accelerator.device))
+                    log.summarise(held_out_loss=report.held_out_loss)
+                log.add(asdict(report))
+                bar.set_postfix_str(_describe(report), refresh=False)
+                yield report
+        finally:
+            bar.close()
+            if report and run.accelerator.is_main_process:
+                weights = lora.save_lora(run.accelerator.unwrap_model(run.unet), config.paths.output_dir)
+                log.summarise(steps=report.step, loss=report.loss, peak_memory_gib=report.peak_memory_gib)
+                log.summarise(seconds=round(time.monotonic() - started, 1), weights=str(weights))
+
+
+def compare(config: RunConfig) -> Comparison:
+    """Draw every prompt on every seed with the base model, then with the LoRA; write PNGs and a sheet.
+
+    Raises:
+        UserError: The base model or the LoRA cannot be used; nothing is written then.
+    """
+    settings = Settings(
+        config.data.resolution,
+        config.compare.num_inference_steps,
+        config.compare.guidance_scale,
+        config.compare.negative_prompt,
+    )
+    file = lora.find_lora(config.compare.lora_path or config.paths.output_dir)
+    shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
+    base = BaseModel(config.model, config.paths.cache_dir)
+    dtype = choose_precision(config.model.mixed_precision).dtype
+    baseline, finetuned = draw_pairs(base, file, shots, settings, config.compare.adapter_scale, dtype)
+    rows = {"base": baseline, f"LoRA × {config.compare.adapter_scale:g}": finetuned}
+    sheet = sampling.contact_sheet(shots, rows)
+    folder = config.paths.infer_path or config.paths.output_dir / "compare"
+    for name, images, scale in (("baseline", baseline, 0.0), ("finetuned", finetuned, config.compare.adapter_scale)):
+        for index, (shot, image) in enumerate(zip(shots, images, strict=True)):
+            path = folder / f"{name}_{index:03d}_seed{shot.seed}.png"
+            sampling.save_image(image, path, shot, settings, scale)
+    sheet.save(folder / "sheet.png")
+    write_atomically(folder / "config.yaml", dump_config(config).encode())
+    return Comparison(folder, shots, baseline, finetuned, sheet)
+
+
+def _describe(report: StepReport) -> str:
+    memory = f", {report.peak_memory_gib:.1f} GiB" if report.peak_memory_gib else ""
+    return f"loss {report.loss:.4f}, {report.step_seconds:.2f} s/step{memory}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything that the training loop needs, ready on its device."""
+
+    accelerator: Accelerator
+    unet: Any
+    examples: Sequence[Tensors]
+    held_out: HeldOutLoss | None
+    schedule: NoiseSchedule
+    steps: int
+    facts: dict[str, Any]
+
+
+class _CachedExamples(Sequence[Tensors]):
+    """Precomputed examples, read when they are asked for."""
+
+    def __init__(self, folder: Path, entries: list[cache.Entry]) -> None:
+        self._folder, self._entries = folder, entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Tensors:
+        return cache.read_example(self._folder, self._entries[index])
+
+
+def _prepare_training(config: RunConfig) -> _Run:
+    precision = choose_precision(config.model.mixed_precision)
+    AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's precision
+    accelerator = Accelerator(
+        mixed_precision="no" if precision.name == "fp32" else precision.name,
+        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
+        cpu=not torch.cuda.is_available(),
+    )
+    with accelerator.main_process_first():
+        found = precompute(config)
+    examples = _CachedExamples(found.folder, [entry for entry in found.entries if not entry.held_out])
+    held_out = _CachedExamples(found.folder, [entry for entry in found.entries if entry.held_out])
+    base = BaseModel(config.model, config.paths.cache_dir)
+    schedule = base.load_noise_schedule()
+    unet = base.load_unet(precision.dtype)
+    lora.add_lora(unet, config.lora, config.train.seed)
+    if config.train.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    steps = count_steps(config.train, len(examples), accelerator.num_processes)
+    facts = {"max_train_steps": steps, "training_examples": len(examples), "held_out_examples": len(held_out)}
+    facts |= {"mixed_precision": precision.name, "device": str(accelerator.device)}
+    measure = HeldOutLoss(held_out, schedule) if held_out else None
+    return _Run(accelerator, accelerator.prepare_model(unet.train()), examples, measure, schedule, steps, facts)

@@ -1,0 +1,123 @@
+"""The tiny SDXL's shape: every class and every kind of conditioning of the real one, a thousandth of its size.
+
+64 px images are 16 x 16 x 4 latents. Attention sits at all three levels of the U-Net, so that a LoRA on the
+default target modules reaches the resolution that a drawing style lives at.
+"""
+
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+TEXT_WIDTH = 64
+TOKEN_LIMIT = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def build_vae() -> AutoencoderKL:
+    """Three levels, 4 x smaller latents of 4 channels; random weights."""
+    return AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+        force_upcast=False,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Text_time conditioning and cross-attention to two encoders, as in SDXL; random weights."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(48, 64, 96),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=1,
+        transformer_layers_per_block=1,
+        attention_head_dim=(3, 4, 6),  # the number of heads, under diffusers' historical name
+        cross_attention_dim=2 * TEXT_WIDTH,
+        use_linear_projection=True,
+        norm_num_groups=16,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=16,
+        projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 16,
+    )
+
+
+def build_text_encoders(vocabulary: int, end_token_id: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    """Two encoders of two layers; SDXL reads the last but one. Random weights."""
+
+    def shape() -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=TOKEN_LIMIT,
+            bos_token_id=end_token_id - 1,
+            eos_token_id=end_token_id,
+        )
+
+    return CLIPTextModel(shape()), CLIPTextModelWithProjection(shape())
+
+
+def build_scheduler() -> EulerDiscreteScheduler:
+    """The settings of stabilityai/stable-diffusion-xl-base-1.0."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+def build_tokenizers(corpus: list[str], folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Byte-level BPE learned from ``corpus``; unknown words fall back to letters, so any text can be encoded.
+
+    As in SDXL the first tokenizer pads with the end token and the second with ``!``.
+    """
+    bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
+    bpe.normalizer = normalizers.Lowercase()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False)])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [tuple(pair) for pair in learned["merges"]]
+    words = ["!", *(letter for letter in letters if letter != "!"), *(letter + "</w>" for letter in letters)]
+    words += [left + right for left, right in merges]
+    vocabulary = {word: number for number, word in enumerate([*dict.fromkeys(words), START, END])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
+    first = CLIPTokenizer(*files, model_max_length=TOKEN_LIMIT, pad_token=END)
+    second = CLIPTokenizer(*files, model_max_length=TOKEN_LIMIT, pad_token="!")
+    return first, second

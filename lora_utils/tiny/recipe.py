@@ -1,0 +1,235 @@
+"""Trains the tiny SDXL from nothing: ``python -m lora_utils.tiny.recipe``.
+
+First the VAE on drawings of every kind, then the U-Net together with both text encoders on captioned pictures
+of the base style. Everything is a function of (SEED, stage, step), so a run that was cut off goes on from its
+last saved state and ends the same.
+"""
+
+import argparse
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_utils.tiny import architecture, world
+
+SEED = 0
+VAE_STEPS, VAE_BATCH, VAE_LEARNING_RATE = 2400, 16, 3e-3
+UNET_STEPS, UNET_BATCH, UNET_LEARNING_RATE = 7000, 32, 2e-3
+VAE_PICTURES, UNET_PICTURES = 8000, 16000
+KL_WEIGHT = 1e-3
+NO_CAPTION_SHARE = 0.1  # zeros instead of embeddings: what SDXL pipelines use as the unconditional side
+SAVE_EVERY_STEPS = 250
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    """Train what is not yet trained and write the pipeline folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=FOLDER, help="pipeline folder to write")
+    parser.add_argument("--state_dir", type=Path, default=Path("runs/tiny"), help="resumable training state")
+    parser.add_argument("--vae_steps", type=int, default=VAE_STEPS)
+    parser.add_argument("--unet_steps", type=int, default=UNET_STEPS)
+    parser.add_argument("--num_threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.num_threads)
+    options.state_dir.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        vae = architecture.build_vae().to(memory_format=torch.channels_last)
+        pipeline = _new_pipeline(vae, options.state_dir)
+    train_vae(vae, options.vae_steps, options.state_dir)
+    train_unet(pipeline, options.unet_steps, options.state_dir)
+    _save(pipeline, options.output_dir, options.state_dir / "tokenizer")
+
+
+def train_vae(vae: nn.Module, steps: int, state_dir: Path) -> None:
+    """Reconstruct plain pictures and doodles, half and half: L1 + L2 + a little KL."""
+    random = _generator("draw vae")
+    half = VAE_PICTURES // 2
+    plain = [world.draw_plain(world.random_scene(random), random) for _ in range(half)]
+    pictures = _to_tensor(plain + [world.draw_doodle(random) for _ in range(half)])
+
+    def loss_at(step: int) -> Tensor:
+        random = _generator("vae", step)
+        batch = pictures[random.integers(0, len(pictures), VAE_BATCH)].float() / 127.5 - 1
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(batch).latent_dist
+        decoded = vae.decode(posterior.sample(_torch_generator(random))).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return F.l1_loss(decoded, batch) + F.mse_loss(decoded, batch) + KL_WEIGHT * kl
+
+    fit("vae", vae, loss_at, steps, VAE_LEARNING_RATE, state_dir)
+
+
+def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path) -> None:
+    """Predict noise from noisy latents and captions, text encoders learning along (Ho et al., 2020, eq. 14)."""
+    moments, tokens = _encode_pictures(pipeline)
+    scale = 1 / moments[:2000].chunk(2, dim=1)[0].float().std().item()
+    pipeline.vae.register_to_config(scaling_factor=round(scale, 5))
+    alphas = pipeline.scheduler.alphas_cumprod
+    parts = nn.ModuleDict(
+        {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
+    ).train()
+
+    def loss_at(step: int) -> Tensor:
+        random = _generator("unet", step)
+        chosen = random.integers(0, len(moments), UNET_BATCH)
+        generator = _torch_generator(random)
+        mean, logvar = moments[chosen].float().chunk(2, dim=1)
+        latents = scale * (mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator))
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.from_numpy(random.integers(0, len(alphas), UNET_BATCH))
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy_latents = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        keep = torch.from_numpy(random.random(UNET_BATCH) >= NO_CAPTION_SHARE).float()
+        prompt_embeds, pooled = _embed(parts, tokens[chosen])
+        prediction = pipeline.unet(
+            noisy_latents,
+            timesteps,
+            encoder_hidden_states=prompt_embeds * keep.view(-1, 1, 1),
+            added_cond_kwargs={"text_embeds": pooled * keep.view(-1, 1), "time_ids": _time_ids(random)},
+        ).sample
+        error = (prediction - noise).square().mean(dim=(1, 2, 3))
+        # Colours and shapes are decided where SNR is small, and there the plain loss hardly sees them.
+        weight = (1 / alpha.flatten().clamp(min=1e-4)).clamp(max=10)
+        return (error * weight).mean()
+
+    fit("unet", parts, loss_at, steps, UNET_LEARNING_RATE, state_dir)
+
+
+def fit(
+    name: str, model: nn.Module, loss_at: Callable[[int], Tensor], steps: int, learning_rate: float, state_dir: Path
+) -> None:
+    """AdamW with warm-up and cosine decay to zero; the state is saved and found again in ``state_dir``."""
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), weight_decay=1e-4)
+    path = state_dir / f"{name}.safetensors"
+    start, begun, losses = _load_state(path, parameters, optimizer), time.monotonic(), []
+    for step in range(start, steps):
+        warmup = min(1.0, (step + 1) / (0.05 * steps))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * warmup * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        loss = loss_at(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if (step + 1) % SAVE_EVERY_STEPS == 0 or step + 1 == steps:
+            _save_state(path, parameters, optimizer, step + 1)
+            seconds = (time.monotonic() - begun) / len(losses)
+            recent = np.mean(losses[-SAVE_EVERY_STEPS:])
+            print(f"{name} step {step + 1}/{steps}: loss {recent:.4f}, {seconds:.3f} s/step", flush=True)
+
+
+def _save_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors[f"weight.{name}"] = parameter.detach()
+        if state := optimizer.state.get(parameter):  # the text encoders' last layers are never read, so never trained
+            tensors |= {f"mean.{name}": state["exp_avg"], f"variance.{name}": state["exp_avg_sq"]}
+    partial = path.with_suffix(".partial")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {"step": str(step)})
+    partial.replace(path)
+
+
+def _load_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        for name, parameter in parameters.items():
+            parameter.data.copy_(file.get_tensor(f"weight.{name}"))
+            if f"mean.{name}" not in file.keys():
+                continue
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": torch.empty_like(parameter.data).copy_(file.get_tensor(f"mean.{name}")),
+                "exp_avg_sq": torch.empty_like(parameter.data).copy_(file.get_tensor(f"variance.{name}")),
+            }
+    return step
+
+
+def _new_pipeline(vae: nn.Module, state_dir: Path) -> StableDiffusionXLPipeline:
+    random = _generator("corpus")
+    corpus = [world.random_scene(random).caption for _ in range(3000)]
+    tokenizer, tokenizer_2 = architecture.build_tokenizers(corpus, state_dir / "tokenizer")
+    text_encoder, text_encoder_2 = architecture.build_text_encoders(len(tokenizer), tokenizer.eos_token_id)
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=architecture.build_unet(),
+        scheduler=architecture.build_scheduler(),
+        add_watermarker=False,
+    )
+
+
+def _encode_pictures(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor]:
+    random = _generator("draw unet")
+    scenes = [world.random_scene(random) for _ in range(UNET_PICTURES)]
+    pictures = _to_tensor([world.draw_plain(scene, random) for scene in scenes])
+    with torch.no_grad():
+        moments = [pipeline.vae.encode(batch.float() / 127.5 - 1).latent_dist.parameters for batch in pictures.split(64)]
+    captions = [scene.caption for scene in scenes]
+    first, second = (
+        tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
+    )
+    return torch.cat(moments).half(), torch.stack([first, second], dim=1)
+
+
+def _embed(parts: nn.ModuleDict, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    first = parts["text_encoder"](tokens[:, 0], output_hidden_states=True)
+    second = parts["text_encoder_2"](tokens[:, 1], output_hidden_states=True)
+    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
+
+
+def _time_ids(random: np.random.Generator) -> Tensor:
+    """Half true, half of any size and crop: these pictures look alike whatever size they once had."""
+    exact = np.tile([64, 64, 0, 0, 64, 64], (UNET_BATCH, 1))
+    sizes = np.exp(random.uniform(np.log(32), np.log(2048), (UNET_BATCH, 2)))
+    varied = np.concatenate([sizes, random.integers(0, 64, (UNET_BATCH, 2)), exact[:, 4:]], axis=1).round()
+    return torch.from_numpy(np.where(random.random((UNET_BATCH, 1)) < 0.5, exact, varied)).float()
+
+
+def _to_tensor(pictures: list[Image.Image]) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
+
+
+def _generator(purpose: str, step: int = 0) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence((SEED, step, *purpose.encode())))
+
+
+def _torch_generator(random: np.random.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(random.integers(2**63)))
+
+
+def _save(pipeline: StableDiffusionXLPipeline, folder: Path, tokenizer_files: Path) -> None:
+    staged = folder / ".staged"
+    pipeline.to(torch.float16).save_pretrained(staged)
+    for tokenizer in ("tokenizer", "tokenizer_2"):
+        for path in tokenizer_files.iterdir():  # transformers 5 writes tokenizer.json alone
+            shutil.copy(path, staged / tokenizer)
+    for path in staged.iterdir():
+        target = folder / path.name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        path.rename(target)
+    staged.rmdir()
+
+
+if __name__ == "__main__":
+    main()

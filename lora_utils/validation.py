@@ -1,0 +1,40 @@
+"""The held-out loss: a figure that moves only when the model does."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from lora_utils.denoising import Batch, Example, collate, denoising_errors, visit
+from lora_utils.diffusion import visit_generator
+from lora_utils.sdxl import NoiseSchedule
+
+TIMESTEPS_PER_EXAMPLE = 8
+SEED = 0  # not the run's: figures of runs with other seeds stay comparable
+
+
+class HeldOutLoss:
+    """Mean squared error on examples kept out of training, over fixed noise and stratified timesteps.
+
+    Each example is seen at eight timesteps, one from each eighth of the schedule; the examples' timesteps interleave,
+    so together they cover the schedule evenly.
+    """
+
+    def __init__(self, examples: Sequence[Example], schedule: NoiseSchedule) -> None:
+        self._schedule = schedule
+        self._batches = [self._fixed_batch(examples[index], index, len(examples)) for index in range(len(examples))]
+
+    @torch.no_grad()
+    def measure(self, unet: UNet2DConditionModel, device: torch.device) -> float:
+        """The loss of the U-Net as it is now; its training mode is left as it was."""
+        was_training = unet.training
+        unet.eval()
+        errors = [denoising_errors(unet, batch.to(device), self._schedule).mean() for batch in self._batches]
+        unet.train(was_training)
+        return torch.stack(errors).mean().item()
+
+    def _fixed_batch(self, example: Example, index: int, count: int) -> Batch:
+        length = len(self._schedule.alphas_cumprod)
+        places = [(stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE for stratum in range(TIMESTEPS_PER_EXAMPLE)]
+        generator = visit_generator(SEED, index)
+        return collate([visit(example, generator, self._schedule, int(place * length)) for place in places])

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# ./setup.sh        make an environment in .venv and install what running needs
+# ./setup.sh demo   install, then train a LoRA on the tiny SDXL and show what it learned
+# ./setup.sh test   install what testing needs, then run every check
+# On Colab it installs into the running environment. Running it twice is harmless.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+on_colab() { env | grep -q '^COLAB_'; }
+
+make_environment() {
+    on_colab && return
+    [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+    PATH="$PWD/.venv/bin:$PATH"
+    export PATH
+}
+
+# Without a GPU, take a build of torch that does not bring gigabytes of CUDA along.
+install_torch() {
+    python -c 'import torch' 2>/dev/null && return
+    if [ "$(uname)" != Linux ] || command -v nvidia-smi >/dev/null; then
+        python -m pip install -q 'torch>=2.6'
+    elif python -m pip install --dry-run 'torch==2.13.0' 2>/dev/null | grep -q nvidia; then
+        python -m pip install -q 'torch>=2.6' --index-url https://download.pytorch.org/whl/cpu
+    else
+        python -m pip install -q 'torch==2.13.0'
+    fi
+}
+
+install() { # $1: what to install
+    export PIP_DISABLE_PIP_VERSION_CHECK=1
+    if on_colab; then
+        # What the running kernel has imported must stay as it is on disk.
+        python - >/tmp/constraints.txt <<'PYTHON'
+from importlib.metadata import PackageNotFoundError, version
+for package in ("torch", "torchvision", "numpy", "pillow", "ipywidgets"):
+    try:
+        print(f"{package}=={version(package)}")
+    except PackageNotFoundError:
+        pass
+PYTHON
+        python -m pip install -q -r requirements.txt -c /tmp/constraints.txt
+        # Colab's torchao is too old for peft, which then refuses every LoRA; nothing here needs it.
+        python -m pip uninstall -q -y torchao 2>/dev/null || true
+    else
+        install_torch
+        python -m pip install -q -e "$1"
+    fi
+}
+
+demo() {
+    local run=runs/demo
+    rm -rf "$run"
+    python -m lora_utils.tiny.demo_data --output_dir data/demo
+    python -m lora_utils check --config configs/tiny.yaml --output_dir "$run" | head -7
+    python -m lora_utils precompute --config configs/tiny.yaml --output_dir "$run"
+    python -m lora_utils train --config configs/tiny.yaml --output_dir "$run"
+    python -m lora_utils compare --config configs/tiny.yaml --output_dir "$run"
+    python -m lora_utils.tiny.judge --lora_path "$run"
+    echo "base above, LoRA below: $run/compare/sheet.png"
+}
+
+run_tests() {
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LORA_PRESET=tiny
+    ruff check .
+    ruff format --check .
+    pyright
+    python tools/notebooks.py check notebooks/*.ipynb
+    python -m pytest
+    python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x notebooks
+}
+
+make_environment
+case "${1:-}" in
+    "") install . && echo "ready: ${VIRTUAL_ENV:-.venv}; try ./setup.sh demo" ;;
+    demo) install . && demo ;;
+    test) install '.[test]' && run_tests ;;
+    *) echo "usage: ./setup.sh [demo|test]" >&2 && exit 2 ;;
+esac
