@@ -51,12 +51,12 @@ PYTHON
 demo() {
     local run=runs/demo
     rm -rf "$run"
-    python -m lora_utils.tiny.demo_data --output_dir data/demo
+    python -m lora_utils.tiny.demo_data --output_dir data/demo_64px
     python -m lora_utils check --config configs/tiny.yaml --output_dir "$run" | head -7
     python -m lora_utils precompute --config configs/tiny.yaml --output_dir "$run"
     python -m lora_utils train --config configs/tiny.yaml --output_dir "$run"
     python -m lora_utils compare --config configs/tiny.yaml --output_dir "$run"
-    python -m lora_utils.tiny.judge --lora_path "$run"
+    python -m lora_utils.tiny.evaluate --lora_path "$run"
     echo "base above, LoRA below: $run/compare/sheet.png"
 }
 

@@ -107,7 +107,7 @@ def load_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> None:
 
 
 def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:
-    weights = {name: parameter for name, parameter in unet.named_parameters()}
+    weights = dict(unet.named_parameters())
     downs = {name: tensor for name, tensor in state.items() if name.endswith((".lora_A.weight", ".lora.down.weight"))}
     downs = {name: tensor for name, tensor in downs.items() if name.startswith("unet.")}
     if not downs:

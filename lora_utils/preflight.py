@@ -33,7 +33,27 @@ class Precision:
 
 
 class MachineError(UserError):
-    """This machine cannot do what the settings ask for."""
+    """The machine cannot do what the settings ask for."""
+
+
+def choose_preset(wanted: str) -> str:
+    """The preset that auto stands for: LORA_PRESET where that is set, t4 on a GPU, else tiny.
+
+    Raises:
+        MachineError: On Colab without a GPU, where tiny is most likely not what was meant.
+    """
+    if wanted != "auto":
+        return wanted
+    if chosen := os.environ.get("LORA_PRESET"):
+        return chosen
+    if torch.cuda.is_available():
+        return "t4"
+    if any(name.startswith("COLAB_") for name in os.environ):
+        raise MachineError(
+            "this Colab runtime has no GPU: choose Runtime > Change runtime type > T4 GPU, then run all cells "
+            'again; preset = "tiny" tries everything on the CPU with a toy model'
+        )
+    return "tiny"
 
 
 def choose_precision(wanted: str) -> Precision:

@@ -49,7 +49,12 @@ class Shot:
 
 
 def draw_pairs(
-    base: BaseModel, lora_file: Path, shots: Sequence[Shot], settings: Settings, adapter_scale: float, dtype: torch.dtype
+    base: BaseModel,
+    lora_file: Path,
+    shots: Sequence[Shot],
+    settings: Settings,
+    adapter_scale: float,
+    dtype: torch.dtype,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Every shot by the base model and by the base model with the LoRA, from the same initial noise.
 
@@ -70,10 +75,16 @@ def draw_pairs(
     free_memory()
     pipeline = base.load_unet_pipeline(dtype).to(best_device())
     pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
-    plain = [draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings) for shot in progress_bar(shots, "base")]
+    plain = [
+        draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings)
+        for shot in progress_bar(shots, "base")
+    ]
     load_lora(pipeline, lora_file)
     pipeline.unet.set_adapters(ADAPTER, adapter_scale)
-    tuned = [draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings) for shot in progress_bar(shots, "LoRA")]
+    tuned = [
+        draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings)
+        for shot in progress_bar(shots, "LoRA")
+    ]
     del pipeline
     free_memory()
     vae = base.load_vae().to(best_device())

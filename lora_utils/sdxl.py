@@ -153,7 +153,9 @@ def _identity(name: str, part: str, config: str, source: dict[str, Any]) -> str:
 
 def _explained(name: str, load: Callable[[], Loaded]) -> Loaded:
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise ModelError(f"there is no folder {name}; give a folder in diffusers' layout or a Hub id such as owner/name")
+        raise ModelError(
+            f"there is no folder {name}; give a folder in diffusers' layout or a Hub id such as owner/name"
+        )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:

@@ -1,10 +1,10 @@
-"""The stages: precompute, train, compare. Each is one function of the whole config.
+"""The stages: check, precompute, train, compare. Each is one function of the whole config.
 
 Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,21 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from lora_utils import cache, lora, sampling
-from lora_utils.config import RunConfig, dump_config
+from lora_utils.config import RunConfig, dump_config, load_config
 from lora_utils.dataset import find_examples
 from lora_utils.denoising import Example as Tensors
 from lora_utils.files import write_atomically
 from lora_utils.precomputing import Precomputed, fill_cache, plan_entries
-from lora_utils.preflight import choose_precision
+from lora_utils.preflight import choose_precision, choose_preset, describe
 from lora_utils.progress import progress_bar
 from lora_utils.runlog import RunLog, SilentLog
 from lora_utils.sampling import Settings, Shot, draw_pairs
 from lora_utils.sdxl import BaseModel, NoiseSchedule
+from lora_utils.tiny.demo_data import draw_demo_data
 from lora_utils.training import StepReport, count_steps, train_steps
 from lora_utils.validation import HeldOutLoss
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,37 @@ class Comparison:
     baseline: list[Image.Image]
     finetuned: list[Image.Image]
     sheet: Image.Image
+
+
+def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, **fields: Any) -> RunConfig:
+    """The config of a notebook: a preset, the fields of its form that are filled in, then the overrides.
+
+    Args:
+        preset: Name of a file in configs/, or auto.
+        overrides: Any settings by leaf name.
+        fields: Settings too; empty ones are left to the preset. Without train_data_dir the demo pictures are drawn.
+
+    Raises:
+        UserError: The preset or a setting is unknown or impossible.
+    """
+    file = CONFIGS / f"{choose_preset(preset)}.yaml"
+    given = {name: value for name, value in fields.items() if value not in ("", None, [])}
+    config = load_config(file, given | dict(overrides or {}))
+    demo = Path(f"data/demo_{config.data.resolution}px")
+    if config.data.train_data_dir is None:
+        config = load_config(file, given | dict(overrides or {}) | {"train_data_dir": demo})
+    if config.data.train_data_dir == demo and not demo.exists():
+        draw_demo_data(demo, config.data.resolution)
+    return config
+
+
+def check(config: RunConfig) -> str:
+    """What this machine is and what a run on it will use, as text; downloads nothing.
+
+    Raises:
+        UserError: The machine cannot do what the settings ask for, or the data cannot be used.
+    """
+    return describe(config)
 
 
 def precompute(config: RunConfig) -> Precomputed:
@@ -87,6 +121,15 @@ def train(config: RunConfig) -> Iterator[StepReport]:
                 weights = lora.save_lora(run.accelerator.unwrap_model(run.unet), config.paths.output_dir)
                 log.summarise(steps=report.step, loss=report.loss, peak_memory_gib=report.peak_memory_gib)
                 log.summarise(seconds=round(time.monotonic() - started, 1), weights=str(weights))
+
+
+def ensure_trained(config: RunConfig) -> Path:
+    """The LoRA of the run folder, trained first where there is none yet."""
+    file = config.paths.output_dir / lora.WEIGHTS_NAME
+    if not file.exists():
+        for _ in train(config):
+            pass
+    return file
 
 
 def compare(config: RunConfig) -> Comparison:

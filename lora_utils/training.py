@@ -70,7 +70,9 @@ def train_steps(
     steps = count_steps(config, len(examples), accelerator.num_processes)
     optimizer = _new_optimizer(parameters, config)
     # Not prepared: accelerate would step it once per process.
-    lr_scheduler = get_scheduler(config.lr_scheduler, optimizer, config.lr_warmup_steps, steps)
+    lr_scheduler = get_scheduler(
+        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps
+    )
     prepared = accelerator.prepare_optimizer(optimizer)
     grad_norm = torch.zeros(())
     for step in range(1, steps + 1):

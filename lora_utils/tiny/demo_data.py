@@ -1,4 +1,4 @@
-"""Draws the demo data set: ``python -m lora_utils.tiny.demo_data --output_dir data/demo``.
+"""Draws the demo data set: ``python -m lora_utils.tiny.demo_data --output_dir data/demo_64px``.
 
 Captioned pictures of the tiny model's world in another style: dark outlines on hatched cream paper.
 """
@@ -17,7 +17,7 @@ PICTURES = 80
 def main() -> None:
     """Draw the set from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("data/demo"))
+    parser.add_argument("--output_dir", type=Path, default=Path("data/demo_64px"))
     parser.add_argument("--resolution", type=int, default=SIZE_PX, help="side of the pictures in pixels")
     options = parser.parse_args()
     draw_demo_data(options.output_dir, options.resolution)

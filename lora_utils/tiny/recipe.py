@@ -148,10 +148,10 @@ def _load_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torc
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        step, saved = int(file.metadata()["step"]), set(file.keys())
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(f"weight.{name}"))
-            if f"mean.{name}" not in file.keys():
+            if f"mean.{name}" not in saved:
                 continue
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),
@@ -183,7 +183,9 @@ def _encode_pictures(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tenso
     scenes = [world.random_scene(random) for _ in range(UNET_PICTURES)]
     pictures = _to_tensor([world.draw_plain(scene, random) for scene in scenes])
     with torch.no_grad():
-        moments = [pipeline.vae.encode(batch.float() / 127.5 - 1).latent_dist.parameters for batch in pictures.split(64)]
+        moments = [
+            pipeline.vae.encode(batch.float() / 127.5 - 1).latent_dist.parameters for batch in pictures.split(64)
+        ]
     captions = [scene.caption for scene in scenes]
     first, second = (
         tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids

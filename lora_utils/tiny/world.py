@@ -1,7 +1,8 @@
 """The little world that the tiny SDXL has learned: coloured shapes on backgrounds, 64 px.
 
-Drawn larger and averaged down, so edges are smooth; lengths are in pixels of the 64 px picture. Every picture is a function of a scene and a
-NumPy generator. Two styles: the base model knows ``draw_plain`` alone; the demo data set is ``draw_ink``.
+Drawn larger and averaged down, so edges are smooth; lengths are in pixels of the 64 px picture. Every picture is
+a function of a scene and a NumPy generator. Two styles: the base model knows ``draw_plain`` alone; the demo data
+set is ``draw_ink``.
 """
 
 import math

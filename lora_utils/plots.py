@@ -1,0 +1,57 @@
+"""Figures for the notebooks: what was precomputed, how the loss went, base against LoRA."""
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from lora_utils.precomputing import Precomputed
+
+COLUMNS = 6
+
+
+def gallery(found: Precomputed, count: int = 12) -> Figure:
+    """The first images with their captions, as they will be learned."""
+    entries = found.entries[:count]
+    rows = -(-len(entries) // COLUMNS)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=(2.1 * COLUMNS, 2.5 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, entry in zip(axes.flat, entries, strict=False):
+        axis.imshow(plt.imread(entry.source))
+        axis.set_title(entry.caption, fontsize=7, wrap=True)
+    return _finish(figure)
+
+
+def loss_curve(output_dir: Path) -> Figure:
+    """Training loss, its running mean, and the held-out loss where it was measured, from metrics.jsonl."""
+    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
+    held_out = [
+        (record["step"], record["held_out_loss"]) for record in records if record.get("held_out_loss") is not None
+    ]
+    figure, axis = plt.subplots(figsize=(8, 3.2))
+    axis.plot(*zip(*steps, strict=True), color="0.8", linewidth=0.8, label="each step")
+    axis.plot(*zip(*_running_mean(steps), strict=True), color="tab:blue", label="running mean")
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=3, label="held out")
+    axis.set(xlabel="step", ylabel="loss")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    return _finish(figure)
+
+
+def _running_mean(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    mean, smooth = points[0][1], []
+    for step, loss in points:
+        mean += (loss - mean) / 20
+        smooth.append((step, mean))
+    return smooth
+
+
+def _finish(figure: Figure) -> Figure:
+    figure.tight_layout()
+    plt.close(figure)  # else a notebook draws it twice
+    return figure

@@ -1,0 +1,30 @@
+"""Writes docs/settings.md from the schema: ``python tools/settings.py``."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lora_utils.config import RunConfig, settings  # noqa: E402
+
+
+def page() -> str:
+    """Every setting with its default and its help, by section."""
+    lines = [
+        "# Settings",
+        "",
+        "Made from `lora_utils/config.py` by `python tools/settings.py`. Every name is a flag (`--rank 8`), a key in a",
+        "YAML file, and a key of `overrides` in a notebook.",
+    ]
+    for section, field in RunConfig.model_fields.items():
+        lines += ["", f"## {section}", str(field.annotation.__doc__), "", "| setting | default | |", "|---|---|---|"]
+        for leaf, (owner, setting) in settings().items():
+            if owner == section:
+                default = "" if setting.default is None else f"`{setting.default}`"
+                lines.append(f"| `{leaf}` | {default} | {setting.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "settings.md").write_text(page(), encoding="utf-8")
