@@ -74,10 +74,10 @@ def train_steps(
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps
     )
     prepared = accelerator.prepare_optimizer(optimizer)
-    grad_norm = torch.zeros(())
+    grad_norm = 0.0
     for step in range(1, steps + 1):
         started = time.monotonic()
-        learning_rate = lr_scheduler.get_last_lr()[0]
+        learning_rate = float(lr_scheduler.get_last_lr()[0])
         losses = []
         for micro_batch in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(unet):
@@ -85,19 +85,19 @@ def train_steps(
                 loss = _micro_batch_loss(unet, examples, schedule, config, accelerator, count)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+                    grad_norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
                 prepared.step()
                 prepared.zero_grad()
                 losses.append(loss.detach())
         lr_scheduler.step()
-        mean_loss = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
         if not math.isfinite(mean_loss):
             raise DivergenceError(f"step {step}: the loss is {mean_loss}; try a lower learning_rate")
         yield StepReport(
             step,
             mean_loss,
             learning_rate,
-            float(grad_norm),
+            grad_norm,
             step_seconds=time.monotonic() - started,
             peak_memory_gib=peak_memory_gib(),
         )

@@ -61,7 +61,7 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
-def build_text_encoders(vocabulary: int, end_token_id: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+def build_text_encoders(vocabulary: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     """Two encoders of two layers; SDXL reads the last but one. Random weights."""
 
     def shape() -> CLIPTextConfig:
@@ -73,8 +73,8 @@ def build_text_encoders(vocabulary: int, end_token_id: int) -> tuple[CLIPTextMod
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=TOKEN_LIMIT,
-            bos_token_id=end_token_id - 1,
-            eos_token_id=end_token_id,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
         )
 
     return CLIPTextModel(shape()), CLIPTextModelWithProjection(shape())

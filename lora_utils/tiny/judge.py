@@ -76,7 +76,8 @@ def has_outline(picture: Image.Image) -> bool:
     rows, columns = np.nonzero(core & _flat(picture))
     light = _pixels(picture).mean(axis=2)
     centre = rows.mean(), columns.mean()
-    return np.mean([_darkens_outwards(light, core, centre, angle) for angle in np.linspace(0, 2 * np.pi, 48)]) > 0.5
+    angles = np.linspace(0, 2 * np.pi, 48)
+    return bool(np.mean([_darkens_outwards(light, core, centre, angle) for angle in angles]) > 0.5)
 
 
 def _darkens_outwards(light: np.ndarray, core: np.ndarray, centre: tuple[float, float], angle: float) -> bool:

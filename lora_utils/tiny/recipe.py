@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -53,7 +53,7 @@ def main() -> None:
     _save(pipeline, options.output_dir, options.state_dir / "tokenizer")
 
 
-def train_vae(vae: nn.Module, steps: int, state_dir: Path) -> None:
+def train_vae(vae: AutoencoderKL, steps: int, state_dir: Path) -> None:
     """Reconstruct plain pictures and doodles, half and half: L1 + L2 + a little KL."""
     random = _generator("draw vae")
     half = VAE_PICTURES // 2
@@ -161,11 +161,11 @@ def _load_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torc
     return step
 
 
-def _new_pipeline(vae: nn.Module, state_dir: Path) -> StableDiffusionXLPipeline:
+def _new_pipeline(vae: AutoencoderKL, state_dir: Path) -> StableDiffusionXLPipeline:
     random = _generator("corpus")
     corpus = [world.random_scene(random).caption for _ in range(3000)]
     tokenizer, tokenizer_2 = architecture.build_tokenizers(corpus, state_dir / "tokenizer")
-    text_encoder, text_encoder_2 = architecture.build_text_encoders(len(tokenizer), tokenizer.eos_token_id)
+    text_encoder, text_encoder_2 = architecture.build_text_encoders(len(tokenizer))
     return StableDiffusionXLPipeline(
         vae=vae,
         text_encoder=text_encoder,

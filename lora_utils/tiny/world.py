@@ -189,7 +189,7 @@ def _to_mask(inside: np.ndarray) -> Image.Image:
 def _outer(mask: Image.Image, width_px: float, scale: int = SUPERSAMPLING) -> Image.Image:
     # A Gaussian falls to 2.3 % of a straight edge's height at two sigma.
     blurred = mask.filter(ImageFilter.GaussianBlur(width_px * scale / 2))
-    return blurred.point(lambda value: 255 if value > 0.023 * 255 else 0)
+    return _to_mask(np.asarray(blurred) > 0.023 * 255)
 
 
 def _jitter(colour: RGB, random: np.random.Generator) -> RGB:
