@@ -64,12 +64,14 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     Raises:
         LoraError: The adapter holds NaN or infinity, and is not written.
     """
-    scale = unet.peft_config[ADAPTER].lora_alpha / unet.peft_config[ADAPTER].r
-    state: dict[str, Tensor] = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+    adapter = unet.peft_config[ADAPTER]
+    state: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise LoraError(f"{name} is not finite, so the adapter was not saved; train again with less learning_rate")
+    scale = adapter.lora_alpha / adapter.r
     state = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
+    state = convert_state_dict_to_diffusers(state)
     with tempfile.TemporaryDirectory() as staging:
         StableDiffusionXLPipeline.save_lora_weights(staging, unet_lora_layers=state, weight_name=WEIGHTS_NAME)
         write_atomically(folder / WEIGHTS_NAME, Path(staging, WEIGHTS_NAME).read_bytes())

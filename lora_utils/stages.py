@@ -24,9 +24,9 @@ from lora_utils.preflight import choose_precision, choose_preset, describe
 from lora_utils.progress import progress_bar
 from lora_utils.runlog import RunLog, SilentLog
 from lora_utils.sampling import Settings, Shot, draw_pairs
-from lora_utils.sdxl import BaseModel, NoiseSchedule
+from lora_utils.sdxl import BaseModel
 from lora_utils.tiny.demo_data import draw_demo_data
-from lora_utils.training import StepReport, count_steps, train_steps
+from lora_utils.training import StepReport, TrainingRun, train_steps
 from lora_utils.validation import HeldOutLoss
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -96,21 +96,20 @@ def train(config: RunConfig) -> Iterator[StepReport]:
     Raises:
         UserError: The data, the base model or a setting cannot be used, or the loss diverged.
     """
-    run = _prepare_training(config)
+    run, held_out, facts = _prepare_training(config)
     new_log = RunLog if run.accelerator.is_main_process else SilentLog
     with new_log(config.paths.output_dir, dump_config(config)) as log:
-        log.summarise(**run.facts, status="running")
-        if run.held_out:
-            before = run.held_out.measure(run.unet, run.accelerator.device)
+        log.summarise(**facts)
+        if held_out:
+            before = held_out.measure(run.unet, run.accelerator.device)
             log.add({"step": 0, "held_out_loss": before})
             log.summarise(held_out_loss_before=before)
         started, report = time.monotonic(), None
-        reports = train_steps(run.unet, run.examples, run.schedule, config.train, run.accelerator)
-        bar = progress_bar(reports, "train", run.steps, shown=run.accelerator.is_main_process)
+        bar = progress_bar(train_steps(run), "train", run.steps, shown=run.accelerator.is_main_process)
         try:
             for report in bar:
-                if run.held_out and (report.step % config.train.validation_steps == 0 or report.step == run.steps):
-                    report = replace(report, held_out_loss=run.held_out.measure(run.unet, run.accelerator.device))
+                if held_out and (report.step % config.train.validation_steps == 0 or report.step == run.steps):
+                    report = replace(report, held_out_loss=held_out.measure(run.unet, run.accelerator.device))
                     log.summarise(held_out_loss=report.held_out_loss)
                 log.add(asdict(report))
                 bar.set_postfix_str(_describe(report), refresh=False)
@@ -166,19 +165,6 @@ def _describe(report: StepReport) -> str:
     return f"loss {report.loss:.4f}, {report.step_seconds:.2f} s/step{memory}"
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Everything that the training loop needs, ready on its device."""
-
-    accelerator: Accelerator
-    unet: Any
-    examples: Sequence[Tensors]
-    held_out: HeldOutLoss | None
-    schedule: NoiseSchedule
-    steps: int
-    facts: dict[str, Any]
-
-
 class _CachedExamples(Sequence[Tensors]):
     """Precomputed examples, read when they are asked for."""
 
@@ -192,7 +178,7 @@ class _CachedExamples(Sequence[Tensors]):
         return cache.read_example(self._folder, self._entries[index])
 
 
-def _prepare_training(config: RunConfig) -> _Run:
+def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | None, dict[str, Any]]:
     precision = choose_precision(config.model.mixed_precision)
     AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's precision
     accelerator = Accelerator(
@@ -210,8 +196,7 @@ def _prepare_training(config: RunConfig) -> _Run:
     lora.add_lora(unet, config.lora, config.train.seed)
     if config.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    steps = count_steps(config.train, len(examples), accelerator.num_processes)
-    facts = {"max_train_steps": steps, "training_examples": len(examples), "held_out_examples": len(held_out)}
+    run = TrainingRun(accelerator.prepare_model(unet.train()), examples, schedule, config.train, accelerator)
+    facts = {"max_train_steps": run.steps, "training_examples": len(examples), "held_out_examples": len(held_out)}
     facts |= {"mixed_precision": precision.name, "device": str(accelerator.device)}
-    measure = HeldOutLoss(held_out, schedule) if held_out else None
-    return _Run(accelerator, accelerator.prepare_model(unet.train()), examples, measure, schedule, steps, facts)
+    return run, HeldOutLoss(held_out, schedule) if held_out else None, facts

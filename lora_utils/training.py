@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from lora_utils import UserError, diffusion
 from lora_utils.config import TrainConfig
@@ -38,94 +39,79 @@ class DivergenceError(UserError):
     """The loss is no longer finite."""
 
 
-def count_steps(config: TrainConfig, examples: int, processes: int = 1) -> int:
-    """Optimiser updates in a run: max_train_steps, or enough for num_train_epochs over the examples."""
-    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
-    return config.max_train_steps or math.ceil(config.num_train_epochs * examples / per_step)
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that the loop works on."""
+
+    unet: UNet2DConditionModel
+    """With adapter, trainable parameters fp32, prepared by the accelerator."""
+    examples: Sequence[Example]
+    """Moments, time_ids, prompt_embeds, pooled_prompt_embeds; read on access."""
+    schedule: NoiseSchedule
+    """Of the base model."""
+    config: TrainConfig
+    accelerator: Accelerator
+    """Device, mixed precision, processes; its accumulation must be the config's."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser updates in all: max_train_steps, or enough for num_train_epochs over the examples."""
+        per_step = self.config.train_batch_size * self.config.gradient_accumulation_steps
+        epochs = math.ceil(
+            self.config.num_train_epochs * len(self.examples) / (per_step * self.accelerator.num_processes)
+        )
+        return self.config.max_train_steps or epochs
 
 
-def train_steps(
-    unet: UNet2DConditionModel,
-    examples: Sequence[Example],
-    schedule: NoiseSchedule,
-    config: TrainConfig,
-    accelerator: Accelerator,
-) -> Iterator[StepReport]:
+def train_steps(run: TrainingRun) -> Iterator[StepReport]:
     """Update the adapter, yielding a report after each step. A generator: the caller plots, saves or stops.
 
     Everything random is a function of the seed and of the count of visits, so equal seeds give equal runs however
     visits are cut into micro-batches.
 
-    Args:
-        unet: With adapter, trainable parameters fp32, prepared by the accelerator.
-        examples: Moments, time_ids, prompt_embeds, pooled_prompt_embeds, read on access.
-        schedule: Of the base model.
-        config: Loop settings; ``gradient_accumulation_steps`` must be the accelerator's.
-        accelerator: Device, mixed precision, processes.
-
     Raises:
         DivergenceError: The loss became NaN or infinite.
     """
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    steps = count_steps(config, len(examples), accelerator.num_processes)
-    optimizer = _new_optimizer(parameters, config)
-    # Not prepared: accelerate would step it once per process.
-    lr_scheduler = get_scheduler(
-        config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps
-    )
-    prepared = accelerator.prepare_optimizer(optimizer)
-    grad_norm = 0.0
-    for step in range(1, steps + 1):
+    config, accelerator = run.config, run.accelerator
+    parameters = [parameter for parameter in run.unet.parameters() if parameter.requires_grad]
+    raw_optimizer = _new_optimizer(parameters, config)
+    lr_scheduler = _new_lr_scheduler(raw_optimizer, config, run.steps)
+    optimizer = accelerator.prepare_optimizer(raw_optimizer)
+    for step in range(1, run.steps + 1):
         started = time.monotonic()
-        learning_rate = float(lr_scheduler.get_last_lr()[0])
-        losses = []
+        learning_rate, losses, grad_norm = float(lr_scheduler.get_last_lr()[0]), [], 0.0
         for micro_batch in range(config.gradient_accumulation_steps):
-            with accelerator.accumulate(unet):
-                count = (step - 1) * config.gradient_accumulation_steps + micro_batch
-                loss = _micro_batch_loss(unet, examples, schedule, config, accelerator, count)
+            with accelerator.accumulate(run.unet):
+                loss = _micro_batch_loss(run, (step - 1) * config.gradient_accumulation_steps + micro_batch)
                 accelerator.backward(loss)
+                losses.append(loss.detach())
                 if accelerator.sync_gradients:
                     grad_norm = float(accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-                prepared.step()
-                prepared.zero_grad()
-                losses.append(loss.detach())
+                optimizer.step()
+                optimizer.zero_grad()
         lr_scheduler.step()
-        mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
-        if not math.isfinite(mean_loss):
-            raise DivergenceError(f"step {step}: the loss is {mean_loss}; try a lower learning_rate")
-        yield StepReport(
-            step,
-            mean_loss,
-            learning_rate,
-            grad_norm,
-            step_seconds=time.monotonic() - started,
-            peak_memory_gib=peak_memory_gib(),
-        )
+        loss = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        if not math.isfinite(loss):
+            raise DivergenceError(f"step {step}: the loss is {loss}; try a lower learning_rate")
+        seconds = time.monotonic() - started
+        yield StepReport(step, loss, learning_rate, grad_norm, None, seconds, peak_memory_gib())
 
 
-def _micro_batch_loss(
-    unet: UNet2DConditionModel,
-    examples: Sequence[Example],
-    schedule: NoiseSchedule,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    count: int,
-) -> Tensor:
-    size = config.train_batch_size
+def _micro_batch_loss(run: TrainingRun, count: int) -> Tensor:
+    size, accelerator = run.config.train_batch_size, run.accelerator
     first = (count * accelerator.num_processes + accelerator.process_index) * size
-    visits = [_visit_number(examples, schedule, config.seed, first + place) for place in range(size)]
-    batch = collate(visits).to(accelerator.device)
+    batch = collate([_visit_number(run, first + place) for place in range(size)]).to(accelerator.device)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(diffusion.derived_seed(config.seed, first, 1))  # LoRA dropout draws from global state
-        errors = denoising_errors(unet, batch, schedule)
-    return (errors * _weights(batch, schedule, config.snr_gamma)).mean()
+        torch.manual_seed(diffusion.derived_seed(run.config.seed, first, 1))  # LoRA dropout draws from global state
+        errors = denoising_errors(run.unet, batch, run.schedule)
+    return (errors * _weights(batch, run.schedule, run.config.snr_gamma)).mean()
 
 
-def _visit_number(examples: Sequence[Example], schedule: NoiseSchedule, seed: int, number: int) -> Batch:
-    epoch, place = divmod(number, len(examples))
-    example = examples[int(diffusion.data_order(seed, epoch, len(examples))[place])]
-    return visit(example, diffusion.visit_generator(seed, number), schedule)
+def _visit_number(run: TrainingRun, number: int) -> Batch:
+    epoch, place = divmod(number, len(run.examples))
+    example = run.examples[int(diffusion.data_order(run.config.seed, epoch, len(run.examples))[place])]
+    return visit(example, diffusion.visit_generator(run.config.seed, number), run.schedule)
 
 
 def _weights(batch: Batch, schedule: NoiseSchedule, snr_gamma: float | None) -> Tensor:
@@ -151,3 +137,11 @@ def _new_optimizer(parameters: list[torch.nn.Parameter], config: TrainConfig) ->
             "use_8bit_adam needs bitsandbytes: pip install bitsandbytes, or set use_8bit_adam=false"
         ) from error
     return AdamW8bit(parameters, **settings)
+
+
+def _new_lr_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
+    """One call of its ``step`` per update. Never prepared: accelerate would step it once per process."""
+    # diffusers' plain "constant" ignores warm-up without a word.
+    warm = config.lr_scheduler == "constant" and config.lr_warmup_steps > 0
+    name = "constant_with_warmup" if warm else config.lr_scheduler
+    return get_scheduler(name, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=steps)

@@ -1,0 +1,77 @@
+"""The tiny SDXL and a few demo pictures, for every test that needs something real."""
+
+import os
+
+os.environ.setdefault("LORA_PRESET", "ci")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from lora_utils.config import load_config
+from lora_utils.tiny.demo_data import draw_demo_data
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "lora_utils" / "tiny"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    draw_demo_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(demo_folder, tmp_path_factory):
+    """Ten captioned pictures."""
+    folder = tmp_path_factory.mktemp("data")
+    for path in sorted(demo_folder.iterdir())[:20]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def precompute_dir(tmp_path_factory):
+    """One cache for all tests: it is addressed by content, so they can share it."""
+    return tmp_path_factory.mktemp("precomputed")
+
+
+@pytest.fixture
+def make_config(tmp_path, data_dir, precompute_dir):
+    def make(**overrides):
+        quick = {
+            "pretrained_model_name_or_path": str(TINY),
+            "train_data_dir": data_dir,
+            "output_dir": tmp_path / "run",
+            "precompute_dir": precompute_dir,
+            "resolution": 64,
+            "max_train_steps": 3,
+            "train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "learning_rate": 1e-3,
+            "prompt": ["a red star on a blue background"],
+            "num_inference_steps": 3,
+            "guidance_scale": 4.0,
+        }
+        return load_config(None, quick | overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline():
+    pipeline = StableDiffusionXLPipeline.from_pretrained(TINY).to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def fresh_pipeline():
+    pipeline = StableDiffusionXLPipeline.from_pretrained(TINY).to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,89 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lora_utils.config import ConfigError, RunConfig, dump_config, load_config, settings
+from tests.conftest import ROOT
+from tools.settings import page
+
+
+def test_leaf_names_are_unique_over_the_sections():
+    leaves = [leaf for field in RunConfig.model_fields.values() for leaf in field.annotation.model_fields]
+    assert len(leaves) > 30
+    assert len(leaves) == len(set(leaves)) == len(settings())
+    assert not set(leaves) & set(RunConfig.model_fields)
+
+
+def test_every_setting_explains_itself():
+    assert all(field.description for _, field in settings().values())
+
+
+def test_file_then_overrides(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("lora:\n  rank: 8\ntrain:\n  learning_rate: 1e-5\nseed: 7\n")
+    config = load_config(file, {"seed": "9"})
+    assert (config.lora.rank, config.train.learning_rate, config.train.seed) == (8, 1e-5, 9)
+
+
+def test_the_resolved_config_reads_back_as_itself(tmp_path):
+    config = load_config(None, {"prompt": ["ü, a", "b"], "train_data_dir": "x y", "snr_gamma": 5})
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"lerning_rate": 1}, ["'lerning_rate'", "did you mean 'learning_rate'"]),
+        ({"rank": 0}, ["rank", "greater than 0", "0"]),
+        ({"rank": 0, "learning_rate": "fast"}, ["rank", "learning_rate"]),
+        ({"mixed_precision": False}, ["mixed_precision", "fp32"]),
+        ({"learning_rate": float("nan")}, ["learning_rate", "finite"]),
+        ({"lora": {"seed": 1}}, ["'seed'", "'train:'"]),
+        ({"lora": 3}, ["'lora' is a section"]),
+        ({"resolution": 1001}, ["resolution", "multiple of 8"]),
+    ],
+)
+def test_what_is_wrong_is_said_by_name(overrides, words):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, overrides)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "rank: !!python/object/apply:os.system ['true']\n"])
+def test_a_broken_file_is_an_error_that_names_it(tmp_path, text):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load_config(file)
+
+
+def test_nothing_writes_to_a_config():
+    with pytest.raises(ValueError, match="frozen"):
+        load_config().lora.rank = 3
+
+
+def test_every_ready_made_config_loads():
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    assert len(files) >= 3
+    for file in files:
+        load_config(file)
+        assert file.read_text().startswith("#"), f"{file} opens without the command that runs it"
+
+
+def test_the_settings_page_is_up_to_date():
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page()
+
+
+def test_help_loads_no_torch_and_names_every_setting():
+    probe = (
+        "import sys; from lora_utils.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 20  # the promise is 1 s; benchmarks measure, this only catches torch
+    assert all(f"--{leaf}" in done.stdout for leaf in settings())
