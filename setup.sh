@@ -61,7 +61,7 @@ demo() {
 }
 
 run_tests() {
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LORA_PRESET=tiny
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" LORA_PRESET=ci
     ruff check .
     ruff format --check .
     pyright

@@ -152,7 +152,10 @@ def test_a_target_that_matches_no_layer_is_named(unet):
 def test_an_adapter_for_another_base_is_refused(unet, base, tmp_path):
     lora.add_lora(unet, LoraConfig(rank=4), seed=1)
     state = load_file(lora.save_lora(unet, tmp_path))
-    wider = {name: torch.zeros(4, 320) if "lora.down" in name or "lora_A" in name else tensor for name, tensor in state.items()}
+    wider = {
+        name: torch.zeros(4, 320) if "lora.down" in name or "lora_A" in name else tensor
+        for name, tensor in state.items()
+    }
     elsewhere = {name.replace("down_blocks.0", "down_blocks.7"): tensor for name, tensor in state.items()}
     for number, (tensors, word) in enumerate([(wider, "inputs"), (elsewhere, "does not exist"), ({}, "no LoRA")]):
         file = tmp_path / f"{number}.safetensors"

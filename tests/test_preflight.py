@@ -1,0 +1,58 @@
+"""Precision and presets by card; cards are told, not owned."""
+
+import pytest
+import torch
+
+from lora_utils import preflight
+
+
+@pytest.fixture
+def card(monkeypatch):
+    def pretend(capability):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [(None, "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+)
+def test_the_compute_capability_decides_the_precision(card, capability, expected):
+    card(capability)
+    assert preflight.choose_precision("auto").name == expected
+
+
+def test_accelerate_launch_is_heard_where_nothing_else_is_said(card, monkeypatch):
+    card((8, 0))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert preflight.choose_precision("auto").name == "fp16"
+    assert preflight.choose_precision("fp32").name == "fp32"
+
+
+def test_fp16_without_a_gpu_is_refused(card):
+    card(None)
+    with pytest.raises(preflight.MachineError, match="needs a CUDA GPU"):
+        preflight.choose_precision("fp16")
+
+
+def test_auto_takes_t4_on_a_gpu_and_tiny_without(card, monkeypatch):
+    monkeypatch.delenv("LORA_PRESET", raising=False)
+    card((7, 5))
+    assert preflight.choose_preset("auto") == "t4"
+    card(None)
+    assert preflight.choose_preset("auto") == "tiny"
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    with pytest.raises(preflight.MachineError, match="Change runtime type"):
+        preflight.choose_preset("auto")
+    assert preflight.choose_preset("tiny") == "tiny"
+    monkeypatch.setenv("LORA_PRESET", "ci")
+    assert preflight.choose_preset("auto") == "ci"
+
+
+def test_colabs_torchao_is_reported_with_its_cure(monkeypatch):
+    monkeypatch.setattr(preflight, "versions", lambda _: {"torchao": "0.10.0"})
+    assert "pip uninstall -y torchao" in preflight.problems()[0]
+    monkeypatch.setattr(preflight, "versions", lambda _: {"torchao": "0.18.0"})
+    assert preflight.problems() == []
