@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; what was finished is kept, and the same command starts again", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lora_utils import cache
-from lora_utils.dataset import Example
+from lora_utils.dataset import DataError, Example
 from lora_utils.encoders import encode_captions, encode_images
 from lora_utils.files import file_hash
 from lora_utils.images import frame, open_image
@@ -32,9 +32,15 @@ def plan_entries(
     """Name every record that the examples need, after all that determines its contents.
 
     Whether an example is held out depends on its image's bytes alone, so the choice survives new captions and seeds.
+
+    Raises:
+        DataError: Every image would be held out.
     """
     hashes = [file_hash(example.path) for example in examples]
-    held_out = set(sorted(set(hashes))[: round(len(set(hashes)) * validation_split)])
+    different = sorted(set(hashes))
+    held_out = set(different[: max(1, round(len(different) * validation_split))]) if validation_split else set()
+    if len(held_out) == len(different):
+        raise DataError("validation_split leaves no image to train on; lower it, or add images")
     vae, text = base.vae_identity(), base.text_identity()
     return [
         cache.Entry(

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
+from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -147,7 +148,7 @@ def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> 
     bands = [range(start, min(start + SHEET_COLUMNS, len(shots))) for start in range(0, len(shots), SHEET_COLUMNS)]
     margin, band_px = 96, LABEL_PX + len(rows) * height + 8
     sheet = Image.new("RGB", (margin + min(len(shots), SHEET_COLUMNS) * height, band_px * len(bands)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
     for number, band in enumerate(bands):
         top = number * band_px
         for place, index in enumerate(band):
@@ -165,7 +166,7 @@ def _to_image(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
     return VaeImageProcessor().postprocess(decode_latents(vae, latents), output_type="pil")[0]
 
 
-def _fit(shot: Shot, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width_px: int) -> str:
+def _fit(shot: Shot, font: ImageFont.FreeTypeFont, width_px: int) -> str:
     words, lines = f"{shot.prompt} (seed {shot.seed})".split(), [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()

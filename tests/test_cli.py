@@ -46,6 +46,13 @@ def test_bad_input_gets_one_message_and_leaves_nothing_behind(folders, data_dir,
     assert sorted(folders.rglob("*")) == before
 
 
+def test_a_folder_that_cannot_be_written_is_named(folders, data_dir, capsys):
+    (folders / "file").write_text("")
+    options = ["--train_data_dir", str(data_dir), "--pretrained_model_name_or_path", str(TINY), "--resolution", "64"]
+    assert main(["precompute", *options, "--output_dir", "file"]) == 2
+    assert "file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[], ["bake"], ["train", "stray"]])
 def test_a_command_that_is_none_says_so(arguments):
     with pytest.raises(SystemExit) as stop:

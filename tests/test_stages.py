@@ -2,10 +2,12 @@
 
 import shutil
 
+import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
 from lora_utils import cache, stages
+from lora_utils.dataset import DataError
 
 
 def test_only_what_is_new_is_encoded(make_config, data_dir, tmp_path):
@@ -52,6 +54,15 @@ def test_held_out_images_stay_held_out_when_captions_change(make_config, data_di
     after = [entry.source for entry in stages.precompute(config).entries if entry.held_out]
     assert len(before) == 3
     assert after == before
+
+
+def test_holding_everything_out_is_refused(make_config, data_dir, tmp_path):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for name in ("ink_01.png", "ink_01.txt"):
+        shutil.copy(data_dir / name, folder)
+    with pytest.raises(DataError, match="no image to train on"):
+        stages.precompute(make_config(train_data_dir=folder, validation_split=0.1))
 
 
 def test_never_two_of_the_three_parts_are_loaded(make_config, monkeypatch, tmp_path):
