@@ -99,13 +99,15 @@ def load_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> None:
         LoraError: The file is damaged, or made for a base model of another shape.
     """
     try:
-        state, alphas = pipeline.lora_state_dict(file, unet_config=pipeline.unet.config)[:2]
+        state, alphas, metadata = pipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, return_lora_metadata=True
+        )
     except (SafetensorError, OSError, ValueError) as error:
         raise LoraError(f"{file} cannot be read as a LoRA ({error}); train or download it again") from error
     _check_fit(state, pipeline.unet, file)
     if any(name.startswith("text_encoder") for name in state):
         logger.warning("%s also changes the text encoders; that part is left out here", file)
-    pipeline.load_lora_into_unet(state, alphas, pipeline.unet, adapter_name=ADAPTER)
+    pipeline.load_lora_into_unet(state, alphas, pipeline.unet, adapter_name=ADAPTER, metadata=metadata)
 
 
 def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:

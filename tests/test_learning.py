@@ -67,7 +67,9 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
     """The control: a loop that paid no attention to captions would not notice."""
     lying = tmp_path / "lying"
     shutil.copytree(demo_folder, lying)
-    config = stages.load_config(ROOT / "configs" / "tiny.yaml", {"train_data_dir": demo_folder, "precompute_dir": precompute_dir})
+    config = stages.load_config(
+        ROOT / "configs" / "tiny.yaml", {"train_data_dir": demo_folder, "precompute_dir": precompute_dir}
+    )
     names = [entry.source for entry in stages.precompute(config).entries if not entry.held_out]
     captions = [Path(name).with_suffix(".txt") for name in names]
     texts = [path.read_text() for path in captions]
@@ -75,10 +77,7 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
         (lying / path.name).write_text(text)
     quick = {"max_train_steps": 100, "validation_steps": 100}
     true, false = (
-        [
-            learn(folder, tmp_path / "run", precompute_dir, seed=seed, **quick)["held_out_loss"]
-            for seed in range(3)
-        ]
+        [learn(folder, tmp_path / "run", precompute_dir, seed=seed, **quick)["held_out_loss"] for seed in range(3)]
         for folder in (demo_folder, lying)
     )
     assert len(set(true)) == 3

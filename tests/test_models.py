@@ -127,7 +127,7 @@ def test_a_saved_adapter_means_the_same_to_every_reader(unet, fresh_pipeline, tm
     for parameter in lora.add_lora(unet, LoraConfig(rank=4, lora_alpha=alpha), seed=1):
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
     file = lora.save_lora(unet, tmp_path)
-    fresh_pipeline.load_lora_weights(tmp_path)
+    fresh_pipeline.load_lora_weights(tmp_path, weight_name=lora.WEIGHTS_NAME)
     torch.testing.assert_close(call(fresh_pipeline.unet), call(unet), rtol=1e-4, atol=1e-5)
     assert not torch.equal(
         call(fresh_pipeline.unet),
@@ -135,6 +135,21 @@ def test_a_saved_adapter_means_the_same_to_every_reader(unet, fresh_pipeline, tm
     )
     assert len(load_file(file)) == len(get_peft_model_state_dict(unet))
     assert [path.name for path in tmp_path.iterdir()] == [lora.WEIGHTS_NAME]
+
+
+def test_an_adapter_that_diffusers_saved_with_metadata_keeps_its_strength(unet, base, fresh_pipeline, tmp_path):
+    for parameter in lora.add_lora(unet, LoraConfig(rank=4, lora_alpha=2), seed=1):
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
+    StableDiffusionXLPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+    )
+    pipeline = base.load_unet_pipeline(torch.float32)
+    lora.load_lora(pipeline, tmp_path / lora.WEIGHTS_NAME)
+    torch.testing.assert_close(call(pipeline.unet), call(unet), rtol=1e-4, atol=1e-5)
+    fresh_pipeline.load_lora_weights(tmp_path, weight_name=lora.WEIGHTS_NAME)
+    assert torch.equal(call(pipeline.unet), call(fresh_pipeline.unet))
 
 
 def test_an_adapter_that_is_not_finite_is_not_written(unet, tmp_path):

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -226,11 +226,20 @@ def _save(pipeline: StableDiffusionXLPipeline, folder: Path, tokenizer_files: Pa
     for tokenizer in ("tokenizer", "tokenizer_2"):
         for path in tokenizer_files.iterdir():  # transformers 5 writes tokenizer.json alone
             shutil.copy(path, staged / tokenizer)
+    _restore_prefix(staged / "text_encoder" / "model.safetensors")
     for path in staged.iterdir():
         target = folder / path.name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         path.rename(target)
     staged.rmdir()
+
+
+def _restore_prefix(file: Path) -> None:
+    """Name tensors as SDXL's own files do: transformers 5 leaves out a prefix without which 4 finds no weights."""
+    tensors = load_file(file)
+    save_file(
+        {f"text_model.{name.removeprefix('text_model.')}": one for name, one in tensors.items()}, file, {"format": "pt"}
+    )
 
 
 if __name__ == "__main__":
