@@ -85,7 +85,16 @@ def read_example(folder: Path, entry: Entry) -> dict[str, Tensor]:
     Raises:
         CacheError: A record is absent or damaged.
     """
-    return _read(folder, entry.image_key, IMAGE_TENSORS) | _read(folder, entry.text_key, TEXT_TENSORS)
+    return _read(folder, entry.image_key, IMAGE_TENSORS) | read_text(folder, entry.text_key)
+
+
+def read_text(folder: Path, key: str) -> dict[str, Tensor]:
+    """One text record: prompt_embeds, pooled_prompt_embeds.
+
+    Raises:
+        CacheError: It is absent or damaged.
+    """
+    return _read(folder, key, TEXT_TENSORS)
 
 
 def write_index(folder: Path, entries: list[Entry]) -> None:

@@ -80,6 +80,8 @@ class DataConfig(Section):
     """Ending of the caption files."""
     resolution: Annotated[int, Field(ge=32, le=4096, multiple_of=8)] = 1024
     """Side of the training and comparison images in pixels; images are resized and centre-cropped to it."""
+    caption_dropout_rate: Fraction = 0.0
+    """Share of visits without caption, so that the unconditional side of guidance learns too."""
     validation_split: Fraction = 0.0
     """Share of the images that is held out of training to measure the held-out loss."""
 

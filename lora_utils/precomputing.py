@@ -7,7 +7,7 @@ import torch
 
 from lora_utils import cache
 from lora_utils.dataset import DataError, Example
-from lora_utils.encoders import encode_captions, encode_images
+from lora_utils.encoders import TextEmbeddings, encode_captions, encode_images, encode_negative
 from lora_utils.files import file_hash
 from lora_utils.images import frame, open_image
 from lora_utils.memory import best_device, free_memory
@@ -21,6 +21,8 @@ class Precomputed:
 
     folder: Path
     entries: list[cache.Entry]
+    unconditional_key: str
+    """Text record of what guidance steers away from when there is no negative prompt."""
     encoded_images: int
     """New in this call; the others were in the cache."""
     encoded_captions: int
@@ -60,22 +62,29 @@ def fill_cache(
     """Encode what is missing and write the index. Interrupted, it keeps what it has and goes on next time."""
     captions = {entry.text_key: entry.caption for entry in entries if not cache.has_record(folder, entry.text_key)}
     images = {entry.image_key: entry.source for entry in entries if not cache.has_record(folder, entry.image_key)}
-    if captions:
-        _encode_captions(base, captions, folder, dtype)
+    unconditional_key = cache.record_key(unconditional=True, text=base.text_identity(), dtype=str(dtype))
+    if captions or not cache.has_record(folder, unconditional_key):
+        _encode_texts(base, captions, unconditional_key, folder, dtype)
     if images:
         _encode_images(base, images, folder, resolution_px)
     cache.write_index(folder, entries)
-    return Precomputed(folder, entries, len(images), len(captions))
+    return Precomputed(folder, entries, unconditional_key, len(images), len(captions))
 
 
-def _encode_captions(base: BaseModel, captions: dict[str, str], folder: Path, dtype: torch.dtype) -> None:
+def _encode_texts(
+    base: BaseModel, captions: dict[str, str], unconditional_key: str, folder: Path, dtype: torch.dtype
+) -> None:
     pipeline = base.load_text_pipeline(dtype).to(best_device())
+    _write_text(folder, unconditional_key, encode_negative(pipeline, None), "no caption")
     for key, caption in progress_bar(captions.items(), "captions"):
-        texts = encode_captions(pipeline, [caption])
-        tensors = {"prompt_embeds": texts.prompt_embeds[0], "pooled_prompt_embeds": texts.pooled_prompt_embeds[0]}
-        cache.write_record(folder, key, tensors, f"caption '{caption}'")
+        _write_text(folder, key, encode_captions(pipeline, [caption]), f"caption '{caption}'")
     del pipeline
     free_memory()
+
+
+def _write_text(folder: Path, key: str, texts: TextEmbeddings, source: str) -> None:
+    tensors = {"prompt_embeds": texts.prompt_embeds[0], "pooled_prompt_embeds": texts.pooled_prompt_embeds[0]}
+    cache.write_record(folder, key, tensors, source)
 
 
 def _encode_images(base: BaseModel, images: dict[str, str], folder: Path, resolution_px: int) -> None:

@@ -196,7 +196,15 @@ def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | Non
     lora.add_lora(unet, config.lora, config.train.seed)
     if config.train.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    run = TrainingRun(accelerator.prepare_model(unet.train()), examples, schedule, config.train, accelerator)
+    run = TrainingRun(
+        accelerator.prepare_model(unet.train()),
+        examples,
+        cache.read_text(found.folder, found.unconditional_key),
+        config.data.caption_dropout_rate,
+        schedule,
+        config.train,
+        accelerator,
+    )
     facts = {"max_train_steps": run.steps, "training_examples": len(examples), "held_out_examples": len(held_out)}
     facts |= {"mixed_precision": precision.name, "device": str(accelerator.device)}
     return run, HeldOutLoss(held_out, schedule) if held_out else None, facts

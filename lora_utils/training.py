@@ -47,6 +47,10 @@ class TrainingRun:
     """With adapter, trainable parameters fp32, prepared by the accelerator."""
     examples: Sequence[Example]
     """Moments, time_ids, prompt_embeds, pooled_prompt_embeds; read on access."""
+    unconditional: Example
+    """prompt_embeds and pooled_prompt_embeds of no caption."""
+    caption_dropout_rate: float
+    """Share of visits that see no caption."""
     schedule: NoiseSchedule
     """Of the base model."""
     config: TrainConfig
@@ -111,7 +115,10 @@ def _micro_batch_loss(run: TrainingRun, count: int) -> Tensor:
 def _visit_number(run: TrainingRun, number: int) -> Batch:
     epoch, place = divmod(number, len(run.examples))
     example = run.examples[int(diffusion.data_order(run.config.seed, epoch, len(run.examples))[place])]
-    return visit(example, diffusion.visit_generator(run.config.seed, number), run.schedule)
+    generator = diffusion.visit_generator(run.config.seed, number)
+    if torch.rand((), generator=generator) < run.caption_dropout_rate:
+        example = example | run.unconditional
+    return visit(example, generator, run.schedule)
 
 
 def _weights(batch: Batch, schedule: NoiseSchedule, snr_gamma: float | None) -> Tensor:

@@ -187,3 +187,21 @@ def flags(config, **changes):
     file = config.paths.output_dir.parent / "flags.yaml"
     file.write_text(stages.dump_config(config))
     return ["--config", str(file), *(f"--{name}={value}" for name, value in changes.items())]
+
+
+def test_dropped_captions_are_what_guidance_steers_away_from(make_config, tiny_pipeline):
+    config = make_config(caption_dropout_rate=0.5)
+    training, _, _ = stages._prepare_training(config)
+    _, embeds, _, pooled = tiny_pipeline.encode_prompt("x", negative_prompt=None)
+    assert torch.equal(training.unconditional["prompt_embeds"], embeds[0])
+    assert torch.equal(training.unconditional["pooled_prompt_embeds"], pooled[0])
+    batch = denoising.collate([visit_of(training, number) for number in range(400)])
+    dropped = (batch.prompt_embeds == embeds).all(dim=(1, 2))
+    assert 150 < dropped.sum() < 250
+    assert torch.equal(dropped, (batch.pooled_prompt_embeds == pooled).all(dim=1))
+
+
+def visit_of(training, number):
+    from lora_utils.training import _visit_number
+
+    return _visit_number(training, number)
