@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
 from diffusers.utils import make_image_grid
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from lora_utils.tiny import judge
 from lora_utils.tiny.demo_data import unseen_scenes
@@ -20,7 +22,8 @@ from lora_utils.tiny.world import Scene, plain_scenes
 
 FOLDER = Path(__file__).parent
 BATCH = 25
-STEPS, GUIDANCE = 20, 4.0
+STEPS = 20
+BASE_GUIDANCE, LORA_GUIDANCE = 4.0, 3.0
 
 
 def main() -> None:
@@ -31,6 +34,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="how many to draw")
     parser.add_argument("--picture", type=Path, help="save what was drawn as one picture")
     options = parser.parse_args()
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     pipeline = StableDiffusionXLPipeline.from_pretrained(options.pretrained_model_name_or_path).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     if options.lora_path:
@@ -49,7 +55,7 @@ def judge_base(pipeline: StableDiffusionXLPipeline, prompts: int) -> tuple[dict[
     scenes = plain_scenes()
     order = np.random.default_rng(0).permutation(len(scenes))[:prompts]
     scenes = [scenes[index] for index in order]
-    pictures = draw(pipeline, scenes)
+    pictures = draw(pipeline, scenes, BASE_GUIDANCE)
     pairs = list(zip(pictures, scenes, strict=True))
     figures = {
         "prompts": len(scenes),
@@ -65,10 +71,10 @@ def judge_lora(
 ) -> tuple[dict[str, float], list[Image.Image]]:
     """Shares of ink style without and with the LoRA, and of shape colours that survive it."""
     scenes = unseen_scenes(prompts)
-    base = draw(pipeline, scenes)
+    base = draw(pipeline, scenes, LORA_GUIDANCE)
     folder, name = (lora_path, None) if lora_path.is_dir() else (lora_path.parent, lora_path.name)
     pipeline.load_lora_weights(folder, weight_name=name or "pytorch_lora_weights.safetensors")
-    tuned = draw(pipeline, scenes)
+    tuned = draw(pipeline, scenes, LORA_GUIDANCE)
     figures = {
         "unseen_prompts": len(scenes),
         "base_in_ink_style": _share([judge.is_ink(picture) for picture in base]),
@@ -83,7 +89,7 @@ def judge_lora(
     return figures, base + tuned
 
 
-def draw(pipeline: StableDiffusionXLPipeline, scenes: list[Scene]) -> list[Image.Image]:
+def draw(pipeline: StableDiffusionXLPipeline, scenes: list[Scene], guidance_scale: float) -> list[Image.Image]:
     """One picture per scene; the n-th has seed n."""
     pictures: list[Image.Image] = []
     for start in range(0, len(scenes), BATCH):
@@ -91,7 +97,7 @@ def draw(pipeline: StableDiffusionXLPipeline, scenes: list[Scene]) -> list[Image
         pictures += pipeline(
             [scene.caption for scene in part],
             num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(start + place) for place in range(len(part))],
         ).images
     return pictures
