@@ -66,7 +66,7 @@ run_tests() {
     ruff format --check .
     pyright
     python tools/notebooks.py check notebooks/*.ipynb
-    python -m pytest
+    python -m pytest -n 2 --dist loadfile
     python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x notebooks
 }
 
