@@ -2,7 +2,9 @@
 
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -92,22 +94,40 @@ def find_lora(path: Path) -> Path:
     return file
 
 
-def load_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> None:
-    """Load an adapter in diffusers' or kohya's format into the pipeline's U-Net, at scale 1.
+@dataclass(frozen=True)
+class LoraWeights:
+    """An adapter's file, read and found to fit."""
+
+    state: dict[str, Tensor]
+    alphas: dict[str, float] | None
+    metadata: dict[str, Any] | None
+
+
+def read_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> LoraWeights:
+    """Read an adapter in diffusers' or kohya's format for the pipeline's U-Net; the pipeline stays as it is.
 
     Raises:
         LoraError: The file is damaged, or made for a base model of another shape.
     """
     try:
-        state, alphas, metadata = pipeline.lora_state_dict(
-            str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, return_lora_metadata=True
+        weights = LoraWeights(
+            *pipeline.lora_state_dict(
+                str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, return_lora_metadata=True
+            )
         )
     except (SafetensorError, OSError, ValueError) as error:
         raise LoraError(f"{file} cannot be read as a LoRA ({error}); train or download it again") from error
-    _check_fit(state, pipeline.unet, file)
-    if any(name.startswith("text_encoder") for name in state):
+    _check_fit(weights.state, pipeline.unet, file)
+    if any(name.startswith("text_encoder") for name in weights.state):
         logger.warning("%s also changes the text encoders; that part is left out here", file)
-    pipeline.load_lora_into_unet(state, alphas, pipeline.unet, adapter_name=ADAPTER, metadata=metadata)
+    return weights
+
+
+def load_lora(pipeline: StableDiffusionXLPipeline, weights: LoraWeights) -> None:
+    """Put the adapter into the pipeline's U-Net, at scale 1."""
+    pipeline.load_lora_into_unet(
+        weights.state, weights.alphas, pipeline.unet, adapter_name=ADAPTER, metadata=weights.metadata
+    )
 
 
 def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:

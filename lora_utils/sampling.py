@@ -21,7 +21,7 @@ from lora_utils.encoders import (
     encode_negative,
 )
 from lora_utils.files import write_atomically
-from lora_utils.lora import ADAPTER, load_lora
+from lora_utils.lora import ADAPTER, load_lora, read_lora
 from lora_utils.memory import best_device, free_memory
 from lora_utils.progress import progress_bar
 from lora_utils.sdxl import BaseModel
@@ -63,7 +63,7 @@ def draw_pairs(
 
     Args:
         base: Where the parts come from.
-        lora_file: Adapter, loaded only when the base model's images are done.
+        lora_file: Adapter, checked first and loaded when the base model's images are done.
         shots: What to draw.
         settings: How to draw it.
         adapter_scale: Strength of the adapter; 0 gives the base model's images, bit for bit.
@@ -76,11 +76,12 @@ def draw_pairs(
     free_memory()
     pipeline = base.load_unet_pipeline(dtype).to(best_device())
     pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
+    weights = read_lora(pipeline, lora_file)
     plain = [
         draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings)
         for shot in progress_bar(shots, "base")
     ]
-    load_lora(pipeline, lora_file)
+    load_lora(pipeline, weights)
     pipeline.unet.set_adapters(ADAPTER, adapter_scale)
     tuned = [
         draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings)

@@ -146,7 +146,7 @@ def test_an_adapter_that_diffusers_saved_with_metadata_keeps_its_strength(unet, 
         unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
     )
     pipeline = base.load_unet_pipeline(torch.float32)
-    lora.load_lora(pipeline, tmp_path / lora.WEIGHTS_NAME)
+    lora.load_lora(pipeline, lora.read_lora(pipeline, tmp_path / lora.WEIGHTS_NAME))
     torch.testing.assert_close(call(pipeline.unet), call(unet), rtol=1e-4, atol=1e-5)
     fresh_pipeline.load_lora_weights(tmp_path, weight_name=lora.WEIGHTS_NAME)
     assert torch.equal(call(pipeline.unet), call(fresh_pipeline.unet))
@@ -176,13 +176,13 @@ def test_an_adapter_for_another_base_is_refused(unet, base, tmp_path):
         file = tmp_path / f"{number}.safetensors"
         save_file(tensors or {"x": torch.zeros(1)}, file)
         with pytest.raises(lora.LoraError, match=word):
-            lora.load_lora(base.load_unet_pipeline(torch.float32), file)
+            lora.read_lora(base.load_unet_pipeline(torch.float32), file)
 
 
 def test_a_file_that_is_no_adapter_is_named(base, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"junk")
     with pytest.raises(lora.LoraError, match=r"x\.safetensors"):
-        lora.load_lora(base.load_unet_pipeline(torch.float32), tmp_path / "x.safetensors")
+        lora.read_lora(base.load_unet_pipeline(torch.float32), tmp_path / "x.safetensors")
     (tmp_path / "x.bin").write_bytes(b"junk")
     with pytest.raises(lora.LoraError, match="can run code"):
         lora.find_lora(tmp_path / "x.bin")
