@@ -1,0 +1,29 @@
+"""Controls: figures that must get worse when the data are wrong. In a file of its own, to run beside test_learning."""
+
+import shutil
+from pathlib import Path
+
+from lora_utils import stages
+from tests.conftest import ROOT
+from tests.test_learning import learn
+
+
+def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, precompute_dir, tmp_path):
+    """The control: a loop that paid no attention to captions would not notice."""
+    lying = tmp_path / "lying"
+    shutil.copytree(demo_folder, lying)
+    config = stages.load_config(
+        ROOT / "configs" / "tiny.yaml", {"train_data_dir": demo_folder, "precompute_dir": precompute_dir}
+    )
+    names = [entry.source for entry in stages.precompute(config).entries if not entry.held_out]
+    captions = [Path(name).with_suffix(".txt") for name in names]
+    texts = [path.read_text() for path in captions]
+    for path, text in zip(captions, [*texts[7:], *texts[:7]], strict=True):
+        (lying / path.name).write_text(text)
+    quick = {"max_train_steps": 100, "validation_steps": 100}
+    true, false = (
+        [learn(folder, tmp_path / "run", precompute_dir, seed=seed, **quick)["held_out_loss"] for seed in range(3)]
+        for folder in (demo_folder, lying)
+    )
+    assert len(set(true)) == 3
+    assert min(false) - max(true) > max(true) - min(true), (true, false)
