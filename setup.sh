@@ -15,13 +15,14 @@ make_environment() {
     export PATH
 }
 
-# Without a GPU, take a build of torch that does not bring gigabytes of CUDA along.
+# Without a GPU, take a build of torch that does not bring gigabytes of CUDA along: the one that TORCH_INDEX_URL
+# (the CPU index on PyTorch's "Get started" page) serves, or 2.13.0, which some package indexes hold as a CPU build.
 install_torch() {
     python -c 'import torch' 2>/dev/null && return
     if [ "$(uname)" != Linux ] || command -v nvidia-smi >/dev/null; then
         python -m pip install -q 'torch>=2.6'
-    elif python -m pip install --dry-run 'torch==2.13.0' 2>/dev/null | grep -q nvidia; then
-        python -m pip install -q 'torch>=2.6' --index-url https://download.pytorch.org/whl/cpu
+    elif [ -n "${TORCH_INDEX_URL:-}" ]; then
+        python -m pip install -q 'torch>=2.6' --index-url "$TORCH_INDEX_URL"
     else
         python -m pip install -q 'torch==2.13.0'
     fi
