@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -146,9 +147,9 @@ def test_a_caller_that_stops_early_keeps_what_was_learned(make_config):
 def test_an_interrupted_process_keeps_what_was_learned(make_config, signal_number):
     config = make_config()
     options = flags(config, max_train_steps=5000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lora_utils", "train", *options], cwd=ROOT, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "lora_utils", "train", *options]
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background shell's children ignore SIGINT
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heard)
     metrics, deadline = config.paths.output_dir / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
         time.sleep(0.2)
