@@ -1,47 +1,40 @@
 """The on-disk contract between precompute and training.
 
-An example is two records, one of its image and one of its caption; equal captions share theirs. A record is a
-safetensors file named after everything that shaped its contents (image bytes and framing, or text; the model that
-encoded it), so a changed ingredient means another file and a stale one is never read. ``index.json`` lists the
-examples of the current data in order; it is written last.
+An example is records of its image variants and of its caption variants; equal captions share theirs. A record is named
+after everything that shaped its contents (image bytes and crop, or text; the model that encoded it; dtype; SCHEMA), so
+a changed ingredient means another record and a stale one is never read. Records lie in packs, files that are written
+once.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.files import write_atomically
+from lora_utils.files import PARTIAL_SUFFIX
+from lora_utils.findings import Finding
+from lora_utils.packs import Layout, Pack, PackError, Row, new_row, write_pack
 
-SCHEMA = 1
-IMAGE_TENSORS = {"moments", "time_ids"}
-TEXT_TENSORS = {"prompt_embeds", "pooled_prompt_embeds"}
+SCHEMA = 2
+PACK_BYTES = 512 * 2**20
+FEW_PACKS = 4
+MANY_PACKS = 64
+STALE_SECONDS = 3600
+FLUSH_BYTES = 64 * 2**20
+FLUSH_SHARE = 20
+NAME = re.compile(r"^(images|texts)-(\d{6})-[0-9a-f]{8}\.safetensors$")
 
 
 class CacheError(UserError):
     """A precomputed example is absent, damaged or not finite."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One precomputed example."""
-
-    image_key: str
-    """Name of the image record, from ``record_key``."""
-    text_key: str
-    """Name of the caption's record."""
-    source: str
-    """Image file it was made from."""
-    caption: str
-    held_out: bool
-    """Kept out of training, for the held-out loss."""
 
 
 def record_key(**ingredients: object) -> str:
@@ -50,85 +43,171 @@ def record_key(**ingredients: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def has_record(folder: Path, key: str) -> bool:
-    """Whether a record is in the cache."""
-    return _path(folder, key).is_file()
+class Cache:
+    """A folder of packs. What ``add`` is given is safe after ``commit``, or when enough has come together."""
 
+    def __init__(self, folder: Path) -> None:
+        """Open the packs without reading their records; a damaged pack is set aside under the name ``.bad-…``."""
+        self.folder = folder
+        self.findings: list[Finding] = []
+        self._packs: dict[int, Pack] = {}
+        self._opened = 0
+        self._places: dict[bytes, int] = {}  # pack number and row in one int: a third of a tuple's memory
+        self._checked: set[bytes] = set()
+        self._pending: dict[tuple[str, Layout], dict[bytes, tuple[Row, list[list[str]]]]] = {}
+        self._pending_bytes, self._last_flush, self._flush_seconds = 0, time.monotonic(), 0.0
+        for path in self._pack_paths():
+            self._open(path)
+        self._joined = len(self._packs)
 
-def write_record(folder: Path, key: str, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Write one record, refusing NaN and infinity.
+    def __contains__(self, key: str) -> bool:
+        return bytes.fromhex(key) in self._places
 
-    This is the last place where the image behind a bad latent can still be named.
+    def __len__(self) -> int:
+        return len(self._places)
 
-    Args:
-        folder: The cache.
-        key: From ``record_key``.
-        tensors: ``moments`` (2C, h, w) and ``time_ids`` (6,), or ``prompt_embeds`` (L, D) and
-            ``pooled_prompt_embeds`` (P,).
-        source: Image file or caption, for the message.
+    def read(self, key: str) -> dict[str, Tensor]:
+        """One record, checked by hash and for NaN the first time.
 
-    Raises:
-        CacheError: A tensor holds NaN or infinity.
-    """
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CacheError(
-                f"{source}: {name} is not finite, so it was not kept; remove the example, or set "
-                "pretrained_vae_model_name_or_path to madebyollin/sdxl-vae-fp16-fix"
-            )
-    write_atomically(_path(folder, key), save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        Raises:
+            CacheError: It is absent or damaged. A damaged one's pack is set aside: the next precompute makes it anew.
+        """
+        name = bytes.fromhex(key)
+        if name not in self._places:
+            raise CacheError(f"{self.folder} lacks record {key}; run the precompute stage")
+        pack, row = self._place(name)
+        try:
+            tensors = pack.read(row, checked=name not in self._checked)
+        except (PackError, OSError) as error:
+            self._set_aside(pack.path)
+            raise CacheError(f"{error}; run the same command again: it encodes what is damaged anew") from error
+        self._checked.add(name)
+        return tensors
 
+    def drop_damaged(self, keys: Iterable[str]) -> list[str]:
+        """Forget the records among these that cannot be read whole, so that they are made anew; returns their keys."""
+        damaged = []
+        for key in keys:
+            name = bytes.fromhex(key)
+            pack, row = self._place(name)
+            try:
+                pack.read(row, checked=name not in self._checked)
+                self._checked.add(name)
+            except (PackError, OSError):
+                del self._places[name]
+                damaged.append(key)
+        return damaged
 
-def read_example(folder: Path, entry: Entry) -> dict[str, Tensor]:
-    """Both records of one example: moments, time_ids, prompt_embeds, pooled_prompt_embeds.
+    def record_bytes(self, keys: Iterable[str]) -> int:
+        """Bytes that these records take on disk."""
+        return sum(self._place(bytes.fromhex(key))[0].layout.row_bytes for key in keys)
 
-    Raises:
-        CacheError: A record is absent or damaged.
-    """
-    return _read(folder, entry.image_key, IMAGE_TENSORS) | read_text(folder, entry.text_key)
+    def notes(self, key: str) -> list[list[str]]:
+        """What was noted when a record was made: [problem, action, kind] each."""
+        name = bytes.fromhex(key)
+        return self._place(name)[0].notes.get(key, []) if name in self._places else []
 
+    def add(self, kind: str, key: str, record: Mapping[str, Tensor], notes: list[list[str]]) -> None:
+        """Keep one record, refusing NaN and infinity.
 
-def read_text(folder: Path, key: str) -> dict[str, Tensor]:
-    """One text record: prompt_embeds, pooled_prompt_embeds.
+        Args:
+            kind: images or texts.
+            key: From ``record_key``.
+            record: moments (2C, h, w), time_ids (6,) and perhaps loss_mask (1, h, w); or prompt_embeds (L, D) and
+                pooled_prompt_embeds (P,); fp32, fp16 or bf16, on the CPU.
+            notes: For ``notes``.
 
-    Raises:
-        CacheError: It is absent or damaged.
-    """
-    return _read(folder, key, TEXT_TENSORS)
+        Raises:
+            CacheError: A tensor holds NaN or infinity.
+        """
+        for name, tensor in record.items():
+            if not torch.isfinite(tensor).all():
+                raise CacheError(f"{name} not finite")
+        row = new_row(bytes.fromhex(key), record)
+        self._pending.setdefault((kind, Layout.of(record)), {})[row.key] = (row, notes)
+        self._pending_bytes += Layout.of(record).row_bytes
+        # Writing takes a small share of the time, and a kill costs seconds of work.
+        waited = time.monotonic() - self._last_flush
+        if self._pending_bytes > FLUSH_BYTES or waited > max(0.1, FLUSH_SHARE * self._flush_seconds):
+            self.commit()
 
+    def commit(self) -> None:
+        """Write what is pending."""
+        started = time.monotonic()
+        for (kind, layout), rows in self._pending.items():
+            notes = {key.hex(): notes for key, (_, notes) in rows.items() if notes}
+            self._write(kind, layout, [row for row, _ in rows.values()], notes)
+        self._pending, self._pending_bytes = {}, 0
+        if len(self._packs) - self._joined > MANY_PACKS:
+            self.compact()
+        self._last_flush = time.monotonic()
+        self._flush_seconds = self._last_flush - started
 
-def write_index(folder: Path, entries: list[Entry]) -> None:
-    """Say which entries are the current data, in order."""
-    content = {"schema": SCHEMA, "entries": [asdict(entry) for entry in entries]}
-    write_atomically(folder / "index.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+    def compact(self) -> None:
+        """Join small packs, so that a thousand examples are a handful of files; drop what was replaced."""
+        groups: dict[tuple[str, Layout], list[int]] = {}
+        for number, pack in self._packs.items():
+            if len(pack) * pack.layout.row_bytes < PACK_BYTES // 2:
+                groups.setdefault((pack.path.name.split("-")[0], pack.layout), []).append(number)
+        for (kind, layout), numbers in groups.items():
+            if len(numbers) >= FEW_PACKS:
+                self._join(kind, layout, set(numbers))
+        self._joined = len(self._packs)
+        for stray in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
+            if time.time() - stray.stat().st_mtime > STALE_SECONDS:  # a killed run's, not another run's
+                stray.unlink(missing_ok=True)
 
+    def _join(self, kind: str, layout: Layout, numbers: set[int]) -> None:
+        live = [key for key, place in self._places.items() if place >> 32 in numbers]
+        damaged = set(self.drop_damaged(key.hex() for key in live))
+        live = [key for key in live if key.hex() not in damaged]
+        per_pack = max(1, PACK_BYTES // layout.row_bytes)
+        for start in range(0, len(live), per_pack):
+            rows, notes = [], {}
+            for key in live[start : start + per_pack]:
+                pack, number = self._place(key)
+                rows.append(pack.row(number))
+                if key.hex() in pack.notes:
+                    notes[key.hex()] = pack.notes[key.hex()]
+            joined = self._write(kind, layout, rows, notes)
+            for number in range(len(joined)):
+                joined.read(number)  # only what was read back whole may replace its source
+        for number in numbers:
+            self._packs.pop(number).path.unlink(missing_ok=True)
 
-def read_index(folder: Path) -> list[Entry]:
-    """The entries of the current data, in order.
+    def _write(self, kind: str, layout: Layout, rows: list[Row], notes: dict[str, list[list[str]]]) -> Pack:
+        last = max((int(path.name.split("-")[1]) for path in self._pack_paths()), default=0)
+        path = self.folder / f"{kind}-{last + 1:06d}-{uuid.uuid4().hex[:8]}.safetensors"
+        write_pack(path, layout, rows, notes)
+        pack = Pack(path)
+        self._keep(pack)
+        return pack
 
-    Raises:
-        CacheError: There is no readable index.
-    """
-    path = folder / "index.json"
-    if not path.is_file():
-        raise CacheError(f"nothing is precomputed in {folder}; run the precompute stage first")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return [Entry(**entry) for entry in content["entries"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{path} is damaged ({error}); run the precompute stage again") from error
+    def _open(self, path: Path) -> None:
+        try:
+            self._keep(Pack(path))
+        except PackError as error:
+            self._set_aside(path)
+            self.findings.append(Finding(path.name, str(error), "set aside; its records are made anew", "fixed"))
+        except FileNotFoundError:
+            pass  # another run has joined it to others meanwhile; what is missed here is made anew
 
+    def _keep(self, pack: Pack) -> None:
+        number, self._opened = self._opened, self._opened + 1
+        self._packs[number] = pack
+        self._places.update((key, number << 32 | row) for row, key in enumerate(pack.keys()))
 
-def _read(folder: Path, key: str, expected: set[str]) -> dict[str, Tensor]:
-    path = _path(folder, key)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CacheError(f"{path} cannot be read ({error}); delete it and run precompute again") from error
-    if set(tensors) != expected:
-        raise CacheError(f"{path} does not hold {', '.join(sorted(expected))}; delete it and run precompute again")
-    return tensors
+    def _place(self, key: bytes) -> tuple[Pack, int]:
+        place = self._places[key]
+        return self._packs[place >> 32], place & 0xFFFFFFFF
 
+    def _set_aside(self, path: Path) -> None:
+        if path.exists():
+            os.replace(path, path.with_name(f".bad-{path.name}"))
 
-def _path(folder: Path, key: str) -> Path:
-    return folder / f"{key}.safetensors"
+    def _pack_paths(self) -> list[Path]:
+        """In the order of their making: of two records of one key the later counts."""
+        if not self.folder.is_dir():
+            return []
+        packs = [path for path in self.folder.iterdir() if NAME.match(path.name)]
+        return sorted(packs, key=lambda path: (path.name.split("-")[1], path.name))

@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
-from lora_utils.config import RunConfig, load_config, settings
+from lora_utils.config import load_config, settings
+from lora_utils.schema import RunConfig
 
 STAGES = {
     "check": "what this machine is, and what a run on it will use; downloads nothing",
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
-    """Stage and config from the command line.
+    """Stage, one of _RUNNERS, and config from the command line.
 
     Raises:
         ConfigError: A flag is unknown or its value impossible.
@@ -50,7 +51,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     stray = {argument.removeprefix("--").split("=")[0]: None for argument in unknown if argument.startswith("--")}
     if unknown and not stray:
         parser.error(f"cannot understand {' '.join(unknown)}")
-    return known.stage, load_config(known.config, overrides | stray)
+    if known.data and known.stage != "check":
+        parser.error("--data belongs to check")
+    return "check --data" if known.data else known.stage, load_config(known.config, overrides | stray)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -64,6 +67,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags win over it")
+    parser.add_argument("--data", action="store_true", help="with check: decode every image, read every caption")
     parser.add_argument("--version", action="version", version=__version__)
     groups = {
         name: parser.add_argument_group(name, str(field.annotation.__doc__)) for name, field in _sections().items()
@@ -78,14 +82,14 @@ def _sections() -> dict[str, FieldInfo]:
 
 
 def _arity(field: FieldInfo) -> dict[str, Any]:
-    if get_origin(field.annotation) is list:
+    if {get_origin(part) for part in _parts(field.annotation)} & {list, tuple}:
         return {"nargs": "+"}
     return {"nargs": "?", "const": "true"} if field.annotation is bool else {}
 
 
 def _metavar(field: FieldInfo) -> str:
     parts = list(_parts(field.annotation))
-    if choices := [part for part in parts if isinstance(part, str)]:
+    if choices := [str(part) for part in parts if isinstance(part, str | int) and not isinstance(part, bool)]:
         return "{" + ",".join(choices) + "}"
     return next(part.__name__.upper() for part in parts if part in (int, float, bool, str, Path))
 
@@ -98,7 +102,7 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _help(field: FieldInfo) -> str:
-    default = " ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
+    default = " ".join(map(str, field.default)) if isinstance(field.default, list | tuple) else field.default
     text = f"{field.description} (default: {default})" if default is not None else str(field.description)
     return text.replace("%", "%%")
 
@@ -114,14 +118,16 @@ def _check(config: RunConfig) -> None:
     print(preflight.describe(config))
 
 
+def _check_data(config: RunConfig) -> None:
+    from lora_utils import stages
+
+    print(stages.check_data(config))
+
+
 def _precompute(config: RunConfig) -> None:
     from lora_utils import stages
 
-    found = stages.precompute(config)
-    print(
-        f"{len(found.entries)} examples in {found.folder}: {found.encoded_images} images and "
-        f"{found.encoded_captions} captions encoded now, the rest was there"
-    )
+    print(stages.precompute(config))
 
 
 def _train(config: RunConfig) -> None:
@@ -141,6 +147,7 @@ def _compare(config: RunConfig) -> None:
 
 _RUNNERS: dict[str, Callable[[RunConfig], None]] = {
     "check": _check,
+    "check --data": _check_data,
     "precompute": _precompute,
     "train": _train,
     "compare": _compare,

@@ -1,53 +1,63 @@
-"""The front door: where training examples come from."""
+"""The front door: where training examples come from.
 
-from dataclasses import dataclass
+Either folders of images with captions (train_data_dir), or a dataset (dataset_name): of the Hub, of this disk, or a
+Python file of your own. Nothing of an image is read here.
+"""
+
 from pathlib import Path
 
-from lora_utils import UserError
-from lora_utils.config import DataConfig
-from lora_utils.images import find_images
+from lora_utils.captions import TRIGGER, Captioner, clean_caption
+from lora_utils.data_config import DataConfig
+from lora_utils.examples import DataError, Example, Found, Remarks
+from lora_utils.findings import table
+from lora_utils.folders import find_in_folders
+from lora_utils.images import SUFFIXES
+from lora_utils.loading import holds_images
+from lora_utils.own_dataset import find_in_own_dataset
+from lora_utils.tables import find_in_table
+from lora_utils.trees import METADATA
 
 
-class DataError(UserError):
-    """The training data is incomplete; every problem is named."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One image file and its caption."""
-
-    path: Path
-    caption: str
-
-
-def find_examples(config: DataConfig) -> list[Example]:
-    """The captioned images of the training folder, sorted by name.
+def find_examples(config: DataConfig) -> Found:
+    """Every image with its captions, and what was wrong with the others.
 
     Raises:
-        DataError: No folder is set, or an image lacks a readable caption.
-        ImageError: The folder is missing or holds no image.
+        DataError: There is nothing to learn from, or a setting is missing or wrong; the message says what to do.
     """
-    if config.train_data_dir is None:
-        raise DataError("train_data_dir is not set; give the folder that holds your images and captions")
-    paths = find_images(config.train_data_dir)
-    problems: list[str] = []
-    examples = [Example(path, _read_caption(path, config.caption_extension, problems)) for path in paths]
-    if problems:
-        shown = "\n  ".join(problems[:10]) + (f"\n  and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise DataError(f"{len(problems)} of {len(paths)} images in {config.train_data_dir} lack a caption:\n  {shown}")
-    return examples
+    remarks = Remarks()
+    instance_prompt = clean_caption(config.instance_prompt or "")[0] or None
+    examples, rule = _find(config.model_copy(update={"instance_prompt": instance_prompt}), remarks)
+    for example in examples:
+        if config.trigger_word is None and any(TRIGGER in caption for caption in example.captions):
+            remarks.tally(example.source, f"{TRIGGER} without trigger_word", "used as it is; set trigger_word")
+    findings, where = remarks.findings(), rule.partition(";")[0]
+    if not examples and not any(finding.kind == "refused" for finding in findings):
+        listed = f"\n{table(findings)}" if findings else ""
+        raise DataError(f"there are no {where}; put images there ({', '.join(sorted(SUFFIXES))}){listed}")
+    if not examples:
+        raise DataError(f"none of the {where} can be used; do what the last column says\n{table(findings)}")
+    return Found(examples, findings, rule)
 
 
-def _read_caption(image: Path, extension: str, problems: list[str]) -> str:
-    path = image.with_suffix(extension)
-    try:
-        caption = path.read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError:
-        problems.append(f"{image.name}: write what it shows into {path.name}")
-        return ""
-    except UnicodeDecodeError:
-        problems.append(f"{image.name}: {path.name} is not UTF-8 text; save it as UTF-8")
-        return ""
-    if not caption:
-        problems.append(f"{image.name}: {path.name} is empty; write what the image shows into it")
-    return caption
+def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
+    captioner, name = Captioner(remarks, config.instance_prompt), (config.dataset_name or "").strip()
+    if not name and not config.train_data_dir:
+        raise DataError(
+            "neither train_data_dir nor dataset_name is set; set train_data_dir to the folder of your images and "
+            "captions, or dataset_name to a dataset of the Hub such as lambdalabs/naruto-blip-captions"
+        )
+    if not name:
+        return find_in_folders(config, captioner)
+    own, folder = name.endswith(".py"), Path(name).expanduser()
+    if config.train_data_dir and not own:
+        raise DataError("train_data_dir and dataset_name are both set; set one of both (only a Python file takes both)")
+    if folder.is_dir() and not own and holds_images(folder):
+        split = folder / config.dataset_split
+        described = any((folder / file).exists() for file in METADATA)
+        if config.dataset_split != "train" and not split.is_dir():
+            raise DataError(f"{folder} holds images but no folder {split.name}; set dataset_split to a sub-folder")
+        folders = [split if split.is_dir() and not described else folder]
+        return find_in_folders(config.model_copy(update={"train_data_dir": folders}), captioner)
+    if config.mask_data_dir:
+        raise DataError(f"masks need a folder of images; set train_data_dir instead of dataset_name={name}")
+    return find_in_own_dataset(config, captioner) if own else find_in_table(config, captioner)

@@ -5,6 +5,7 @@ Shapes as in ``diffusion``; L tokens, D text width, P pooled width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -12,8 +13,7 @@ from torch import Tensor
 
 from lora_utils import diffusion
 from lora_utils.sdxl import NoiseSchedule
-
-Example = dict[str, Tensor]
+from lora_utils.visits import Example
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,28 @@ class Batch:
     """(B, P)."""
     time_ids: Tensor
     """(B, 6), fp32."""
+    loss_mask: Tensor
+    """(B, 1, h, w), fp32, in [0, 1]: where the error counts."""
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-def visit(example: Example, generator: torch.Generator, schedule: NoiseSchedule, timestep: int | None = None) -> Batch:
+def visit(
+    example: Example,
+    generator: torch.Generator,
+    schedule: NoiseSchedule,
+    timestep: int | None = None,
+    latent_mode: Literal["sample", "mean"] = "sample",
+) -> Batch:
     """A batch of one: fresh latents, noise and timestep (uniform over all unless given) from the generator."""
-    latents = diffusion.sample_latents(example["moments"], schedule.scaling_factor, generator)
+    moments = example["moments"]
+    latents = diffusion.sample_latents(moments, schedule.scaling_factor, generator)
+    if latent_mode == "mean":
+        latents = diffusion.mean_latents(moments, schedule.scaling_factor)
     noise = torch.randn(latents.shape, generator=generator)
     drawn = torch.randint(len(schedule.alphas_cumprod), (1,), generator=generator)
+    mask = example.get("loss_mask")
     return Batch(
         latents=latents[None],
         noise=noise[None],
@@ -49,6 +61,7 @@ def visit(example: Example, generator: torch.Generator, schedule: NoiseSchedule,
         prompt_embeds=example["prompt_embeds"][None],
         pooled_prompt_embeds=example["pooled_prompt_embeds"][None],
         time_ids=example["time_ids"][None],
+        loss_mask=torch.ones(1, 1, *latents.shape[-2:]) if mask is None else mask[None],
     )
 
 
@@ -58,7 +71,7 @@ def collate(visits: Sequence[Batch]) -> Batch:
 
 
 def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule) -> Tensor:
-    """Unweighted squared error of each example (Ho et al., 2020, eq. 14), (B,), fp32.
+    """Squared error of each example where its mask counts (Ho et al., 2020, eq. 14), (B,), fp32.
 
     Args:
         unet: With or without adapter; a wrapped one may autocast.
@@ -77,4 +90,4 @@ def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSc
         encoder_hidden_states=batch.prompt_embeds.to(dtype),
         added_cond_kwargs={"text_embeds": batch.pooled_prompt_embeds.to(dtype), "time_ids": batch.time_ids},
     ).sample
-    return diffusion.squared_errors(prediction, target)
+    return diffusion.squared_errors(prediction, target, batch.loss_mask)

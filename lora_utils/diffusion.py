@@ -50,6 +50,11 @@ def sample_latents(moments: Tensor, scaling_factor: float, generator: torch.Gene
     return (mean + std * noise) * scaling_factor
 
 
+def mean_latents(moments: Tensor, scaling_factor: float) -> Tensor:
+    """The posterior's mean as latents; shapes as in ``sample_latents``."""
+    return moments.float().chunk(2, dim=-3)[0] * scaling_factor
+
+
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """Forward process x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps (Ho et al., 2020, eq. 4).
 
@@ -103,11 +108,13 @@ def min_snr_weights(snr: Tensor, snr_gamma: float, prediction_type: PredictionTy
     return (snr_gamma / divisor).clamp(max=1) if prediction_type == "epsilon" else snr.clamp(max=snr_gamma) / divisor
 
 
-def squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each example, (B,), fp32: squares overflow fp16 above 255.
+def squared_errors(prediction: Tensor, target: Tensor, loss_mask: Tensor) -> Tensor:
+    """Mean of the masked squared error of each example, (B,), fp32: squares overflow fp16 above 255.
 
     Args:
         prediction: The U-Net's answer, (B, C, h, w), any float dtype.
         target: From ``training_target``, same shape.
+        loss_mask: Weight of each latent, (B, 1, h, w), fp32; ones count everything.
     """
-    return F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    errors = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    return (errors * loss_mask).mean(dim=(1, 2, 3))

@@ -1,14 +1,19 @@
 """Pixels to moments, captions to embeddings: everything that is computed once.
 
-Shapes: N images or captions, C latent channels (4), h and w latent height and width, L tokens (77),
+Shapes: N images or captions, C latent channels (4), h and w latent height and width, L tokens (77, 152 or 227),
 D width of both text encoders together (2048 in SDXL), P pooled width (1280).
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from torch import Tensor
+
+CHUNK = 75
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,73 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_captions(pipeline: StableDiffusionXLPipeline, captions: list[str]) -> TextEmbeddings:
-    """Embed texts with both encoders, by the pipeline's own ``encode_prompt``; results are on the CPU."""
-    embeds, _, pooled, _ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
-    return TextEmbeddings(embeds.cpu(), pooled.cpu())
+def encode_captions(
+    pipeline: StableDiffusionXLPipeline, captions: Sequence[str], max_token_length: int = 77
+) -> TextEmbeddings:
+    """Embed texts with both encoders; results are on the CPU.
+
+    Up to 77 tokens, BOS and EOS among them, this is the pipeline's own ``encode_prompt``. Longer texts are cut into
+    chunks of 75 tokens, each is encoded between its own BOS and EOS, and their hidden states are joined between the
+    first BOS and the last EOS, as sd-scripts does for max_token_length 150 and 225; the pooled output is the first
+    chunk's.
+
+    Args:
+        pipeline: With tokenizers and text encoders.
+        captions: N texts.
+        max_token_length: 77, 150 or 225; L is then 77, 152 or 227. What goes beyond is cut off.
+    """
+    chunks = max_token_length // CHUNK
+    parts, pooled = [], None
+    for tokenizer, encoder in _encoders(pipeline):
+        ids = [chunk for caption in captions for chunk in _token_chunks(tokenizer, caption, chunks)]
+        output = encoder(torch.tensor(ids, device=encoder.device), output_hidden_states=True)
+        hidden = output.hidden_states[-2].unflatten(0, (len(captions), chunks))
+        parts.append(torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1))
+        pooled = output[0].unflatten(0, (len(captions), chunks))[:, 0]
+    assert pooled is not None
+    return TextEmbeddings(torch.cat(parts, dim=-1).cpu(), pooled.cpu())
 
 
-@torch.no_grad()
-def encode_negative(pipeline: StableDiffusionXLPipeline, negative_prompt: str | None) -> TextEmbeddings:
+def encode_negative(
+    pipeline: StableDiffusionXLPipeline, negative_prompt: str | None, max_token_length: int = 77
+) -> TextEmbeddings:
     """The unconditional side of guidance, N = 1: zeros without a negative prompt if the base model says so."""
-    _, embeds, _, pooled = pipeline.encode_prompt("", negative_prompt=negative_prompt)
-    return TextEmbeddings(embeds.cpu(), pooled.cpu())
+    texts = encode_captions(pipeline, [negative_prompt or ""], max_token_length)
+    if negative_prompt is None and pipeline.config.force_zeros_for_empty_prompt:
+        return TextEmbeddings(torch.zeros_like(texts.prompt_embeds), torch.zeros_like(texts.pooled_prompt_embeds))
+    return texts
+
+
+def cut_text(tokenizers: Sequence[Any], caption: str, max_token_length: int) -> tuple[int, str]:
+    """How many tokens a caption has, BOS and EOS not counted, and the words that are not encoded whole."""
+
+    def count(text: str) -> int:
+        return max(len(_token_ids(tokenizer, text)) for tokenizer in tokenizers)
+
+    limit, words, total = max_token_length // CHUNK * CHUNK, caption.split(), count(caption)
+    if total <= limit:
+        return total, ""
+    kept = bisect_right(range(len(words)), limit, key=lambda place: count(" ".join(words[: place + 1])))
+    return total, " ".join(words[kept:])
+
+
+def too_long(count: int, rest: str) -> tuple[str, str]:
+    """Problem and action, for a caption whose rest is cut off."""
+    return f"caption too long ({count} tokens)", f"cut off: {rest}"
+
+
+def _encoders(pipeline: StableDiffusionXLPipeline) -> list[tuple[Any, Any]]:
+    return [(pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)]
+
+
+def _token_chunks(tokenizer: Any, caption: str, chunks: int) -> list[list[int]]:
+    ids = _token_ids(tokenizer, caption)[: chunks * CHUNK]
+    framed = []
+    for start in range(0, chunks * CHUNK, CHUNK):
+        chunk = [tokenizer.bos_token_id, *ids[start : start + CHUNK], tokenizer.eos_token_id]
+        framed.append(chunk + [tokenizer.pad_token_id] * (CHUNK + 2 - len(chunk)))
+    return framed
+
+
+def _token_ids(tokenizer: Any, caption: str) -> list[int]:
+    return tokenizer(caption, add_special_tokens=False, verbose=False).input_ids

@@ -2,7 +2,12 @@
 
 import hashlib
 import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
+
+PARTIAL_SUFFIX = ".partial"
 
 
 def file_hash(path: Path) -> str:
@@ -13,13 +18,31 @@ def file_hash(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, on disk before it carries its name."""
+    commit_file(path, lambda file: file.write(content))
+
+
+def commit_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a new file, and give it its name when all of it is on disk.
+
+    A process killed at any moment leaves the old file or the new one, and at most a ``.partial`` beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a power cut can lose the new name of a file whose bytes are safe."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,66 +1,250 @@
-"""Image files: find them, open them, frame them for SDXL."""
+"""Image files as pixels: a file's bytes in, sRGB out, and every change on the way told.
 
+An image is used as it is, used after a change that `Decoded.notices` names, or refused. Every CRC of a PNG is checked,
+and a file cut short is refused. What no reader can see: other formats' pixels carry no checksum, so a bit flipped in a
+JPEG or a lossy WebP that still decodes is not found. Worker processes import this file, so it imports no torch.
+"""
+
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError, features
 
 from lora_utils import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MAX_BYTES = 256 * 2**20
+MAX_PIXELS = 64 * 10**6
+_TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
+_AVIF = "avif" in features.modules and bool(features.check("avif"))
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + ("AVIF",) * _AVIF
+SUFFIXES = frozenset((".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff" + " .avif" * _AVIF).split())
+_NOT_READ = (
+    ".ai .arw .avif .cr2 .cr3 .dds .dib .dng .emf .eps .exr .hdr .heic .heif .icns .ico .j2k .jp2 .jpx .jxl .nef .orf "
+    ".pbm .pcx .pdf .pgm .pnm .ppm .ps .psb .psd .qoi .raf .raw .rw2 .srw .svg .svgz .tga .wmf .xcf"
+)
+UNREADABLE_SUFFIXES = frozenset(_NOT_READ.split()) - SUFFIXES  # to be refused by name, not passed over
+_GREY16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", *_GREY16)
+_UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # EXIF (CIPA DC-008)
+_PILLOW_ERRORS = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(AssertionError, MemoryError, RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError),
+)
 
 
 class ImageError(UserError):
-    """An image file cannot be used."""
+    """An image cannot be used. The message is "reason; what to do", to be set behind the name of the file."""
 
 
 @dataclass(frozen=True)
-class Framed:
-    """Pixels, and the sizes SDXL is told about them (Podell et al., 2023, section 2.2)."""
+class Header:
+    """Width and height in pixels, as displayed, and whether the file knows transparency."""
 
-    pixels: Tensor
-    """(3, H, W), fp32, in [-1, 1]."""
-    time_ids: Tensor
-    """(6,), fp32: original height, width; crop top, left; target height, width; in pixels."""
-
-
-def find_images(folder: Path) -> list[Path]:
-    """The image files of a folder, not of its sub-folders, sorted by name.
-
-    Raises:
-        ImageError: The folder is missing or holds no image.
-    """
-    if not folder.is_dir():
-        raise ImageError(f"there is no folder {folder}; set train_data_dir to the folder that holds your images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise ImageError(f"no image in {folder}; put {', '.join(sorted(SUFFIXES))} files there")
-    return paths
+    width: int
+    height: int
+    has_alpha: bool
 
 
-def open_image(path: Path) -> Image.Image:
-    """The whole image in RGB, turned as its EXIF orientation says.
+@dataclass(frozen=True)
+class Decoded:
+    """Upright RGB without transparency, the alpha it had (mode L), and each (problem, what was done)."""
+
+    image: Image.Image
+    alpha: Image.Image | None
+    notices: tuple[tuple[str, str], ...]
+
+
+def read_bytes(path: Path, root: Path) -> bytes:
+    """The content of a regular file inside `root`, whatever links lead to it.
 
     Raises:
-        ImageError: The file is damaged or not an image.
+        ImageError: It is missing, no regular file, empty, huge or unreadable, or lies outside of `root`.
     """
     try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read as an image ({error}); replace or remove it") from error
+        target = path.resolve(strict=True)
+        status = target.stat()
+        if not target.is_relative_to(root.resolve(strict=True)):
+            raise ImageError("a link that leads out of the data folder; put the file itself there")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a file but a folder, pipe, socket or device; remove it")
+        if not 0 < status.st_size <= MAX_BYTES:
+            size = f"larger than {MAX_BYTES // 2**20} MiB" if status.st_size else "empty (0 bytes)"
+            raise ImageError(f"{size}; replace or remove it")
+        # Without O_NONBLOCK, a pipe that takes the file's place at this moment would block forever.
+        with open(target, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return file.read(MAX_BYTES)
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise ImageError(f"cannot be opened ({getattr(error, 'strerror', 0) or error}); check or remove it") from error
 
 
-def frame(image: Image.Image, resolution_px: int) -> Framed:
-    """Resize the shorter side to the resolution and crop the centre square."""
-    scale = resolution_px / min(image.size)
-    width, height = (max(resolution_px, round(side * scale)) for side in image.size)
-    left, top = (width - resolution_px) // 2, (height - resolution_px) // 2
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    crop = resized.crop((left, top, left + resolution_px, top + resolution_px))
-    pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 127.5 - 1
-    sizes = (image.height, image.width, top, left, resolution_px, resolution_px)
-    return Framed(pixels, torch.tensor(sizes, dtype=torch.float32))
+def read_header(content: bytes) -> Header:
+    """Size and transparency, without decoding pixels; raises an ImageError where `decode` needs no pixels for it."""
+    with _reading():
+        image, orientation, _ = _probe(BytesIO(content))
+        tags = getattr(image, "tag_v2", None)  # of a TIFF, whose sides newer versions of Pillow have already swapped
+        width, height = (tags[256], tags[257]) if tags else image.size
+        return Header(*((height, width) if orientation >= 5 else (width, height)), image.has_transparency_data)
+
+
+def decode(content: bytes, background: str = "white") -> Decoded:
+    """All pixels as sRGB, upright, with transparency laid over the background.
+
+    Raises:
+        ImageError: It is damaged, no image of our formats, or has too many pixels or pixels of an unusual kind.
+    """
+    backdrop = ImageColor.getrgb(background)[:3]
+    with _reading():
+        file = BytesIO(content)
+        probe, orientation, exif_is_damaged = _probe(file)
+        if probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0:  # no end mark behind the header
+            raise ImageError("damaged (cut short); replace or remove it")
+        probe.verify()  # every CRC of a PNG
+        notices = [("damaged EXIF", "used what could be read of it")] if exif_is_damaged else []
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photo with its smaller copies
+            notices.append(("several frames", "used the first"))
+        if getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size)):  # of a GIF
+            notices.append(("first frame does not fill the image", "rest left as it is"))
+        image.load()
+        if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.1 and not image.info.get("icc_profile"):
+            notices.append(("gamma of its own", "ignored"))
+        icc, kind = image.info.get("icc_profile", b""), image.format
+        image, alpha = _split_alpha(image, content[24] if kind == "PNG" else 8)
+        if image.mode in _GREY16:
+            image = _to_8_bits(image, notices)
+        image = _to_srgb(image, icc, notices)
+        if alpha and (share := 1 - alpha.histogram()[255] / (alpha.width * alpha.height)):
+            image.paste(backdrop, mask=ImageChops.invert(alpha))
+            notices.append((f"transparent pixels ({max(1, round(100 * share))} %)", f"laid over {background}"))
+        if orientation > 1:
+            notices.append((f"EXIF orientation ({orientation})", "turned as its EXIF says"))
+            if kind != "TIFF":  # Pillow itself turns those while it loads them
+                image, alpha = (part and part.transpose(_UPRIGHT[orientation]) for part in (image, alpha))
+        return Decoded(image, alpha, tuple(notices))
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what Pillow raises into ImageErrors and silences what it only warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            raise ImageError(f"{_TOO_LARGE}; make it smaller") from error
+        except UnidentifiedImageError as error:
+            raise ImageError(f"not a readable {', '.join(_FORMATS)} image; convert or remove it") from error
+        except _PILLOW_ERRORS as error:
+            reason = " ".join((str(error) or type(error).__name__).replace(";", ",").split())
+            raise ImageError(f"damaged ({reason}); replace or remove it") from error
+
+
+def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
+    """The image with its pixels undecoded, its orientation, and whether its EXIF is damaged."""
+    image, content = Image.open(file, formats=_FORMATS), file.getvalue()
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
+    if max(image.width * image.height, int(tags.get(322, 0)) * int(tags.get(323, 0))) > MAX_PIXELS:
+        raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height}); make it smaller")
+    if image.mode not in _MODES:
+        raise ImageError(f"unusual pixels ({image.mode}); save it as 8-bit RGB")
+    late = max(content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17)))  # behind a PNG's pixels
+    said = image.info.get("exif") or (content[late + 4 :] if late > 0 and image.format == "PNG" else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:  # Pillow's own getexif hides damage, and decodes a PNG
+            exif = Image.Exif() if said else Image.Image.getexif(image)
+            if said:
+                exif.load(said)
+            orientation = exif.get(0x0112) or 1
+        except _PILLOW_ERRORS:
+            orientation = -1
+    return (image, int(orientation), bool(caught)) if orientation in range(1, 9) else (image, 1, True)
+
+
+def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | None]:
+    """Colours and alpha; `bits` per sample are what the transparent colour of a PNG is given in."""
+    key = image.info.get("transparency", 0)
+    if not image.has_transparency_data:
+        return image, None
+    if image.mode not in ("1", "L", "RGB", *_GREY16):
+        return image.convert("L" if image.mode == "LA" else "RGB"), image.convert("RGBA").getchannel("A")
+    if image.mode == "RGB" and bits == 16:
+        raise ImageError("a transparent colour of 16 bits; save it with an alpha channel")
+    if bits < 8:  # Pillow widens the pixels to 8 bits, but not this colour
+        key = min(255, key * 255 // (2**bits - 1))
+    shown = np.atleast_3d(np.asarray(image.convert("L") if image.mode == "1" else image) != key).any(axis=2)
+    return image, Image.fromarray(shown.view(np.uint8) * np.uint8(255))
+
+
+def _to_8_bits(image: Image.Image, notices: list[tuple[str, str]]) -> Image.Image:
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535 or (image.mode == "I" and high < 256):
+        raise ImageError(f"32-bit grey (range {low}–{high}); save it with 8 or 16 bits")
+    white = 4095 if tags.get(258) == (12,) else 65535
+    table = np.minimum((np.arange(65536) * 255 + white // 2) // white, 255).astype(np.uint8)
+    notices.append((f"16-bit grey (range {low}–{high})", "scaled to 8 bits"))
+    return Image.fromarray((255 - table if tags.get(262) == 0 else table)[values])  # 0 is white in some TIFFs
+
+
+def _to_srgb(image: Image.Image, icc: bytes, notices: list[tuple[str, str]]) -> Image.Image:
+    """The embedded profile decides; without one, grey and RGB are taken for sRGB and CMYK is inverted."""
+    if icc != b"":
+        try:
+            profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+            name = " ".join(ImageCms.getProfileDescription(profile).split())
+            mode = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}[icc[16:20]]
+            if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode not in ("1", "L")):
+                raise ValueError("made for other colours")
+            if mode != "RGB" or "sRGB" not in name:
+                colours, srgb = image.convert(mode), ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB") or image
+                notices.append(("CMYK colours" if mode == "CMYK" else f"colour profile ({name})", "converted to sRGB"))
+        except _PILLOW_ERRORS:
+            notices.append(("unusable colour profile", "ignored"))
+    if image.mode == "CMYK":
+        notices.append(("CMYK colours", "converted without a profile"))
+    return image.convert("RGB")
+
+
+def fingerprint(image: Image.Image) -> tuple[int, bytes]:
+    """A 64-bit difference hash of the brightness and an 8 × 8 RGB thumbnail of 192 bytes."""
+    cells = np.asarray(image.convert("RGB").resize((72, 64), Image.Resampling.BOX), dtype=np.float64)
+    grey = (cells @ (0.299, 0.587, 0.114)).reshape(8, 8, 9, 8).mean(axis=(1, 3))
+    bits = np.diff(grey, axis=1) > 1  # not 0: compression noise on flat areas is no difference
+    thumbnail = cells.reshape(8, 8, 8, 9, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big"), thumbnail.tobytes()
+
+
+def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+    """Pairs of indices whose hashes differ in at most 3 bits and whose thumbnails by at most 4 of 255 on average.
+
+    Such hashes agree in one of 4 bands of 16 bits. Images that share a band are sorted by brightness and compared with
+    the next 64 only, so N copies of one image give no N² pairs, but enough to link them all.
+    """
+    hashes = np.array([number for number, _ in fingerprints], dtype=np.uint64)
+    thumbnails = np.frombuffer(b"".join(t for _, t in fingerprints), np.uint8).reshape(-1, 192).astype(np.int16)
+    brightness = thumbnails.sum(axis=1, dtype=np.int64)
+    pairs: set[tuple[int, int]] = set()
+    for band in range(4):
+        keys = hashes >> np.uint64(16 * band) & np.uint64(0xFFFF)
+        order = np.lexsort((brightness, keys))
+        for step in range(1, min(65, len(order))):
+            first, second = order[:-step], order[step:]
+            near = (keys[first] == keys[second]) & (brightness[second] - brightness[first] <= 4 * 192)
+            if not near.any():
+                break
+            first, second = first[near], second[near]
+            flipped = np.unpackbits((hashes[first] ^ hashes[second]).view(np.uint8)).reshape(-1, 64).sum(axis=1)
+            close = (flipped <= 3) & (np.abs(thumbnails[first] - thumbnails[second]).mean(axis=1) <= 4)
+            pairs.update((min(pair), max(pair)) for pair in np.stack((first, second), axis=1)[close].tolist())
+    return sorted(pairs)

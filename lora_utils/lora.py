@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.config import LoraConfig
 from lora_utils.files import write_atomically
+from lora_utils.schema import LoraConfig
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"

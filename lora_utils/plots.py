@@ -6,21 +6,23 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from lora_utils.precomputing import Precomputed
+from lora_utils.images import decode
+from lora_utils.lint import DataReport
 
 COLUMNS = 6
 
 
-def gallery(found: Precomputed, count: int = 12) -> Figure:
-    """The first images with their captions, as they will be learned."""
-    entries = found.entries[:count]
-    rows = -(-len(entries) // COLUMNS)
+def gallery(report: DataReport, count: int = 12) -> Figure:
+    """The first images as they will be learned, cropped, with their captions."""
+    examples = report.examined[:count]
+    rows = -(-len(examples) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(2.1 * COLUMNS, 2.5 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, entry in zip(axes.flat, entries, strict=False):
-        axis.imshow(plt.imread(entry.source))
-        axis.set_title(entry.caption, fontsize=7, wrap=True)
+    for axis, one in zip(axes.flat, examples, strict=False):
+        picture = decode(one.example.read(), report.config.data.alpha_background)
+        axis.imshow(one.crops[0].apply(picture.image))
+        axis.set_title(one.captions[0], fontsize=7, wrap=True)
     return _finish(figure)
 
 

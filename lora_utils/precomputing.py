@@ -1,97 +1,193 @@
 """Fills the cache with what it lacks: first captions, then images, never both encoders' weights at once."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from lora_utils import cache
-from lora_utils.dataset import DataError, Example
-from lora_utils.encoders import TextEmbeddings, encode_captions, encode_images, encode_negative
-from lora_utils.files import file_hash
-from lora_utils.images import frame, open_image
-from lora_utils.memory import best_device, free_memory
-from lora_utils.progress import progress_bar
+from lora_utils.cache import Cache, record_key
+from lora_utils.data_config import DataConfig
+from lora_utils.examining import Examined, held_out_hashes
+from lora_utils.examples import DataError
+from lora_utils.findings import Finding, Kind, table
+from lora_utils.imagestore import ImageTask, encode_image_tasks
+from lora_utils.index import Entry, Index, encode_index, write_index
 from lora_utils.sdxl import BaseModel
+from lora_utils.textstore import encode_texts
+
+VERIFIED_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What decides the contents of records besides the data."""
+
+    text_dtype: torch.dtype
+    """fp32, fp16 or bf16: what the U-Net computes in."""
+    vae_dtype: torch.dtype
+    """fp32, or fp16 for a VAE made for it."""
+
+    @property
+    def moments_dtype(self) -> torch.dtype:
+        """fp16 where the U-Net computes in half precision; bf16 has too few digits for latents."""
+        return torch.float32 if self.text_dtype == torch.float32 else torch.float16
 
 
 @dataclass(frozen=True)
 class Precomputed:
     """What precompute found and did."""
 
-    folder: Path
-    entries: list[cache.Entry]
+    cache: Cache
+    entries: Index
+    """The examples that can be trained on."""
     unconditional_key: str
     """Text record of what guidance steers away from when there is no negative prompt."""
     encoded_images: int
-    """New in this call; the others were in the cache."""
+    """Image variants made in this call; the others were in the cache."""
     encoded_captions: int
+    findings: list[Finding]
+    """What was wrong with the data or the cache, and what was done."""
+
+    def __str__(self) -> str:
+        counts = f"{self.encoded_images} images and {self.encoded_captions} captions encoded now, the rest was there"
+        problems = f"\n\n{table(self.findings)}" if self.findings else ""
+        return f"{len(self.entries)} examples in {self.folder}: {counts}{problems}"
+
+    @property
+    def folder(self) -> Path:
+        """The cache."""
+        return self.cache.folder
 
 
-def plan_entries(
-    examples: list[Example], base: BaseModel, resolution_px: int, validation_split: float, dtype: torch.dtype
-) -> list[cache.Entry]:
+def plan_entries(examined: Sequence[Examined], base: BaseModel, config: DataConfig, encoding: Encoding) -> list[Entry]:
     """Name every record that the examples need, after all that determines its contents.
-
-    Whether an example is held out depends on its image's bytes alone, so the choice survives new captions and seeds.
 
     Raises:
         DataError: Every image would be held out.
     """
-    hashes = [file_hash(example.path) for example in examples]
-    different = sorted(set(hashes))
-    held_out = set(different[: max(1, round(len(different) * validation_split))]) if validation_split else set()
-    if len(held_out) == len(different):
+    held_out = held_out_hashes(examined, config.validation_split)
+    if examined and all(one.content_hash in held_out for one in examined):
         raise DataError("validation_split leaves no image to train on; lower it, or add images")
-    vae, text = base.vae_identity(), base.text_identity()
-    return [
-        cache.Entry(
-            image_key=cache.record_key(image=image_hash, resolution_px=resolution_px, vae=vae),
-            text_key=cache.record_key(caption=example.caption, text=text, dtype=str(dtype)),
-            source=str(example.path),
-            caption=example.caption,
-            held_out=image_hash in held_out,
+    vae, text_settings = base.vae_identity(), _text_settings(base, config, encoding)
+    precisions = [str(encoding.vae_dtype), str(encoding.moments_dtype)]
+    entries = []
+    for one in examined:
+        shared = {"image": one.content_hash, "mask": one.mask_hash, "vae": vae, "precisions": precisions}
+        shared["background"] = config.alpha_background if one.has_alpha else None
+        entries.append(
+            Entry(
+                source=one.example.source,
+                captions=one.captions,
+                image_keys=tuple(record_key(**shared, crop=asdict(crop)) for crop in one.crops),
+                text_keys=tuple(record_key(caption=caption, **text_settings) for caption in one.captions),
+                size=one.size,
+                repeats=one.example.repeats,
+                held_out=one.content_hash in held_out,
+            )
         )
-        for example, image_hash in zip(examples, hashes, strict=True)
-    ]
+    return entries
 
 
 def fill_cache(
-    folder: Path, entries: list[cache.Entry], base: BaseModel, resolution_px: int, dtype: torch.dtype
+    folder: Path,
+    examined: Sequence[Examined],
+    findings: list[Finding],
+    base: BaseModel,
+    config: DataConfig,
+    encoding: Encoding,
 ) -> Precomputed:
-    """Encode what is missing and write the index. Interrupted, it keeps what it has and goes on next time."""
-    captions = {entry.text_key: entry.caption for entry in entries if not cache.has_record(folder, entry.text_key)}
-    images = {entry.image_key: entry.source for entry in entries if not cache.has_record(folder, entry.image_key)}
-    unconditional_key = cache.record_key(unconditional=True, text=base.text_identity(), dtype=str(dtype))
-    if captions or not cache.has_record(folder, unconditional_key):
-        _encode_texts(base, captions, unconditional_key, folder, dtype)
-    if images:
-        _encode_images(base, images, folder, resolution_px)
-    cache.write_index(folder, entries)
-    return Precomputed(folder, entries, unconditional_key, len(images), len(captions))
+    """Encode what is missing or damaged and write the index.
+
+    Killed at any moment, it keeps what it has and goes on next time. An image that turns out to be damaged is a
+    finding; the rest goes on.
+
+    Args:
+        folder: The cache.
+        examined: What to encode.
+        findings: What is known to be wrong already.
+        base: Where the encoders come from.
+        config: How images are framed and captions cut.
+        encoding: Precisions.
+
+    Raises:
+        DataError: Nothing is left to train on.
+    """
+    cache = Cache(folder)
+    entries = plan_entries(examined, base, config, encoding)
+    unconditional_key = record_key(unconditional=True, **_text_settings(base, config, encoding))
+    mended = _verify(cache, entries, unconditional_key)
+    captions = _missing_captions(cache, entries)
+    if captions or unconditional_key not in cache:
+        encode_texts(cache, base, captions, unconditional_key, config.max_token_length, encoding.text_dtype)
+    tasks = _missing_images(cache, entries, examined)
+    refused = encode_image_tasks(cache, base, tasks, config, encoding.vae_dtype, encoding.moments_dtype)
+    cache.compact()
+    usable = encode_index(entry for entry in entries if not refused.keys() & set(entry.image_keys))
+    found = findings + cache.findings + mended + _noted(cache, entries, refused)
+    if all(entry.held_out for entry in usable):
+        raise DataError(f"nothing is left to train on:\n{table(found)}")
+    write_index(folder, usable)
+    made = sum(len(task.crops) for task in tasks) - len(refused)
+    return Precomputed(cache, usable, unconditional_key, made, len(captions), found)
 
 
-def _encode_texts(
-    base: BaseModel, captions: dict[str, str], unconditional_key: str, folder: Path, dtype: torch.dtype
-) -> None:
-    pipeline = base.load_text_pipeline(dtype).to(best_device())
-    _write_text(folder, unconditional_key, encode_negative(pipeline, None), "no caption")
-    for key, caption in progress_bar(captions.items(), "captions"):
-        _write_text(folder, key, encode_captions(pipeline, [caption]), f"caption '{caption}'")
-    del pipeline
-    free_memory()
+def _text_settings(base: BaseModel, config: DataConfig, encoding: Encoding) -> dict[str, object]:
+    return {
+        "text": base.text_identity(),
+        "dtype": str(encoding.text_dtype),
+        "max_token_length": config.max_token_length,
+    }
 
 
-def _write_text(folder: Path, key: str, texts: TextEmbeddings, source: str) -> None:
-    tensors = {"prompt_embeds": texts.prompt_embeds[0], "pooled_prompt_embeds": texts.pooled_prompt_embeds[0]}
-    cache.write_record(folder, key, tensors, source)
+def _verify(cache: Cache, entries: Sequence[Entry], unconditional_key: str) -> list[Finding]:
+    """Read what training will read, so that damage is mended before the U-Net takes the memory.
+
+    Only up to 4 GiB: beyond, every record is checked when training first reads it.
+    """
+    keys = dict.fromkeys(key for entry in entries for key in (*entry.image_keys, *entry.text_keys))
+    present = [key for key in (*keys, unconditional_key) if key in cache]
+    if cache.record_bytes(present) > VERIFIED_BYTES:
+        return []
+    damaged = set(cache.drop_damaged(present))
+    return [
+        Finding(entry.source, "damaged in the cache", "encoded anew", "fixed")
+        for entry in entries
+        if damaged & {*entry.image_keys, *entry.text_keys}
+    ]
 
 
-def _encode_images(base: BaseModel, images: dict[str, str], folder: Path, resolution_px: int) -> None:
-    vae = base.load_vae().to(best_device())
-    for key, source in progress_bar(images.items(), "images"):
-        framed = frame(open_image(Path(source)), resolution_px)
-        moments = encode_images(vae, framed.pixels[None])[0]
-        cache.write_record(folder, key, {"moments": moments, "time_ids": framed.time_ids}, source)
-    del vae
-    free_memory()
+def _missing_captions(cache: Cache, entries: Sequence[Entry]) -> dict[str, str]:
+    return {
+        key: caption
+        for entry in entries
+        for key, caption in zip(entry.text_keys, entry.captions, strict=True)
+        if key not in cache
+    }
+
+
+def _missing_images(cache: Cache, entries: Sequence[Entry], examined: Sequence[Examined]) -> list[ImageTask]:
+    tasks, planned = [], set()
+    for entry, one in zip(entries, examined, strict=True):
+        crops = {
+            key: crop
+            for key, crop in zip(entry.image_keys, one.crops, strict=True)
+            if key not in cache and key not in planned
+        }
+        planned |= crops.keys()
+        if crops:
+            tasks.append(ImageTask(one.example, crops, one.mask_hash == "alpha"))
+    return sorted(tasks, key=lambda task: next(iter(task.crops.values())).size)  # stable: batches of one shape
+
+
+def _noted(cache: Cache, entries: Iterable[Entry], refused: dict[str, Finding]) -> list[Finding]:
+    """Why images were refused now, and what was noted when the others were encoded, now or in an earlier run."""
+    found = []
+    for entry in entries:
+        if problem := next((refused[key] for key in entry.image_keys if key in refused), None):
+            found.append(replace(problem, source=entry.source))
+            continue
+        noted = {tuple(note): None for key in (*entry.image_keys, *entry.text_keys) for note in cache.notes(key)}
+        found += [Finding(entry.source, problem, action, cast(Kind, kind)) for problem, action, kind in noted]
+    return found

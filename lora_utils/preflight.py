@@ -11,10 +11,11 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.version import Version
 
 from lora_utils import UserError
-from lora_utils.config import RunConfig, dump_config
+from lora_utils.config import dump_config
 from lora_utils.dataset import find_examples
 from lora_utils.memory import GIB
 from lora_utils.runlog import versions
+from lora_utils.schema import RunConfig
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -131,7 +132,8 @@ def _where(config: RunConfig) -> str:
 
 
 def _data(config: RunConfig) -> str:
-    if config.data.train_data_dir is None:
+    if config.data.train_data_dir is None and config.data.dataset_name is None:
         return "train_data_dir is not set"
-    examples = find_examples(config.data)
-    return f"{len(examples)} captioned images in {config.data.train_data_dir}"
+    found = find_examples(config.data)
+    refused = sum(finding.kind == "refused" for finding in found.findings)
+    return f"{len(found.examples)} captioned images, {refused} refused; check --data looks into them; {found.rule}"

@@ -1,6 +1,7 @@
 """Images on equal seeds, without and with the adapter, and the sheet that shows them side by side."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from lora_utils.encoders import (
     TextEmbeddings,
+    cut_text,
     decode_latents,
     encode_captions,
     encode_negative,
+    too_long,
 )
 from lora_utils.files import write_atomically
 from lora_utils.lora import ADAPTER, load_lora, read_lora
@@ -26,6 +29,7 @@ from lora_utils.memory import best_device, free_memory
 from lora_utils.progress import progress_bar
 from lora_utils.sdxl import BaseModel
 
+LOGGER = logging.getLogger(__name__)
 SHEET_COLUMNS = 8
 TILE_PX = 256
 LABEL_PX = 34
@@ -35,10 +39,12 @@ LABEL_PX = 34
 class Settings:
     """Everything that decides an image besides its prompt and seed."""
 
-    resolution_px: int
+    width: int
+    height: int
     num_inference_steps: int
     guidance_scale: float
     negative_prompt: str | None
+    max_token_length: int = 77
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,13 @@ def draw_pairs(
         dtype: Of text encoders and U-Net; the VAE is fp32.
     """
     texts = base.load_text_pipeline(dtype).to(best_device())
-    prompts = {prompt: encode_captions(texts, [prompt]) for prompt in {shot.prompt for shot in shots}}
-    negative = encode_negative(texts, settings.negative_prompt)
+    limit = settings.max_token_length
+    prompts = {prompt: encode_captions(texts, [prompt], limit) for prompt in {shot.prompt for shot in shots}}
+    for prompt in prompts:
+        count, rest = cut_text([texts.tokenizer, texts.tokenizer_2], prompt, limit)
+        if rest:
+            LOGGER.warning("prompt '%s…': %s, %s", prompt[:40], *too_long(count, rest))
+    negative = encode_negative(texts, settings.negative_prompt, limit)
     del texts
     free_memory()
     pipeline = base.load_unet_pipeline(dtype).to(best_device())
@@ -114,8 +125,8 @@ def draw_latents(
         pooled_prompt_embeds=prompt.pooled_prompt_embeds.to(device, dtype),
         negative_prompt_embeds=negative.prompt_embeds.to(device, dtype),
         negative_pooled_prompt_embeds=negative.pooled_prompt_embeds.to(device, dtype),
-        height=settings.resolution_px,
-        width=settings.resolution_px,
+        height=settings.height,
+        width=settings.width,
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         generator=torch.Generator().manual_seed(seed),
@@ -145,18 +156,20 @@ def save_image(image: Image.Image, path: Path, shot: Shot, settings: Settings, a
 
 def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> Image.Image:
     """One picture: under each prompt a column with one tile per row label, at most eight columns to a band."""
-    height = max(TILE_PX, min(image.height for images in rows.values() for image in images) // 4)
+    first = next(iter(rows.values()))[0]
+    width = max(TILE_PX, first.width // 4)
+    height = round(width * first.height / first.width)
     bands = [range(start, min(start + SHEET_COLUMNS, len(shots))) for start in range(0, len(shots), SHEET_COLUMNS)]
     margin, band_px = 96, LABEL_PX + len(rows) * height + 8
-    sheet = Image.new("RGB", (margin + min(len(shots), SHEET_COLUMNS) * height, band_px * len(bands)), "white")
+    sheet = Image.new("RGB", (margin + min(len(shots), SHEET_COLUMNS) * width, band_px * len(bands)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
     for number, band in enumerate(bands):
         top = number * band_px
         for place, index in enumerate(band):
-            left = margin + place * height
-            pen.multiline_text((left + 4, top + 2), _fit(shots[index], font, height - 8), "black", font, spacing=1)
+            left = margin + place * width
+            pen.multiline_text((left + 4, top + 2), _fit(shots[index], font, width - 8), "black", font, spacing=1)
             for row, images in enumerate(rows.values()):
-                tile = images[index].resize((height, height), Image.Resampling.LANCZOS)
+                tile = images[index].resize((width, height), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left, top + LABEL_PX + row * height))
         for row, label in enumerate(rows):
             pen.text((6, top + LABEL_PX + (row + 0.45) * height), label, "black", font)

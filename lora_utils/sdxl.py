@@ -21,12 +21,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from lora_utils import UserError
-from lora_utils.config import ModelConfig
 from lora_utils.diffusion import PredictionType
 from lora_utils.files import file_hash
+from lora_utils.schema import ModelConfig
 
 Loaded = TypeVar("Loaded")
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -57,9 +58,9 @@ class BaseModel:
         self._source = {"revision": config.revision, "cache_dir": cache_dir}
         self._vae_source = {"cache_dir": cache_dir}
 
-    def load_vae(self) -> AutoencoderKL:
-        """The VAE in fp32: SDXL's own overflows in fp16."""
-        options: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True}
+    def load_vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+        """The VAE, in fp32 unless it was made for fp16: SDXL's own overflows there."""
+        options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
         if self.vae_name:
             return _load(AutoencoderKL, self.vae_name, **options, **self._vae_source)
         return _load(AutoencoderKL, self.name, subfolder="vae", variant=self._variant, **options, **self._source)
@@ -67,6 +68,14 @@ class BaseModel:
     def load_text_pipeline(self, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         """Tokenizers and text encoders in a pipeline without U-Net and VAE, for its ``encode_prompt``."""
         return self._load_pipeline(dtype, absent=("unet", "vae"))
+
+    def find_tokenizers(self) -> list[CLIPTokenizer] | None:
+        """Both tokenizers, if they are on this machine already; nothing is downloaded."""
+        options = {**self._source, "local_files_only": True}
+        try:
+            return [_load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]]
+        except ModelError:
+            return None
 
     def load_unet_pipeline(self, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         """U-Net and scheduler in a pipeline without encoders and VAE: embeddings in, latents out."""

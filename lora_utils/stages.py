@@ -4,7 +4,7 @@ Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from lora_utils import cache, lora, sampling
-from lora_utils.config import RunConfig, dump_config, load_config
+from lora_utils import lora, sampling
+from lora_utils.config import dump_config, load_config
 from lora_utils.dataset import find_examples
-from lora_utils.denoising import Example as Tensors
+from lora_utils.examining import examine
 from lora_utils.files import write_atomically
-from lora_utils.precomputing import Precomputed, fill_cache, plan_entries
-from lora_utils.preflight import choose_precision, choose_preset, describe
+from lora_utils.lint import DataReport, lint
+from lora_utils.precomputing import Encoding, Precomputed, fill_cache
+from lora_utils.preflight import PRECISIONS, choose_precision, choose_preset, describe
 from lora_utils.progress import progress_bar
 from lora_utils.runlog import RunLog, SilentLog
 from lora_utils.sampling import Settings, Shot, draw_pairs
+from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
 from lora_utils.tiny.demo_data import draw_demo_data
 from lora_utils.training import StepReport, TrainingRun, train_steps
 from lora_utils.validation import HeldOutLoss
+from lora_utils.visits import CachedExamples
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -49,7 +52,8 @@ def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, 
     Args:
         preset: Name of a file in configs/, or auto.
         overrides: Any settings by leaf name.
-        fields: Settings too; empty ones are left to the preset. Without train_data_dir the demo pictures are drawn.
+        fields: Settings too; empty ones are left to the preset. Without train_data_dir and dataset_name the demo
+            pictures are drawn.
 
     Raises:
         UserError: The preset or a setting is unknown or impossible.
@@ -57,11 +61,12 @@ def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, 
     file = CONFIGS / f"{choose_preset(preset)}.yaml"
     given = {name: value for name, value in fields.items() if value not in ("", None, [])}
     config = load_config(file, given | dict(overrides or {}))
-    demo = Path(f"data/demo_{config.data.resolution}px")
-    if config.data.train_data_dir is None:
+    side_px = min(config.data.resolution)
+    demo = Path(f"data/demo_{side_px}px")
+    if config.data.train_data_dir is None and config.data.dataset_name is None:
         config = load_config(file, given | dict(overrides or {}) | {"train_data_dir": demo})
-    if config.data.train_data_dir == demo and not demo.exists():
-        draw_demo_data(demo, config.data.resolution)
+    if config.data.train_data_dir == [demo] and not demo.exists():
+        draw_demo_data(demo, side_px)
     return config
 
 
@@ -74,18 +79,30 @@ def check(config: RunConfig) -> str:
     return describe(config)
 
 
+def check_data(config: RunConfig) -> DataReport:
+    """Decode every image and read every caption, and say what is wrong before any weight is loaded.
+
+    Raises:
+        UserError: There is no data, or a setting is impossible.
+    """
+    return lint(config, BaseModel(config.model, config.paths.cache_dir))
+
+
 def precompute(config: RunConfig) -> Precomputed:
     """Encode every image and every caption that the cache lacks: first captions, then images.
 
+    What cannot be used is left out and named in the findings.
+
     Raises:
-        UserError: The data or the base model cannot be used; what was encoded until then is kept.
+        UserError: No data or the base model cannot be used; what was encoded until then is kept.
     """
-    examples = find_examples(config.data)
+    found = find_examples(config.data)
+    examined, findings = examine(found.examples, config.data)
     base = BaseModel(config.model, config.paths.cache_dir)
     folder = config.paths.precompute_dir or config.paths.output_dir / "precomputed"
-    dtype = choose_precision(config.model.mixed_precision).dtype
-    entries = plan_entries(examples, base, config.data.resolution, config.data.validation_split, dtype)
-    return fill_cache(folder, entries, base, config.data.resolution, dtype)
+    text_dtype = choose_precision(config.model.mixed_precision).dtype
+    encoding = Encoding(text_dtype, PRECISIONS[config.model.vae_precision])
+    return fill_cache(folder, examined, found.findings + findings, base, config.data, encoding)
 
 
 def train(config: RunConfig) -> Iterator[StepReport]:
@@ -138,10 +155,11 @@ def compare(config: RunConfig) -> Comparison:
         UserError: The base model or the LoRA cannot be used; nothing is written then.
     """
     settings = Settings(
-        config.data.resolution,
+        *config.data.resolution,
         config.compare.num_inference_steps,
         config.compare.guidance_scale,
         config.compare.negative_prompt,
+        config.data.max_token_length,
     )
     file = lora.find_lora(config.compare.lora_path or config.paths.output_dir)
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
@@ -165,19 +183,6 @@ def _describe(report: StepReport) -> str:
     return f"loss {report.loss:.4f}, {report.step_seconds:.2f} s/step{memory}"
 
 
-class _CachedExamples(Sequence[Tensors]):
-    """Precomputed examples, read when they are asked for."""
-
-    def __init__(self, folder: Path, entries: list[cache.Entry]) -> None:
-        self._folder, self._entries = folder, entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, index: int) -> Tensors:
-        return cache.read_example(self._folder, self._entries[index])
-
-
 def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | None, dict[str, Any]]:
     precision = choose_precision(config.model.mixed_precision)
     AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's precision
@@ -188,8 +193,8 @@ def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | Non
     )
     with accelerator.main_process_first():
         found = precompute(config)
-    examples = _CachedExamples(found.folder, [entry for entry in found.entries if not entry.held_out])
-    held_out = _CachedExamples(found.folder, [entry for entry in found.entries if entry.held_out])
+    examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
+    held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
     base = BaseModel(config.model, config.paths.cache_dir)
     schedule = base.load_noise_schedule()
     unet = base.load_unet(precision.dtype)
@@ -199,8 +204,9 @@ def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | Non
     run = TrainingRun(
         accelerator.prepare_model(unet.train()),
         examples,
-        cache.read_text(found.folder, found.unconditional_key),
+        found.cache.read(found.unconditional_key),
         config.data.caption_dropout_rate,
+        config.data.latent_mode,
         schedule,
         config.train,
         accelerator,

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +14,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lora_utils import UserError, diffusion
-from lora_utils.config import TrainConfig
-from lora_utils.denoising import Batch, Example, collate, denoising_errors, visit
+from lora_utils.denoising import Batch, collate, denoising_errors, visit
 from lora_utils.memory import peak_memory_gib
+from lora_utils.schema import TrainConfig
 from lora_utils.sdxl import NoiseSchedule
+from lora_utils.visits import CachedExamples, Example, micro_batches
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class TrainingRun:
 
     unet: UNet2DConditionModel
     """With adapter, trainable parameters fp32, prepared by the accelerator."""
-    examples: Sequence[Example]
-    """Moments, time_ids, prompt_embeds, pooled_prompt_embeds; read on access."""
+    examples: CachedExamples
+    """What is learned from."""
     unconditional: Example
     """prompt_embeds and pooled_prompt_embeds of no caption."""
     caption_dropout_rate: float
     """Share of visits that see no caption."""
+    latent_mode: Literal["sample", "mean"]
+    """Fresh latents on every visit, or the posterior's mean."""
     schedule: NoiseSchedule
     """Of the base model."""
     config: TrainConfig
@@ -59,12 +63,9 @@ class TrainingRun:
 
     @property
     def steps(self) -> int:
-        """Optimiser updates in all: max_train_steps, or enough for num_train_epochs over the examples."""
-        per_step = self.config.train_batch_size * self.config.gradient_accumulation_steps
-        epochs = math.ceil(
-            self.config.num_train_epochs * len(self.examples) / (per_step * self.accelerator.num_processes)
-        )
-        return self.config.max_train_steps or epochs
+        """Optimiser updates in all."""
+        visits = sum(entry.repeats for entry in self.examples.entries)
+        return self.config.total_steps(visits, self.accelerator.num_processes)
 
 
 def train_steps(run: TrainingRun) -> Iterator[StepReport]:
@@ -81,12 +82,14 @@ def train_steps(run: TrainingRun) -> Iterator[StepReport]:
     raw_optimizer = _new_optimizer(parameters, config)
     lr_scheduler = _new_lr_scheduler(raw_optimizer, config, run.steps)
     optimizer = accelerator.prepare_optimizer(raw_optimizer)
+    order = micro_batches(run.examples.entries, config.train_batch_size * accelerator.num_processes, config.seed)
     for step in range(1, run.steps + 1):
         started = time.monotonic()
         learning_rate, losses, grad_norm = float(lr_scheduler.get_last_lr()[0]), [], 0.0
         for micro_batch in range(config.gradient_accumulation_steps):
             with accelerator.accumulate(run.unet):
-                loss = _micro_batch_loss(run, (step - 1) * config.gradient_accumulation_steps + micro_batch)
+                count = (step - 1) * config.gradient_accumulation_steps + micro_batch
+                loss = _micro_batch_loss(run, next(order), count)
                 accelerator.backward(loss)
                 losses.append(loss.detach())
                 if accelerator.sync_gradients:
@@ -101,10 +104,12 @@ def train_steps(run: TrainingRun) -> Iterator[StepReport]:
         yield StepReport(step, loss, learning_rate, grad_norm, None, seconds, peak_memory_gib())
 
 
-def _micro_batch_loss(run: TrainingRun, count: int) -> Tensor:
+def _micro_batch_loss(run: TrainingRun, numbers: list[int], count: int) -> Tensor:
     size, accelerator = run.config.train_batch_size, run.accelerator
-    first = (count * accelerator.num_processes + accelerator.process_index) * size
-    batch = collate([_visit_number(run, first + place) for place in range(size)]).to(accelerator.device)
+    mine = accelerator.process_index * size
+    first = count * len(numbers) + mine
+    visits = [_visit_number(run, first + place, numbers[mine + place]) for place in range(size)]
+    batch = collate(visits).to(accelerator.device)
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(diffusion.derived_seed(run.config.seed, first, 1))  # LoRA dropout draws from global state
@@ -112,13 +117,13 @@ def _micro_batch_loss(run: TrainingRun, count: int) -> Tensor:
     return (errors * _weights(batch, run.schedule, run.config.snr_gamma)).mean()
 
 
-def _visit_number(run: TrainingRun, number: int) -> Batch:
-    epoch, place = divmod(number, len(run.examples))
-    example = run.examples[int(diffusion.data_order(run.config.seed, epoch, len(run.examples))[place])]
-    generator = diffusion.visit_generator(run.config.seed, number)
-    if torch.rand((), generator=generator) < run.caption_dropout_rate:
+def _visit_number(run: TrainingRun, visit_number: int, example_number: int) -> Batch:
+    generator = diffusion.visit_generator(run.config.seed, visit_number)
+    dropped = torch.rand((), generator=generator) < run.caption_dropout_rate
+    example = run.examples.draw(example_number, generator)
+    if dropped:
         example = example | run.unconditional
-    return visit(example, generator, run.schedule)
+    return visit(example, generator, run.schedule, latent_mode=run.latent_mode)
 
 
 def _weights(batch: Batch, schedule: NoiseSchedule, snr_gamma: float | None) -> Tensor:

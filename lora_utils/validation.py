@@ -1,13 +1,12 @@
 """The held-out loss: a figure that moves only when the model does."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers import UNet2DConditionModel
 
-from lora_utils.denoising import Batch, Example, collate, denoising_errors, visit
+from lora_utils.denoising import Batch, collate, denoising_errors, visit
 from lora_utils.diffusion import visit_generator
 from lora_utils.sdxl import NoiseSchedule
+from lora_utils.visits import CachedExamples, Example
 
 TIMESTEPS_PER_EXAMPLE = 8
 SEED = 0  # not the run's: figures of runs with other seeds stay comparable
@@ -20,9 +19,10 @@ class HeldOutLoss:
     so together they cover the schedule evenly.
     """
 
-    def __init__(self, examples: Sequence[Example], schedule: NoiseSchedule) -> None:
+    def __init__(self, examples: CachedExamples, schedule: NoiseSchedule) -> None:
         self._schedule = schedule
-        self._batches = [self._fixed_batch(examples[index], index, len(examples)) for index in range(len(examples))]
+        count = len(examples)
+        self._batches = [self._fixed_batch(examples.read(index), index, count) for index in range(count)]
 
     @torch.no_grad()
     def measure(self, unet: UNet2DConditionModel, device: torch.device) -> float:

@@ -1,6 +1,8 @@
 """The layering of lora_utils: imports point down, files and functions stay small."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lora_utils"
 LAYERS = [
     {"__init__"},
-    {"files", "progress"},
-    {"config", "diffusion", "images", "cache", "runlog", "memory"},
-    {"sdxl", "dataset", "lora"},
-    {"encoders", "denoising"},
-    {"precomputing", "training", "validation", "sampling", "preflight"},
-    {"stages", "plots"},
+    {"diffusion", "files", "findings", "images", "memory", "progress", "section"},
+    {"archives", "data_config", "examples", "index", "packs", "runlog"},
+    {"cache", "captions", "columns", "framing", "schema", "trees"},
+    {"config", "decoding", "examining", "loading", "lora", "masks", "own_dataset", "rows", "sdxl", "visits"},
+    {"denoising", "encoders", "metadata", "tables"},
+    {"folders", "imagestore", "sampling", "textstore", "training", "validation"},
+    {"dataset", "precomputing"},
+    {"lint", "preflight"},
+    {"plots", "stages"},
     {"cli"},
     {"__main__"},
 ]
@@ -44,10 +49,16 @@ def test_files_and_functions_stay_small(path):
             assert node.end_lineno - node.lineno < 50, f"{node.name} is too long"
 
 
-@pytest.mark.parametrize("module", ["config", "diffusion", "images", "cache", "runlog", "memory", "files", "progress"])
+@pytest.mark.parametrize("module", sorted(set.union(*LAYERS[:4])))
 def test_the_lowest_layers_know_neither_diffusers_nor_peft(module):
     source = (PACKAGE / f"{module}.py").read_text()
     assert not {"diffusers", "peft"} & {name.split(".")[0] for name in all_imports(ast.parse(source))}
+
+
+@pytest.mark.parametrize("module", ["decoding", "framing", "images", "dataset"])
+def test_what_worker_processes_and_the_front_door_load_knows_no_torch(module):
+    code = f"import sys, lora_utils.{module}; assert not {{'torch', 'diffusers', 'datasets'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=True)
 
 
 def own_imports(path):

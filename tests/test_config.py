@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from lora_utils.config import ConfigError, RunConfig, dump_config, load_config, settings
+from lora_utils.config import ConfigError, dump_config, load_config, settings
+from lora_utils.schema import RunConfig
 from tests.conftest import ROOT
 from tools.settings import page
 

@@ -57,7 +57,7 @@ def test_latents_are_drawn_as_diffusers_draws_them():
 
 def test_errors_of_fp16_do_not_overflow():
     prediction, target = torch.full((1, 4, 2, 2), 300.0).half(), torch.zeros(1, 4, 2, 2).half()
-    assert diffusion.squared_errors(prediction, target).item() == 90000
+    assert diffusion.squared_errors(prediction, target, torch.ones(1, 1, 2, 2)).item() == 90000
 
 
 def test_an_epoch_visits_everything_once_in_an_order_of_its_own():

@@ -9,7 +9,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from lora_utils import encoders, lora
-from lora_utils.config import LoraConfig, ModelConfig
+from lora_utils.schema import LoraConfig, ModelConfig
 from lora_utils.sdxl import BaseModel, ModelError
 from tests.conftest import TINY
 

@@ -17,9 +17,10 @@ from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from lora_utils import cache, denoising, diffusion, lora, stages
-from lora_utils.config import LoraConfig
+from lora_utils import denoising, diffusion, lora, stages
+from lora_utils.schema import LoraConfig
 from lora_utils.sdxl import BaseModel
+from lora_utils.visits import CachedExamples
 from tests.conftest import ROOT, TINY
 
 
@@ -39,7 +40,7 @@ def test_the_loss_of_a_batch_is_diffusers_loss(make_config, kind, snr_gamma):
     base = BaseModel(config.model)
     schedule, unet = replace(base.load_noise_schedule(), prediction_type=kind), base.load_unet(torch.float32)
     lora.add_lora(unet, LoraConfig(rank=4), seed=0)
-    examples = [cache.read_example(found.folder, entry) for entry in found.entries[:4]]
+    examples = [CachedExamples(found.cache, found.entries).read(number) for number in range(4)]
     visits = [denoising.visit(one, diffusion.visit_generator(0, n), schedule) for n, one in enumerate(examples)]
     batch = denoising.collate(visits)
     errors = denoising.denoising_errors(unet, batch, schedule)
@@ -205,4 +206,4 @@ def test_dropped_captions_are_what_guidance_steers_away_from(make_config, tiny_p
 def visit_of(training, number):
     from lora_utils.training import _visit_number
 
-    return _visit_number(training, number)
+    return _visit_number(training, number, number % len(training.examples))

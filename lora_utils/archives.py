@@ -1,0 +1,39 @@
+"""Images inside zip files, which datasets names as zip://folder/a.png::/path/to/images.zip and leaves packed."""
+
+import os
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from lora_utils.images import MAX_BYTES, ImageError
+
+_PREFIX = "zip://"
+
+
+def split_member(name: str) -> tuple[str, str] | None:
+    """The name of a packed file and the path of its archive; None where the name is not of this kind."""
+    member, separator, archive = name.removeprefix(_PREFIX).partition("::")
+    return (member, archive) if name.startswith(_PREFIX) and separator and "::" not in archive else None
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """The content of a packed file; its checksum is checked.
+
+    Raises:
+        ImageError: The archive or the file in it is damaged, missing, locked or huge.
+    """
+    try:
+        with _open(archive, os.getpid()).open(member) as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ImageError(f"cannot be unpacked ({error}); fetch {archive.name} anew") from error
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB; replace or remove it")
+    return content
+
+
+@lru_cache(maxsize=8)
+def _open(archive: Path, process: int) -> zipfile.ZipFile:
+    """Kept open, because a table of contents is long; not shared between processes, which would share its position."""
+    return zipfile.ZipFile(archive)

@@ -1,0 +1,112 @@
+"""The settings of data: where it comes from, how it is captioned, framed and kept."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveInt,
+    model_validator,
+)
+
+from lora_utils.section import Fraction, Numbers, Paths, Section
+
+
+def parse_size(value: Any) -> Any:
+    """``1024``, ``"1280x720"``, ``"1280 720"`` or ``[1280, 720]`` as (width, height) in pixels."""
+    if isinstance(value, list | tuple):
+        value = " ".join(str(side) for side in value)
+    sides = re.split(r"[x×,\s]+", str(value).strip().lower())
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError("should be a number such as 1024, or width and height such as 1280x720")
+    return int(sides[0]), int(sides[-1])
+
+
+def _size_text(size: tuple[int, int]) -> int | str:
+    return size[0] if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+SidePx = Annotated[int, Field(ge=32, le=4096, multiple_of=8)]
+Resolution = Annotated[tuple[SidePx, SidePx], BeforeValidator(parse_size), PlainSerializer(_size_text)]
+
+
+class DataConfig(Section):
+    """What is learned from, and how it is framed and captioned; docs/data.md shows examples."""
+
+    train_data_dir: Paths | None = None
+    """Folders of images with captions; also the data_dir that your own dataset_name file gets."""
+    num_repeats: Numbers = [1]
+    """How often an epoch shows each image of a folder: one number, or one per train_data_dir."""
+    dataset_name: str | None = None
+    """Hub id or local folder of a dataset, or your own Python file that yields images and captions."""
+    dataset_config_name: str | None = None
+    """Configuration of a Hub dataset that has several."""
+    dataset_split: str = "train"
+    """Split of the dataset."""
+    image_column: str | None = None
+    """Column of images; found by name when not given."""
+    caption_column: str | None = None
+    """Column of captions; found by name when not given."""
+    caption_extension: Annotated[str, Field(pattern=r"^\.\w+$")] = ".txt"
+    """Ending of the caption files."""
+    instance_prompt: str | None = None
+    """Caption of the images that have none of their own."""
+    trigger_word: str | None = None
+    """Put before every caption that lacks it; [trigger] in a caption is replaced by it."""
+    shuffle_caption: bool = False
+    """Shuffle comma-separated tags: caption_variants orders of each caption are encoded, a visit picks one."""
+    keep_tokens: NonNegativeInt = 0
+    """How many leading tags stay in place when tags are shuffled."""
+    caption_variants: PositiveInt = 4
+    """Orders of a shuffled caption that are encoded."""
+    caption_dropout_rate: Fraction = 0.0
+    """Share of visits without caption, so that the unconditional side of guidance learns too."""
+    max_token_length: Literal[77, 150, 225] = 77
+    """Tokens that a caption may have; beyond 77 it is encoded in chunks of 75, as sd-scripts does."""
+    resolution: Resolution = (1024, 1024)
+    """Size of training and comparison images in pixels: 1024, or 1280x720 for width x height."""
+    random_crop: bool = False
+    """Crop anywhere instead of in the middle: crop_variants crops are encoded, a visit picks one."""
+    crop_variants: PositiveInt = 4
+    """Crops of each image that are encoded with random_crop."""
+    random_flip: bool = False
+    """Encode the mirrored image too; a visit picks one of both."""
+    enable_bucket: bool = False
+    """Give each image the shape nearest to its own among those of resolution's area, instead of one shape for all."""
+    min_bucket_reso: SidePx = 256
+    """Shortest side of a bucket in pixels."""
+    max_bucket_reso: SidePx = 2048
+    """Longest side of a bucket in pixels."""
+    bucket_reso_steps: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 64
+    """Sides of buckets are multiples of this."""
+    bucket_no_upscale: bool = False
+    """Never enlarge an image: smaller ones get smaller buckets of their own."""
+    alpha_background: str = "white"
+    """Colour that shows through transparent pixels: a name or #rrggbb."""
+    mask_data_dir: Path | None = None
+    """Folder of grey masks named like the images: the loss counts where a mask is white."""
+    alpha_mask: bool = False
+    """Use the images' alpha channel as such a mask."""
+    vae_batch_size: PositiveInt | None = None
+    """Images that the VAE encodes together; what fits when not given."""
+    dataloader_num_workers: NonNegativeInt | None = None
+    """Processes that decode images while the VAE works; as many as help when not given."""
+    latent_mode: Literal["sample", "mean"] = "sample"
+    """Draw latents afresh from the VAE's posterior on every visit, or use its mean."""
+    validation_split: Fraction = 0.0
+    """Share of the images that is held out of training to measure the held-out loss."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        if self.enable_bucket and not self.min_bucket_reso <= min(self.resolution) <= self.max_bucket_reso:
+            raise ValueError("min_bucket_reso <= resolution <= max_bucket_reso must hold with enable_bucket")
+        folders = len(self.train_data_dir or [])
+        if len(self.num_repeats) not in (1, folders) or min(self.num_repeats) < 1:
+            raise ValueError("num_repeats takes one positive number, or one for each train_data_dir")
+        if self.mask_data_dir and self.alpha_mask:
+            raise ValueError("mask_data_dir and alpha_mask exclude each other")
+        return self

@@ -1,0 +1,149 @@
+"""Decodes and frames images in worker processes while the encoder works. Knows no torch, so that workers start fast."""
+
+import logging
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from lora_utils.framing import Crop
+from lora_utils.images import ImageError, decode
+
+LOGGER = logging.getLogger(__name__)
+NO_WORKERS = (
+    "worker processes cannot start here, so images are decoded in this one; a script that runs stages needs its code "
+    'under: if __name__ == "__main__"'
+)
+WORTH_WORKERS = 64
+AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to decode, with everything that decides its pixels."""
+
+    number: int
+    """Whatever the caller knows it by."""
+    content: bytes
+    """The encoded image file."""
+    crops: tuple[Crop, ...]
+    """What to cut out of it."""
+    background: str
+    """Colour behind transparent pixels."""
+    mask: bytes | None = None
+    """An encoded mask file."""
+    alpha_mask: bool = False
+    """Take the alpha channel as the mask."""
+    mask_scale: int = 8
+    """Pixels to a latent."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, or why it is none."""
+
+    number: int
+    pixels: list[np.ndarray]
+    """One (height, width, 3) per crop, uint8."""
+    masks: list[np.ndarray]
+    """One (height, width) in latents per crop, uint8; empty without masks."""
+    notices: tuple[tuple[str, str], ...] = ()
+    """Problem and action of what was fixed."""
+    refusal: str | None = None
+
+
+def decode_job(job: Job) -> Picture:
+    """Decode and cut one image; whatever is wrong with it comes back as its refusal."""
+    try:
+        decoded = decode(job.content, job.background)
+        mask = _mask(job, decoded.image.size, decoded.alpha)
+    except ImageError as error:
+        return Picture(job.number, [], [], (), str(error))
+    pixels = [crop.apply(decoded.image) for crop in job.crops]
+    masks = [crop.apply_to_mask(mask, job.mask_scale) for crop in job.crops] if mask else []
+    if masks and not any(one.any() for one in masks):
+        return Picture(job.number, [], [], (), "its mask is black, so there is nothing to learn; whiten a part of it")
+    return Picture(job.number, pixels, masks, decoded.notices)
+
+
+def decode_all(jobs: Iterable[Job], count: int, workers: int | None) -> Iterator[Picture]:
+    """The pictures of the jobs, in order.
+
+    Args:
+        jobs: Read a few ahead of what is asked for, so their contents are never all in memory.
+        count: How many they are.
+        workers: Processes; 0 decodes in this one. None chooses: workers for many images on several cores.
+    """
+    cores = os.cpu_count() or 1
+    if workers is None:
+        workers = min(4, cores) if count >= WORTH_WORKERS and cores > 1 else 0
+    source = iter(jobs)
+    while workers:
+        with _pool(workers) as pool:
+            if not _starts(pool):
+                LOGGER.warning("%s", NO_WORKERS)
+                break
+            crashed = yield from _in_pool(pool, source, workers * AHEAD)
+        if not crashed:
+            return
+        # A decoder ended its process. Which of the images it was shows when each has a worker of its own.
+        for job in crashed:
+            yield from _alone(job)
+    yield from map(decode_job, source)
+
+
+def _starts(pool: ProcessPoolExecutor) -> bool:
+    try:
+        return pool.submit(os.getpid).result() > 0
+    except BrokenProcessPool:
+        return False
+
+
+def _in_pool(pool: ProcessPoolExecutor, jobs: Iterator[Job], ahead: int) -> Generator[Picture, None, list[Job]]:
+    """Yield pictures until the jobs end or a worker dies; returns the jobs that were under way then."""
+    waiting: deque[tuple[Job, Future[Picture]]] = deque()
+    try:
+        while True:
+            for job in islice(jobs, ahead - len(waiting)):
+                waiting.append((job, pool.submit(decode_job, job)))
+            if not waiting:
+                return []
+            picture = waiting[0][1].result()
+            waiting.popleft()
+            yield picture
+    except BrokenProcessPool:
+        return [job for job, _ in waiting]
+
+
+def _alone(job: Job) -> Iterator[Picture]:
+    with _pool(1) as pool:
+        try:
+            yield pool.submit(decode_job, job).result()
+        except BrokenProcessPool:
+            yield Picture(job.number, [], [], (), "decoding it ended the process; save it anew as PNG")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # A forked child of a process that runs torch's threads or CUDA can hang; a spawned one cannot.
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+
+
+def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.Image | None:
+    if job.alpha_mask:
+        return alpha or Image.new("L", size, 255)
+    if job.mask is None:
+        return None
+    try:
+        mask = decode(job.mask).image.convert("L")
+    except ImageError as error:
+        raise ImageError(f"its mask: {error}") from error
+    if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.height * size[0]:
+        raise ImageError(f"its mask has another shape ({mask.width}x{mask.height} for {size[0]}x{size[1]})")
+    return mask

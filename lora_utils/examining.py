@@ -1,0 +1,79 @@
+"""Looks at examples without decoding them: what their bytes are, which shape and which crops they get."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lora_utils.captions import caption_variants
+from lora_utils.data_config import DataConfig
+from lora_utils.examples import Example
+from lora_utils.findings import Finding
+from lora_utils.framing import Crop, choose_size, cropped_share, enlargement, plan_crops
+from lora_utils.images import ImageError, read_header
+
+TOO_MUCH_CROPPED = 0.5
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An example whose file looks like an image; its pixels have not been decoded."""
+
+    example: Example
+    content_hash: str
+    """SHA-256 of the image file."""
+    mask_hash: str | None
+    """SHA-256 of the mask file; "alpha" for the alpha channel; None without a mask."""
+    has_alpha: bool
+    crops: tuple[Crop, ...]
+    captions: tuple[str, ...]
+    """All variants, as they will be encoded; the first is the caption as it was written."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height that it is trained in, pixels."""
+        return self.crops[0].size
+
+
+def examine(examples: Iterable[Example], config: DataConfig) -> tuple[list[Examined], list[Finding]]:
+    """Hash every file and read its header; what cannot be used is a finding and left out."""
+    found, findings = [], []
+    first: dict[str, str] = {}
+    for example in examples:
+        try:
+            one = _examine(example, config)
+        except ImageError as error:
+            findings.append(Finding(example.source, str(error), "left out", "refused"))
+            continue
+        if (twin := first.setdefault(one.content_hash, example.source)) != example.source:
+            findings.append(Finding(example.source, f"same picture as another (as {twin})", "both are used", "noticed"))
+        findings += [Finding(example.source, problem, action, "noticed") for problem, action in _framing_notices(one)]
+        found.append(one)
+    return found, findings
+
+
+def held_out_hashes(examined: Sequence[Examined], validation_split: float) -> set[str]:
+    """The images that are held out, chosen by their bytes alone: new captions, seeds and names leave the choice."""
+    different = sorted({one.content_hash for one in examined})
+    return set(different[: max(1, round(len(different) * validation_split))]) if validation_split else set()
+
+
+def _examine(example: Example, config: DataConfig) -> Examined:
+    content = example.read()
+    header = read_header(content)
+    original = header.width, header.height
+    content_hash = hashlib.sha256(content).hexdigest()
+    crops = plan_crops(original, choose_size(original, config), content_hash, config)
+    mask_hash = "alpha" if config.alpha_mask and header.has_alpha else None
+    if example.read_mask is not None:
+        mask_hash = hashlib.sha256(example.read_mask()).hexdigest()
+    variants = [variant for caption in example.captions for variant in caption_variants(caption, config)]
+    return Examined(example, content_hash, mask_hash, header.has_alpha, tuple(crops), tuple(dict.fromkeys(variants)))
+
+
+def _framing_notices(one: Examined) -> list[tuple[str, str]]:
+    original, size, notices = one.crops[0].original, one.size, []
+    if (factor := enlargement(original, size)) > 1:
+        notices.append((f"smaller than its frame ({original[0]}x{original[1]})", f"enlarged {factor:.2g} times"))
+    if (share := cropped_share(original, size)) > TOO_MUCH_CROPPED:
+        notices.append((f"much is cropped away ({share:.0%})", "enable_bucket would keep more of it"))
+    return notices

@@ -1,0 +1,39 @@
+"""What was found wrong with the data, by name, and what was done about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+SHOWN = 20
+Kind = Literal["refused", "fixed", "noticed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one file or row."""
+
+    source: str
+    """File, row or example, as the user knows it."""
+    problem: str
+    """What is wrong, in a few words; equal problems share their words up to a bracket."""
+    action: str
+    """What was done, or what to do."""
+    kind: Kind
+    """refused: left out. fixed: used after a change. noticed: used as it is."""
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """File → problem → what was done, refusals first; of each kind of problem the first few and a count."""
+    if not findings:
+        return "no problems found"
+    order = {"refused": 0, "fixed": 1, "noticed": 2}
+    groups: dict[tuple[int, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((order[finding.kind], finding.problem.split(" (")[0]), []).append(finding)
+    rows = [("file", "problem", "what was done")]
+    for _, group in sorted(groups.items(), key=lambda item: item[0]):
+        rows += [(one.source, one.problem, one.action) for one in group[:SHOWN]]
+        if len(group) > SHOWN:
+            rows.append((f"… and {len(group) - SHOWN} more", group[0].problem.split(" (")[0], ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() for row in rows)

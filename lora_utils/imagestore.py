@@ -1,0 +1,172 @@
+"""Images into the cache: decoded by workers, encoded by the VAE in batches of one shape."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from lora_utils import UserError
+from lora_utils.cache import Cache, CacheError
+from lora_utils.data_config import DataConfig
+from lora_utils.decoding import Job, Picture, decode_all
+from lora_utils.encoders import encode_images
+from lora_utils.examples import Example
+from lora_utils.findings import Finding
+from lora_utils.framing import Crop
+from lora_utils.images import ImageError
+from lora_utils.memory import best_device, free_memory, vae_batch
+from lora_utils.progress import progress_bar
+from lora_utils.sdxl import BaseModel
+
+TILED_ABOVE_PX = 1536 * 1536
+TILE_PX = 1024
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """The crops of one image that the cache lacks."""
+
+    example: Example
+    crops: Mapping[str, Crop]
+    """Key to crop; all of one size."""
+    alpha_mask: bool
+    """Whether its alpha channel is the loss mask."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One crop on its way through the VAE."""
+
+    key: str
+    crop: Crop
+    pixels: np.ndarray
+    mask: np.ndarray | None
+    notes: list[list[str]]
+
+
+def encode_image_tasks(
+    cache: Cache,
+    base: BaseModel,
+    tasks: Sequence[ImageTask],
+    config: DataConfig,
+    vae_dtype: torch.dtype,
+    moments_dtype: torch.dtype,
+) -> dict[str, Finding]:
+    """Decode, encode and keep; what cannot be used comes back as key to finding, and the rest goes on.
+
+    Args:
+        cache: Where to.
+        base: Where the VAE comes from.
+        tasks: Sorted by size, so that batches are full.
+        config: Background, workers, batch size.
+        vae_dtype: Of the VAE.
+        moments_dtype: Of what is kept.
+    """
+    refused: dict[str, Finding] = {}
+    if not tasks:
+        return refused
+    encoder = _Encoder(base.load_vae(vae_dtype).to(best_device()), config.vae_batch_size)
+    bar = progress_bar((), "images", total=sum(len(task.crops) for task in tasks))
+    scale = base.vae_scale_factor()
+    waiting: list[_Cut] = []
+    for task, picture in _pictures(tasks, config, scale, refused):
+        bar.update(len(task.crops))
+        if picture.refusal is not None:
+            refused |= {key: _refusal(task, picture.refusal) for key in task.crops}
+            continue
+        for cut in _cuts(task, picture):
+            if waiting and (waiting[0].crop.size != cut.crop.size or len(waiting) == encoder.batch_for(cut.crop)):
+                _keep(cache, encoder, waiting, moments_dtype, refused)
+                waiting = []
+            waiting.append(cut)
+    if waiting:
+        _keep(cache, encoder, waiting, moments_dtype, refused)
+    bar.close()
+    cache.commit()
+    del encoder
+    free_memory()
+    return refused
+
+
+class _Encoder:
+    """The VAE with the batch size that fits."""
+
+    def __init__(self, vae: AutoencoderKL, batch: int | None) -> None:
+        self._vae, self._batch = vae, batch
+        vae.tile_sample_min_size = TILE_PX
+        vae.tile_latent_min_size = TILE_PX // 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def batch_for(self, crop: Crop) -> int:
+        """Images of this size that are encoded together."""
+        return self._batch or vae_batch(crop.size[0] * crop.size[1], self._vae.dtype)
+
+    def encode(self, cuts: Sequence[_Cut]) -> Tensor:
+        """Moments of at most a batch of images of one size, (N, 2C, h, w), fp32."""
+        batch, area = self.batch_for(cuts[0].crop), cuts[0].crop.size[0] * cuts[0].crop.size[1]
+        # By size alone, not by what fits: tiles change the last bits, and equal images must give equal records.
+        self._vae.use_tiling = area > TILED_ABOVE_PX
+        try:
+            return torch.cat([self._full_batch(cuts[at : at + batch], batch) for at in range(0, len(cuts), batch)])
+        except torch.OutOfMemoryError as error:
+            if batch == 1:
+                width, height = cuts[0].crop.size
+                raise UserError(
+                    f"the GPU's memory is too small for the VAE at {width}x{height}; lower resolution, or set "
+                    "pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix and vae_precision=fp16"
+                ) from error
+            self._batch = batch // 2
+        free_memory()
+        return self.encode(cuts)
+
+    def _full_batch(self, cuts: Sequence[_Cut], batch: int) -> Tensor:
+        # Always a full batch: the last bits of a row can depend on the batch's size, but not on its other rows.
+        pixels = np.stack([cut.pixels for cut in cuts] + [cuts[-1].pixels] * (batch - len(cuts)))
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return encode_images(self._vae, tensor)[: len(cuts)]
+
+
+def _pictures(
+    tasks: Sequence[ImageTask], config: DataConfig, scale: int, refused: dict[str, Finding]
+) -> Iterator[tuple[ImageTask, Picture]]:
+    def jobs() -> Iterator[Job]:
+        for number, task in enumerate(tasks):
+            try:
+                mask = task.example.read_mask() if task.example.read_mask else None
+                content = task.example.read()
+            except ImageError as error:  # vanished or changed since it was examined
+                refused.update({key: _refusal(task, str(error)) for key in task.crops})
+                continue
+            yield Job(
+                number, content, tuple(task.crops.values()), config.alpha_background, mask, task.alpha_mask, scale
+            )
+
+    for picture in decode_all(jobs(), len(tasks), config.dataloader_num_workers):
+        yield tasks[picture.number], picture
+
+
+def _cuts(task: ImageTask, picture: Picture) -> Iterator[_Cut]:
+    notes = [[problem, action, "fixed"] for problem, action in picture.notices]
+    masks = picture.masks or [None] * len(picture.pixels)
+    for (key, crop), pixels, mask in zip(task.crops.items(), picture.pixels, masks, strict=True):
+        yield _Cut(key, crop, pixels, mask, notes)
+
+
+def _keep(
+    cache: Cache, encoder: _Encoder, cuts: Sequence[_Cut], dtype: torch.dtype, refused: dict[str, Finding]
+) -> None:
+    for cut, moments in zip(cuts, encoder.encode(cuts), strict=True):
+        record = {"moments": moments.to(dtype), "time_ids": torch.tensor(cut.crop.time_ids, dtype=torch.float32)}
+        if cut.mask is not None:
+            record["loss_mask"] = torch.from_numpy(cut.mask.copy())[None].to(torch.float32) / 255
+        try:
+            cache.add("images", cut.key, record, cut.notes)
+        except CacheError as error:
+            cure = "set vae_precision=fp32, or pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix"
+            refused[cut.key] = Finding("", f"{error} (the VAE overflowed)", f"left out; {cure}", "refused")
+
+
+def _refusal(task: ImageTask, reason: str) -> Finding:
+    return Finding(task.example.source, reason, "left out", "refused")

@@ -1,0 +1,141 @@
+"""Opens datasets of the Hub and of the disk with the library datasets, and says what to do when that fails."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NoReturn
+
+from lora_utils.examples import DataError, Remarks
+from lora_utils.images import SUFFIXES
+from lora_utils.trees import METADATA, list_files
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+_FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"}
+_CURES = {
+    "scripts are no longer supported": (
+        "it is made by a Python script, and nothing of a dataset is executed here. Either fetch its parquet copy once, "
+        'datasets.load_dataset("{name}", revision="refs/convert/parquet", split="{split}").save_to_disk("my_dataset"), '
+        "and set dataset_name=my_dataset, or set dataset_name to a Python file of your own (docs/data.md)"
+    ),
+    "Config name is missing": "set dataset_config_name to one of these",
+    "BuilderConfig": "set dataset_config_name to one of these",
+    "nknown split": "set dataset_split to one of these",
+    "corresponds to no data": "set dataset_split to a larger part",
+    "Unrecognized instruction": "set dataset_split to a split such as train, or to a part such as train[:500]",
+    "trust_remote_code": "nothing of a dataset is executed here; set dataset_name to a Python file of your own",
+    "DatasetNotFoundError": (
+        "check the name on huggingface.co/datasets; a private or gated one needs your HF_TOKEN and accepted terms"
+    ),
+    "EmptyDatasetError": "put tables (parquet, csv, jsonl) or images there",
+    "DataFilesNotFoundError": "put tables (parquet, csv, jsonl) or images there",
+    "ConnectionError": "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder",
+    "OfflineModeIsEnabled": "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder",
+    "UnicodeDecodeError": "save its files as UTF-8",
+    "No space left": "free some disk space, or set HF_HOME to a folder on a larger disk",
+    "ImportError": "install what is missing",
+}
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a local dataset is a folder of images rather than of tables."""
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        return False
+    files = [PurePosixPath(name) for name in list_files(folder, "", (), Remarks())]
+    described = any(file.name.lower() in METADATA for file in files)
+    return _has_images(files) and (described or not _tables(files))
+
+
+def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
+    """One split of a dataset; its progress bars are turned off.
+
+    Args:
+        name: Hub id, or a local folder or file.
+        config_name: Of a Hub dataset that has several.
+        split: May name a part, such as train[:500].
+
+    Raises:
+        DataError: It cannot be loaded; the message says what to do.
+    """
+    import datasets
+    import yaml
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    path = Path(name).expanduser()
+    _check_name(name, path)
+    failures = (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, DatasetsError, yaml.YAMLError)
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            found = datasets.load_from_disk(str(path))
+        elif file := _table_file(path, split):
+            files = {split.partition("[")[0]: str(file)}
+            found = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
+        else:
+            found = datasets.load_dataset(str(path) if path.exists() else name, config_name, split=split)
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise ValueError(f"Unknown split {split}. Should be one of {list(found)}")
+            found = found[split]
+    except failures as error:
+        _refuse(name, split, error)
+    if not isinstance(found, datasets.Dataset) or not len(found):
+        raise DataError(f"{name}[{split}] has no rows; set dataset_split to a split with images")
+    return found
+
+
+def _check_name(name: str, path: Path) -> None:
+    if path.is_dir():
+        return
+    if "://" in name:
+        raise DataError(f"{name} is an address; set dataset_name to what follows huggingface.co/datasets/")
+    if path.exists() and path.suffix.lower() not in _BUILDERS:
+        raise DataError(
+            f"{name} is neither a table ({', '.join(_BUILDERS)}) nor a Python file; "
+            "unpack it if it is an archive, and set dataset_name to the folder"
+        )
+    if not path.exists() and (name[0] in "/.~" or "\\" in name or name.count("/") > 1 or path.suffix in _BUILDERS):
+        raise DataError(f"there is no folder or file {name}; set dataset_name to one, or to a Hub id such as user/name")
+    if name in _FORMATS:
+        raise DataError(
+            f"{name} is a format, not a dataset; set train_data_dir to a folder of images with captions instead, "
+            "or dataset_name to a table"
+        )
+
+
+def _table_file(path: Path, split: str) -> Path | None:
+    """The file that is meant where datasets itself would go by the images that lie beside the tables."""
+    if path.is_file():
+        return path
+    files = [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))] if path.is_dir() else []
+    tables = _tables(files)
+    if not tables or not _has_images(files):
+        return None
+    word = rf"(?<![a-z]){re.escape(split.partition('[')[0])}(?![a-z])"
+    meant = [file for file in tables if re.search(word, file.as_posix())] or tables
+    if len(meant) > 1:
+        names = ", ".join(file.as_posix() for file in meant[:5])
+        raise DataError(f"{path} holds several tables ({names}); set dataset_name to the one that is meant")
+    return path / meant[0]
+
+
+def _has_images(files: Iterable[PurePosixPath]) -> bool:
+    return any(file.suffix.lower() in SUFFIXES for file in files)
+
+
+def _tables(files: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+    return [file for file in files if file.suffix.lower() in _BUILDERS and file.name.lower() not in METADATA]
+
+
+def _refuse(name: str, split: str, error: BaseException) -> NoReturn:
+    """Raise the failure's root cause in a few words, with its cure."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    reason = " ".join(str(chain[-1]).split())
+    signs = f"{reason} " + " ".join(kind.__name__ for one in chain for kind in type(one).__mro__)
+    cure = next((cure for sign, cure in _CURES.items() if sign in signs), "check its files, or fetch them anew")
+    shown = reason if len(reason) <= 300 else reason[:299] + "…"
+    raise DataError(f"{name} cannot be loaded ({shown}); {cure.format(name=name, split=split)}") from error

@@ -1,0 +1,182 @@
+"""Many records of one layout in one file: a safetensors file whose tensors are stacked, one row per record.
+
+Beside the records' own tensors it holds ``keys`` (n, 16) and ``hashes`` (n, 32), both uint8, so a file opens without
+its data being read, and a row is checked by its SHA-256 when it is. Files are written once and never changed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from lora_utils import UserError
+from lora_utils.files import commit_file
+
+KEY_BYTES, HASH_BYTES = 16, 32
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+GREATEST_HEADER = 100 * 2**20
+Notes = dict[str, list[list[str]]]
+"""Key in hex to findings about the record, each [problem, action, kind]."""
+
+
+class PackError(UserError):
+    """A pack or one of its rows is damaged."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Name to dtype and shape of one record's tensors, in alphabetical order of the names."""
+
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+    @staticmethod
+    def of(record: Mapping[str, Tensor]) -> "Layout":
+        """The layout of a record."""
+        return Layout(tuple((name, NAMES[one.dtype], tuple(one.shape)) for name, one in sorted(record.items())))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor of a record."""
+        return {name: DTYPES[dtype].itemsize * math.prod(shape) for name, dtype, shape in self.tensors}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a record."""
+        return sum(self.sizes().values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record on its way into a pack."""
+
+    key: bytes
+    digest: bytes
+    part: Callable[[str], bytes]
+    """The bytes of one of its tensors."""
+
+
+def new_row(key: bytes, record: Mapping[str, Tensor]) -> Row:
+    """A record as bytes, hashed."""
+    parts = {name: one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, one in record.items()}
+    return Row(key, digest(key, Layout.of(record), parts), parts.__getitem__)
+
+
+def digest(key: bytes, layout: Layout, parts: Mapping[str, bytes]) -> bytes:
+    """SHA-256 of a record's bytes, then its layout and key: a row moved to another key or shape does not pass."""
+    hasher = hashlib.sha256()
+    for name, _, _ in layout.tensors:
+        hasher.update(parts[name])
+    hasher.update(repr(layout.tensors).encode() + key)
+    return hasher.digest()
+
+
+def write_pack(path: Path, layout: Layout, rows: Sequence[Row], notes: Notes) -> None:
+    """Write records of one layout; whole or not at all, one row in memory at a time."""
+
+    def write(file: IO[bytes]) -> None:
+        file.write(encode_header(layout, len(rows), notes))
+        file.write(b"".join(row.key for row in rows))
+        file.write(b"".join(row.digest for row in rows))
+        for name, _, _ in layout.tensors:
+            for row in rows:
+                file.write(row.part(name))
+
+    commit_file(path, write)
+
+
+def encode_header(layout: Layout, count: int, notes: Notes) -> bytes:
+    """The safetensors header of a pack: its length in 8 bytes, then JSON."""
+    header: dict[str, object] = {"__metadata__": {"notes": json.dumps(notes)}}
+    start = 0
+    fixed = (("keys", "U8", (KEY_BYTES,)), ("hashes", "U8", (HASH_BYTES,)))
+    for name, dtype, shape in (*fixed, *layout.tensors):
+        size = count * math.prod(shape) * (DTYPES[dtype].itemsize if dtype in DTYPES else 1)
+        header[name] = {"dtype": dtype, "shape": [count, *shape], "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class Pack:
+    """An open pack. Rows are read from disk when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            PackError: It is damaged, or the file is not as long as it says.
+        """
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        try:
+            self._read_header()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise PackError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+
+    def __len__(self) -> int:
+        return self._count
+
+    def keys(self) -> list[bytes]:
+        """The records' keys, in the order of the rows."""
+        keys = os.pread(self._descriptor, self._count * KEY_BYTES, self._begin)
+        return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
+
+    def row(self, number: int) -> Row:
+        """A record as it stands in the file, for copying; not checked."""
+        hashes = self._begin + self._count * KEY_BYTES
+        key = os.pread(self._descriptor, KEY_BYTES, self._begin + number * KEY_BYTES)
+        stored = os.pread(self._descriptor, HASH_BYTES, hashes + number * HASH_BYTES)
+        return Row(key, stored, lambda name: self._part(name, number))
+
+    def read(self, number: int, checked: bool = True) -> dict[str, Tensor]:
+        """A record's tensors.
+
+        Raises:
+            PackError: With ``checked``, its bytes are not those that were written, or it holds NaN or infinity.
+        """
+        row = self.row(number)
+        parts = {name: row.part(name) for name, _, _ in self.layout.tensors}
+        if checked and digest(row.key, self.layout, parts) != row.digest:
+            raise PackError(f"{self.path}: record {row.key.hex()} is damaged")
+        tensors = {
+            name: torch.frombuffer(bytearray(parts[name]), dtype=DTYPES[dtype]).reshape(shape)
+            for name, dtype, shape in self.layout.tensors
+        }
+        if checked and not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise PackError(f"{self.path}: record {row.key.hex()} is not finite")
+        return tensors
+
+    def _part(self, name: str, number: int) -> bytes:
+        start, size = self._offsets[name]
+        return os.pread(self._descriptor, size, start + number * size)
+
+    def _read_header(self) -> None:
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        if not 2 <= length <= GREATEST_HEADER:
+            raise ValueError("no safetensors header")
+        text = os.pread(self._descriptor, length, 8)
+        header = json.loads(text)
+        self.notes: Notes = json.loads(header.pop("__metadata__")["notes"])
+        fixed = {name: header.pop(name) for name in ("keys", "hashes")}
+        described = ((name, one["dtype"], tuple(one["shape"][1:])) for name, one in header.items())
+        self.layout = Layout(tuple(sorted(described)))
+        count = fixed["keys"]["shape"][0]
+        if text.rstrip() != encode_header(self.layout, count, self.notes)[8:].rstrip():
+            raise ValueError("the header does not agree with itself")
+        self._count, self._begin = count, 8 + length
+        self._offsets, start = {}, self._begin + count * (KEY_BYTES + HASH_BYTES)
+        for name, size in self.layout.sizes().items():
+            self._offsets[name] = (start, size)
+            start += count * size
+        if os.fstat(self._descriptor).st_size != start:
+            raise ValueError(f"{os.fstat(self._descriptor).st_size} bytes instead of {start}")

@@ -1,0 +1,136 @@
+"""The rows of metadata.jsonl, .csv and .parquet files (datasets' imagefolder convention)."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_utils.captions import TextError, decode_text
+from lora_utils.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.data_config import DataConfig
+from lora_utils.examples import DataError, Remarks
+
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line about one image."""
+
+    source: str
+    """'metadata.jsonl line 3'; rows of parquet files count from 0, as datasets does."""
+    file_name: Any
+    caption: Any
+
+
+def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tuple[list[Row], str]:
+    """The rows of a file and the name of its column of captions; bad lines are refused one by one.
+
+    Args:
+        name: What the user knows the file by.
+
+    Raises:
+        DataError: The file as a whole cannot be used, or a column cannot be found.
+    """
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    try:
+        rows = list(readers[path.suffix.lower()](path, name, remarks))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{name} cannot be opened ({reason}); make it readable, or remove it") from error
+    if not rows:
+        remarks.refuse(name, "metadata without a usable row", "write one row for each image, or remove it")
+        return [], ""
+    examples: dict[str, Any] = {}
+    for _, values in rows:
+        examples |= {column: value for column, value in values.items() if examples.get(column) in (None, "")}
+    image = choose_column("image_column", config.image_column, IMAGE_NAMES, examples, name)
+    if image is None:
+        refuse_columns("image_column", "no column file_name", examples, name)
+    others = {column: value for column, value in examples.items() if column != image}
+    caption = choose_column("caption_column", config.caption_column, CAPTION_NAMES, others, name)
+    if caption is None and config.instance_prompt is None:
+        refuse_columns("caption_column", "no column of captions", others, name)
+    if caption is None:
+        remarks.notice(name, "metadata without a column of captions", "not used")
+        return [], ""
+    return [Row(source, values.get(image), values.get(caption)) for source, values in rows], caption
+
+
+def _read_jsonl(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_read_text(path, name, remarks).split("\n"), start=1):
+        if not line.strip():
+            continue
+        source = f"{name} line {number}"
+        try:
+            values = json.loads(line, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            remarks.refuse(source, f"not JSON ({error})", 'write {"file_name": "a.png", "text": "…"} on one line')
+            continue
+        if isinstance(values, dict):
+            yield source, values
+        else:
+            remarks.refuse(source, "not a JSON object", 'write {"file_name": "a.png", "text": "…"} on one line')
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return values
+
+
+def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = _read_text(path, name, remarks)
+    header = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            remarks.refuse(f"{name} line {line}", f"not CSV ({error})", 'double every " inside "quotes"')
+            continue
+        if fields is None:
+            return
+        if not fields:
+            continue
+        if not columns:
+            columns = [column.strip() for column in fields]
+            if len(set(columns)) < len(columns):
+                raise DataError(f"two columns of {name} have the same name ({', '.join(columns)}); rename one")
+        elif len(fields) == len(columns):
+            yield f"{name} line {line}", dict(zip(columns, fields, strict=True))
+        else:
+            problem = f"wrong number of fields ({len(fields)} instead of {len(columns)})"
+            action = f'put "quotes" around captions with a {_DELIMITERS[delimiter]}'
+            remarks.refuse(f"{name} line {line}", problem, action)
+
+
+def _read_text(path: Path, name: str, remarks: Remarks) -> str:
+    try:
+        text, encoding = decode_text(path.read_bytes())
+    except TextError as error:
+        raise DataError(f"{name} is {error}; save it as UTF-8") from error
+    if encoding != "UTF-8":
+        remarks.fix(name, f"{encoding} text", "converted")
+    return text
+
+
+def _read_parquet(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            batches = (batch for batch in file.iter_batches(batch_size=1000))
+            rows = [values for batch in batches for values in batch.to_pylist()]
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{name} cannot be read as parquet ({error}); write it anew, or remove it") from error
+    for number, values in enumerate(rows):
+        yield f"{name} row {number}", values

@@ -1,0 +1,183 @@
+"""Tables of images and captions: datasets from the Hugging Face Hub and from disk, through the library datasets.
+
+Nothing of a dataset is executed, and an image is read from its row, or from a file inside the dataset's own folder
+or the Hub's cache, never from an address.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_utils.archives import read_member, split_member
+from lora_utils.captions import Captioner
+from lora_utils.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.data_config import DataConfig
+from lora_utils.examples import DataError, Example, Problem
+from lora_utils.images import read_bytes
+from lora_utils.loading import load_table
+from lora_utils.trees import file_problem, name_problem, trusted_root
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import ChunkedArray, DataType
+
+_BATCH_ROWS = 1000
+
+
+def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Example], str]:
+    """The captioned images of dataset_name, and the rule by which they were found.
+
+    Raises:
+        DataError: It cannot be loaded, or a column cannot be found.
+    """
+    name = config.dataset_name or ""
+    table = load_table(name, config.dataset_config_name, config.dataset_split)
+    shown = f"{Path(name).name}[{config.dataset_split}]"
+    image_column, caption_column = _choose_columns(table, config, shown)
+    pictures = _open_pictures(table, image_column, Path(name).expanduser())
+    examples = []
+    for row, (problem, caption) in enumerate(zip(pictures.problems(), _cells(table, caption_column), strict=True)):
+        source = f"{shown} row {row}"
+        if problem:
+            captioner.remarks.refuse(source, *problem)
+        elif caption_column is None:
+            captions = captioner.missing(source, "no caption", "set caption_column")
+            examples.append(Example(source, partial(pictures.read, row), captions, config.num_repeats[0]))
+        elif captions := captioner.caption(source, caption, "give the row a caption"):
+            examples.append(Example(source, partial(pictures.read, row), captions, config.num_repeats[0]))
+    origin = f"column {caption_column}" if caption_column else "instance_prompt"
+    if caption_column and captioner.instance_prompt:
+        origin += ", else instance_prompt"
+    return examples, f"images of {shown}, column {image_column}; captions from {origin}"
+
+
+def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[str, str | None]:
+    from datasets import Image
+
+    typed = [column for column, feature in table.features.items() if isinstance(feature, Image)]
+    first = {column: next(_batches(table, column))[0].as_py() for column in table.column_names}
+    image = choose_column("image_column", config.image_column, IMAGE_NAMES, first, shown)
+    if config.image_column is None and typed:
+        image = typed[0]
+    if image is None:
+        refuse_columns("image_column", "no column of images", first, shown)
+    others = {column: value for column, value in first.items() if column != image and column not in typed}
+    caption = choose_column("caption_column", config.caption_column, CAPTION_NAMES, others, shown)
+    if caption is None and config.instance_prompt is None:
+        refuse_columns("caption_column", "no column of captions", others, shown)
+    return image, caption
+
+
+def _cells(table: "Dataset", column: str | None) -> Iterator[Any]:
+    if column is None:
+        return iter([None] * len(table))
+    return (cell for batch in _batches(table, column) for cell in batch.to_pylist())
+
+
+def _batches(table: "Dataset", column: str) -> Iterator["ChunkedArray"]:
+    return (batch.column(column) for batch in _undecoded(table, column).iter(batch_size=_BATCH_ROWS))
+
+
+def _undecoded(table: "Dataset", column: str) -> Any:
+    """A column as it is stored; images stay encoded."""
+    return table.select_columns([column]).with_format("arrow")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A column of images: encoded bytes, or names of files."""
+
+    table: Any
+    """A dataset of this column alone, undecoded."""
+    column: str
+    folder: Path | None
+    """Where relative names lead to; None for datasets of the Hub."""
+    roots: tuple[Path, ...]
+    """Where files may lie, without links."""
+
+    def problems(self) -> Iterator[Problem | None]:
+        """Why each row has no image that can be read, if so. No image is read for that.
+
+        Raises:
+            DataError: The column holds something else.
+        """
+        for cells in _batches(self.table, self.column):
+            sizes, names = _sizes_and_names(cells, self.column)
+            for size_bytes, name in zip(sizes, names, strict=True):
+                yield None if size_bytes else self._name_problem(name)
+
+    def read(self, row: int) -> bytes:
+        """The encoded image of a row.
+
+        Raises:
+            ImageError: Its file cannot be read any more.
+        """
+        cell = self.table[row].column(self.column)[0].as_py()
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if isinstance(content, bytes):
+            return content
+        name = cell["path"] if isinstance(cell, dict) else cell
+        if packed := split_member(name):
+            return read_member(Path(packed[1]), packed[0])
+        path = self._path(name)
+        return read_bytes(path, self._root(path) or path.parent)
+
+    def _name_problem(self, name: str | None) -> Problem | None:
+        if not name:
+            return Problem("no image in the row", "remove the row")
+        if packed := split_member(name):
+            name = packed[1]
+        if not Path(name).is_absolute() and (problem := name_problem(name)):
+            return problem
+        if root := self._root(self._path(name)):
+            return file_problem(self._path(name), root)
+        return Problem(f"file outside of the dataset ({name:.60})", "set train_data_dir to the images' folder instead")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name if self.folder else Path(name)
+
+    def _root(self, path: Path) -> Path | None:
+        real = path.resolve()
+        return next((root for root in self.roots if real.is_relative_to(root)), None)
+
+
+def _open_pictures(table: "Dataset", column: str, dataset: Path) -> Pictures:
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = dataset if dataset.is_dir() else dataset.parent if dataset.exists() else None
+    roots = [*([trusted_root(folder)] if folder else []), Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+    resolved = tuple(root.expanduser().resolve() for root in roots)
+    return Pictures(_undecoded(table, column), column, folder, resolved)
+
+
+def _sizes_and_names(cells: "ChunkedArray", column: str) -> tuple[list[Any], list[Any]]:
+    """Size of each encoded image in bytes and name of its file, None where a row has none."""
+    from pyarrow import compute, types
+
+    nothing = [None] * len(cells)
+    if types.is_struct(cells.type):
+        parts = dict(zip([field.name for field in cells.type], cells.flatten(), strict=True))
+    else:
+        parts = {"path" if _is_text(cells.type) else "bytes": cells}
+    content, names = parts.get("bytes"), parts.get("path")
+    content = content if content is not None and _is_binary(content.type) else None
+    names = names if names is not None and _is_text(names.type) else None
+    if content is None and names is None:
+        raise DataError(f"column {column} holds {cells.type}, not images; set image_column to another column")
+    sizes = nothing if content is None else compute.call_function("binary_length", [content]).to_pylist()
+    return sizes, nothing if names is None else names.to_pylist()
+
+
+def _is_binary(kind: "DataType") -> bool:
+    from pyarrow import types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _is_text(kind: "DataType") -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind)

@@ -1,0 +1,138 @@
+"""What lies in a folder of images: pictures, captions, metadata files; and which paths lead out of it.
+
+Hidden files and folders (.ipynb_checkpoints, macOS' ._x.jpg) and __MACOSX are passed over, links to folders are not
+followed. Names are relative to the folder, with slashes, in the order of their letters.
+"""
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from lora_utils.examples import Problem, Remarks, showable
+from lora_utils.images import SUFFIXES, UNREADABLE_SUFFIXES
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+@dataclass
+class Tree:
+    """The files of a folder and its sub-folders, by what they are."""
+
+    root: Path
+    prefix: str
+    """Stands before names in remarks, so that equal names in several folders can be told apart."""
+    text_extension: str
+    images: list[str] = field(default_factory=list)
+    unusable: set[str] = field(default_factory=set)
+    """Images that were refused."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Caption files by the name of their image without its ending."""
+    metadata: list[str] = field(default_factory=list)
+
+
+def grow_tree(root: Path, prefix: str, text_extension: str, skipped: Collection[Path], remarks: Remarks) -> Tree:
+    """Look through a folder without opening any file; remark on what cannot be used.
+
+    Args:
+        skipped: Resolved folders that are left out.
+    """
+    tree, strays, real_root = Tree(root, prefix, text_extension), Counter[str](), trusted_root(root)
+    for name in sorted(list_files(root, prefix, skipped, remarks)):
+        stem, suffix = os.path.splitext(name)
+        if PurePosixPath(name).name.lower() in METADATA:
+            tree.metadata.append(name)
+        elif suffix.lower() == text_extension.lower():
+            tree.texts[stem] = name  # of a.TXT and a.txt the small letters win, sorted as they are
+        elif suffix.lower() in UNREADABLE_SUFFIXES:
+            kind = f"kind of picture that cannot be read ({suffix[1:].upper()})"
+            remarks.refuse(prefix + name, kind, "save it as PNG or JPEG")
+            tree.unusable.add(name)
+        elif suffix.lower() not in SUFFIXES:
+            strays[suffix.lower() or "no ending"] += 1
+        elif problem := file_problem(root / name, real_root):
+            remarks.refuse(prefix + name, *problem)
+            tree.unusable.add(name)
+        else:
+            tree.images.append(name)
+    if strays:
+        endings = ", ".join(ending for ending, _ in strays.most_common(5))
+        count = f"{strays.total()} file{'s' if strays.total() > 1 else ''}"
+        problem = f"neither image nor caption ({count}: {endings})"
+        remarks.notice(prefix.rstrip("/") or root.resolve().name, problem, "passed over")
+    return tree
+
+
+def list_files(root: Path, prefix: str, skipped: Collection[Path], remarks: Remarks) -> Iterator[str]:
+    """Names of the files below a folder, unsorted."""
+
+    def refuse_folder(error: OSError) -> None:
+        problem = f"folder that cannot be opened ({error.strerror})"
+        remarks.refuse(str(error.filename), problem, "allow reading it")
+
+    for folder, folders, files in os.walk(root, onerror=refuse_folder):
+        base = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix() + "/"
+        folders[:] = [
+            name for name in sorted(folders) if _enters(Path(folder, name), prefix + base + name, skipped, remarks)
+        ]
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            if showable(name) == name:
+                yield base + name
+            else:
+                remarks.refuse(prefix + base + name, "file name that cannot be shown", "rename it")
+
+
+def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remarks) -> bool:
+    if folder.name.startswith(".") or folder.name == "__MACOSX":
+        return False
+    if showable(folder.name) != folder.name:
+        remarks.refuse(shown, "folder name that cannot be shown", "rename it")
+        return False
+    if folder.is_symlink():
+        remarks.refuse(shown, "link to a folder", "not followed; add the folder itself to train_data_dir")
+        return False
+    if folder.resolve() in skipped:
+        return False
+    if re.match(r"\d+_", folder.name):
+        remarks.notice(shown, "folder name with repeats", "only num_repeats decides how often images are shown")
+    return True
+
+
+def file_problem(path: Path, real_root: Path) -> Problem | None:
+    """Why a file may not be read: it is missing, no regular file, or a link out of its folder."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        return Problem(f"file that cannot be opened ({error.strerror})", "put it there, or leave it out")
+    if not stat.S_ISLNK(mode):
+        return None if stat.S_ISREG(mode) else Problem("not a regular file", "remove it, or put a plain file there")
+    if not path.resolve().is_file():
+        return Problem("link that leads to no file", "put the file itself there")
+    if not path.resolve().is_relative_to(real_root):
+        return Problem("link out of the folder", "put the file itself there")
+    return None
+
+
+def trusted_root(folder: Path) -> Path:
+    """The folder that links of a folder may lead into: itself, or all of a repository in the Hub's cache."""
+    real = folder.resolve()
+    snapshots = next((parent for parent in real.parents if parent.name == "snapshots"), None)
+    return snapshots.parent if snapshots and (snapshots.parent / "blobs").is_dir() else real
+
+
+def name_problem(name: str) -> Problem | None:
+    """Why text from a table may not be taken for the name of a file in the folder."""
+    if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]+:/", name) or name.startswith(("//", "\\\\")):
+        return Problem(f"address instead of a file ({name:.60})", "download it, then name the file")
+    if name.startswith(("/", "\\", "~/")) or re.match(r"[A-Za-z]:[/\\]", name):
+        return Problem(f"absolute path ({name:.60})", "name the file relative to the folder")
+    if "\0" in name:
+        return Problem("file name with NUL", "correct it")
+    if ".." in re.split(r"[/\\]", name):
+        return Problem(f"path out of the folder ({name:.60})", "name the file relative to the folder, without ..")
+    return None

@@ -1,0 +1,94 @@
+"""Worker processes: the same pictures as without, in order; a worker that dies is the fault of one image."""
+
+import os
+import subprocess
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_utils.decoding import Job, decode_all, decode_job
+from lora_utils.framing import Crop
+from tests.conftest import ROOT
+
+WHOLE = Crop((8, 8), (8, 8), 0, 0, (8, 8))
+
+
+def png(number):
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def job(number, content=None, **options):
+    return Job(number, content or png(number), (WHOLE,), "white", **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_come_in_order_with_refusals_in_their_place(workers):
+    contents = {number: png(number) for number in range(30)} | {7: b"no image", 20: png(20)[:40]}
+    jobs = [job(number, content) for number, content in contents.items()]
+    pictures = list(decode_all(jobs, len(jobs), workers))
+    assert [picture.number for picture in pictures] == list(range(30))
+    assert [picture.number for picture in pictures if picture.refusal] == [7, 20]
+    assert all(picture.pixels[0][0, 0, 0] == picture.number for picture in pictures if not picture.refusal)
+
+
+class Killer(bytes):
+    """Ends the process that unpickles it, as a crash in a decoder would."""
+
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_an_image_that_ends_its_worker_is_refused_and_the_rest_goes_on():
+    jobs = [job(number, Killer(b"x") if number in (5, 17) else None) for number in range(30)]
+    pictures = list(decode_all(jobs, len(jobs), 2))
+    assert [picture.number for picture in pictures] == list(range(30))
+    refused = [picture for picture in pictures if picture.refusal]
+    assert [picture.number for picture in refused] == [5, 17]
+    assert "ended the process" in refused[0].refusal
+
+
+def test_a_script_without_a_main_guard_decodes_in_its_own_process(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tests.test_decoding import job\n"
+        "from lora_utils.decoding import decode_all\n"
+        "pictures = list(decode_all([job(n) for n in range(10)], 10, 2))\n"
+        "print(len(pictures), sum(p.refusal is not None for p in pictures))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["10", "0"]
+    assert "__main__" in done.stderr
+
+
+def test_a_mask_is_cut_to_latents():
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (0, 0, 4, 8))
+    buffer = BytesIO()
+    mask.save(buffer, "PNG")
+    [cut] = decode_job(job(1, mask=buffer.getvalue(), mask_scale=4)).masks
+    np.testing.assert_array_equal(cut, [[255, 0], [255, 0]])
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"), [(Image.new("L", (8, 8)), "black"), (Image.new("L", (16, 8), 255), "another shape")]
+)
+def test_a_mask_that_cannot_be_meant_is_refused(mask, reason):
+    buffer = BytesIO()
+    mask.save(buffer, "PNG")
+    assert reason in decode_job(job(1, mask=buffer.getvalue())).refusal
+
+
+def test_the_alpha_channel_can_be_the_mask():
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 8, 4))
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    picture = decode_job(job(1, buffer.getvalue(), alpha_mask=True, mask_scale=4))
+    np.testing.assert_array_equal(picture.masks[0], [[0, 0], [255, 255]])
+    assert (picture.pixels[0][:4] == 255).all()
