@@ -6,16 +6,16 @@ Python file of your own. Nothing of an image is read here.
 
 from pathlib import Path
 
-from lora_utils.captions import TRIGGER, Captioner, clean_caption
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import DataError, Example, Found, Remarks
 from lora_utils.findings import table
-from lora_utils.folders import find_in_folders
 from lora_utils.images import SUFFIXES
-from lora_utils.loading import holds_images
-from lora_utils.own_dataset import find_in_own_dataset
-from lora_utils.tables import find_in_table
-from lora_utils.trees import METADATA
+from lora_utils.sources.captions import TRIGGER, Captioner, clean_caption
+from lora_utils.sources.examples import DataError, Example, Found, Remarks
+from lora_utils.sources.folders import find_in_folders
+from lora_utils.sources.loading import holds_images
+from lora_utils.sources.own_dataset import find_in_own_dataset
+from lora_utils.sources.tables import find_in_table
+from lora_utils.sources.trees import METADATA
 
 
 def find_examples(config: DataConfig) -> Found:

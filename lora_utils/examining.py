@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lora_utils.captions import caption_variants
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import Example
 from lora_utils.findings import Finding
 from lora_utils.framing import Crop, choose_size, cropped_share, enlargement, plan_crops
 from lora_utils.images import ImageError, read_header
+from lora_utils.sources.captions import caption_variants
+from lora_utils.sources.examples import Example
 
 TOO_MUCH_CROPPED = 0.5
 

@@ -13,13 +13,13 @@ from lora_utils.cache import Cache, CacheError
 from lora_utils.data_config import DataConfig
 from lora_utils.decoding import Job, Picture, decode_all
 from lora_utils.encoders import encode_images
-from lora_utils.examples import Example
 from lora_utils.findings import Finding
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError
 from lora_utils.memory import best_device, free_memory, vae_batch
 from lora_utils.progress import progress_bar
 from lora_utils.sdxl import BaseModel
+from lora_utils.sources.examples import Example
 
 TILED_ABOVE_PX = 1536 * 1536
 TILE_PX = 1024

@@ -10,11 +10,11 @@ import torch
 from lora_utils.cache import Cache, record_key
 from lora_utils.data_config import DataConfig
 from lora_utils.examining import Examined, held_out_hashes
-from lora_utils.examples import DataError
 from lora_utils.findings import Finding, Kind, table
 from lora_utils.imagestore import ImageTask, encode_image_tasks
 from lora_utils.index import Entry, Index, encode_index, write_index
 from lora_utils.sdxl import BaseModel
+from lora_utils.sources.examples import DataError
 from lora_utils.textstore import encode_texts
 
 VERIFIED_BYTES = 4 * 2**30

@@ -4,10 +4,10 @@ from math import factorial
 
 import pytest
 
-from lora_utils.captions import caption_variants
 from lora_utils.data_config import DataConfig
 from lora_utils.dataset import find_examples
-from lora_utils.examples import DataError
+from lora_utils.sources.captions import caption_variants
+from lora_utils.sources.examples import DataError
 from tests.caption_corpus import CASES, write_case
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from lora_utils.data_config import DataConfig
 from lora_utils.dataset import find_examples
-from lora_utils.examples import DataError
 from lora_utils.findings import table
 from lora_utils.images import ImageError
+from lora_utils.sources.examples import DataError
 
 
 def fill(folder, *names, caption="a dog"):

@@ -5,7 +5,7 @@ import pytest
 
 from lora_utils.data_config import DataConfig
 from lora_utils.dataset import find_examples
-from lora_utils.examples import DataError
+from lora_utils.sources.examples import DataError
 
 
 @pytest.fixture(autouse=True)

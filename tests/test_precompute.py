@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lora_utils import cache, precomputing, stages
-from lora_utils.examples import DataError
+from lora_utils.sources.examples import DataError
 from lora_utils.visits import CachedExamples
 from tests.conftest import TINY
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from lora_utils import archives
 from lora_utils.data_config import DataConfig
 from lora_utils.dataset import find_examples
-from lora_utils.examples import DataError
 from lora_utils.images import ImageError
+from lora_utils.sources import archives
+from lora_utils.sources.examples import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ from collections import Counter
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from lora_utils.captions import Captioner
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import DataError, Example, Remarks
 from lora_utils.images import read_bytes
-from lora_utils.masks import Masks
-from lora_utils.metadata import Metadata
-from lora_utils.trees import Tree, file_problem, grow_tree, trusted_root
+from lora_utils.sources.captions import Captioner
+from lora_utils.sources.examples import DataError, Example, Remarks
+from lora_utils.sources.masks import Masks
+from lora_utils.sources.metadata import Metadata
+from lora_utils.sources.trees import Tree, file_problem, grow_tree, trusted_root
 
 
 def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Example], str]:

@@ -7,11 +7,11 @@ ones count once, different captions are several captions of the image.
 import posixpath
 from pathlib import PurePosixPath
 
-from lora_utils.captions import Captioner
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import DataError, Remarks
-from lora_utils.rows import Row, read_rows
-from lora_utils.trees import Tree, file_problem, name_problem, trusted_root
+from lora_utils.sources.captions import Captioner
+from lora_utils.sources.examples import DataError, Remarks
+from lora_utils.sources.rows import Row, read_rows
+from lora_utils.sources.trees import Tree, file_problem, name_problem, trusted_root
 
 
 class Metadata:

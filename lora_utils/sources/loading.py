@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NoReturn
 
-from lora_utils.examples import DataError, Remarks
 from lora_utils.images import SUFFIXES
-from lora_utils.trees import METADATA, list_files
+from lora_utils.sources.examples import DataError, Remarks
+from lora_utils.sources.trees import METADATA, list_files
 
 if TYPE_CHECKING:
     from datasets import Dataset

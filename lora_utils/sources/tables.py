@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_utils.archives import read_member, split_member
-from lora_utils.captions import Captioner
-from lora_utils.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import DataError, Example, Problem
 from lora_utils.images import read_bytes
-from lora_utils.loading import load_table
-from lora_utils.trees import file_problem, name_problem, trusted_root
+from lora_utils.sources.archives import read_member, split_member
+from lora_utils.sources.captions import Captioner
+from lora_utils.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.sources.examples import DataError, Example, Problem
+from lora_utils.sources.loading import load_table
+from lora_utils.sources.trees import file_problem, name_problem, trusted_root
 
 if TYPE_CHECKING:
     from datasets import Dataset

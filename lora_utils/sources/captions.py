@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import Problem, Remarks
+from lora_utils.sources.examples import Problem, Remarks
 
 MAX_CHARACTERS = 10_000
 _MAX_FILE_BYTES = 1_000_000

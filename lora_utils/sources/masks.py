@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lora_utils.examples import DataError, Remarks
 from lora_utils.images import read_bytes
-from lora_utils.trees import grow_tree, trusted_root
+from lora_utils.sources.examples import DataError, Remarks
+from lora_utils.sources.trees import grow_tree, trusted_root
 
 
 class Masks:

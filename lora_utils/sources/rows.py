@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_utils.captions import TextError, decode_text
-from lora_utils.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
 from lora_utils.data_config import DataConfig
-from lora_utils.examples import DataError, Remarks
+from lora_utils.sources.captions import TextError, decode_text
+from lora_utils.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.sources.examples import DataError, Remarks
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
