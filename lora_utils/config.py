@@ -93,6 +93,9 @@ def _known(name: object, where: str) -> str:
 
 
 def _explain(problem: Any) -> str:
-    leaf = problem["loc"][1] if len(problem["loc"]) > 1 else problem["loc"][0]
+    message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    if len(problem["loc"]) < 2:  # settings that do not fit together
+        return message
+    leaf = problem["loc"][1]
     hint = "; YAML reads no as false: write fp32" if leaf == "mixed_precision" and problem["input"] is False else ""
-    return f"{leaf}: {problem['msg'].removeprefix('Input ')}, not {problem['input']!r}{hint}"
+    return f"{leaf}: {message}, not {problem['input']!r}{hint}"

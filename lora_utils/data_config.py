@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeInt,
@@ -24,6 +25,13 @@ def parse_size(value: Any) -> Any:
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise ValueError("should be a number such as 1024, or width and height such as 1280x720")
     return int(sides[0]), int(sides[-1])
+
+
+def _colour(value: str) -> str:
+    from PIL import ImageColor
+
+    ImageColor.getrgb(value)
+    return value
 
 
 def _size_text(size: tuple[int, int]) -> int | str:
@@ -85,7 +93,7 @@ class DataConfig(Section):
     """Sides of buckets are multiples of this."""
     bucket_no_upscale: bool = False
     """Never enlarge an image: smaller ones get smaller buckets of their own."""
-    alpha_background: str = "white"
+    alpha_background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour that shows through transparent pixels: a name or #rrggbb."""
     mask_data_dir: Path | None = None
     """Folder of grey masks named like the images: the loss counts where a mask is white."""

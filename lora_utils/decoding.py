@@ -145,5 +145,7 @@ def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.I
     except ImageError as error:
         raise ImageError(f"its mask: {error}") from error
     if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.height * size[0]:
-        raise ImageError(f"its mask has another shape ({mask.width}x{mask.height} for {size[0]}x{size[1]})")
+        raise ImageError(
+            f"its mask has another shape ({mask.width}x{mask.height} for {size[0]}x{size[1]}); make it the image's"
+        )
     return mask

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lora_utils.data_config import DataConfig
-from lora_utils.findings import Finding
+from lora_utils.findings import Finding, refusal
 from lora_utils.framing import Crop, choose_size, cropped_share, enlargement, plan_crops
 from lora_utils.images import ImageError, read_header
 from lora_utils.sources.captions import caption_variants
@@ -42,7 +42,7 @@ def examine(examples: Iterable[Example], config: DataConfig) -> tuple[list[Exami
         try:
             one = _examine(example, config)
         except ImageError as error:
-            findings.append(Finding(example.source, str(error), "left out", "refused"))
+            findings.append(refusal(example.source, error))
             continue
         if (twin := first.setdefault(one.content_hash, example.source)) != example.source:
             findings.append(Finding(example.source, f"same picture as another (as {twin})", "both are used", "noticed"))

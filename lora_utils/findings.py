@@ -1,5 +1,7 @@
 """What was found wrong with the data, by name, and what was done about it."""
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +19,23 @@ class Finding:
     problem: str
     """What is wrong, in a few words; equal problems share their words up to a bracket."""
     action: str
-    """What was done, or what to do."""
+    """What was done; of what was refused, what to do."""
     kind: Kind
     """refused: left out. fixed: used after a change. noticed: used as it is."""
+
+
+def refusal(source: str, reason: object) -> Finding:
+    """Left out, for a reason of the form 'what is wrong; what to do'."""
+    problem, _, action = str(reason).partition("; ")
+    return Finding(source, problem, action, "refused")
+
+
+def as_csv(findings: Sequence[Finding]) -> bytes:
+    """All of them, for a spreadsheet."""
+    text = io.StringIO()
+    csv.writer(text).writerows([("file", "kind", "problem", "what was done")])
+    csv.writer(text).writerows((one.source, one.kind, one.problem, _done(one)) for one in findings)
+    return text.getvalue().encode("utf-8-sig")  # without the mark a spreadsheet takes it for another encoding
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -32,8 +48,12 @@ def table(findings: Sequence[Finding]) -> str:
         groups.setdefault((order[finding.kind], finding.problem.split(" (")[0]), []).append(finding)
     rows = [("file", "problem", "what was done")]
     for _, group in sorted(groups.items(), key=lambda item: item[0]):
-        rows += [(one.source, one.problem, one.action) for one in group[:SHOWN]]
+        rows += [(one.source, one.problem, _done(one)) for one in group[:SHOWN]]
         if len(group) > SHOWN:
             rows.append((f"… and {len(group) - SHOWN} more", group[0].problem.split(" (")[0], ""))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip() for row in rows)
+
+
+def _done(finding: Finding) -> str:
+    return f"left out; {finding.action}" if finding.kind == "refused" else finding.action

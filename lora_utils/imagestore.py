@@ -13,7 +13,7 @@ from lora_utils.cache import Cache, CacheError
 from lora_utils.data_config import DataConfig
 from lora_utils.decoding import Job, Picture, decode_all
 from lora_utils.encoders import encode_images
-from lora_utils.findings import Finding
+from lora_utils.findings import Finding, refusal
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError
 from lora_utils.memory import best_device, free_memory, vae_batch
@@ -75,7 +75,7 @@ def encode_image_tasks(
     for task, picture in _pictures(tasks, config, scale, refused):
         bar.update(len(task.crops))
         if picture.refusal is not None:
-            refused |= {key: _refusal(task, picture.refusal) for key in task.crops}
+            refused |= {key: refusal(task.example.source, picture.refusal) for key in task.crops}
             continue
         for cut in _cuts(task, picture):
             if waiting and (waiting[0].crop.size != cut.crop.size or len(waiting) == encoder.batch_for(cut.crop)):
@@ -137,7 +137,7 @@ def _pictures(
                 mask = task.example.read_mask() if task.example.read_mask else None
                 content = task.example.read()
             except ImageError as error:  # vanished or changed since it was examined
-                refused.update({key: _refusal(task, str(error)) for key in task.crops})
+                refused.update({key: refusal(task.example.source, error) for key in task.crops})
                 continue
             yield Job(
                 number, content, tuple(task.crops.values()), config.alpha_background, mask, task.alpha_mask, scale
@@ -165,8 +165,4 @@ def _keep(
             cache.add("images", cut.key, record, cut.notes)
         except CacheError as error:
             cure = "set vae_precision=fp32, or pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix"
-            refused[cut.key] = Finding("", f"{error} (the VAE overflowed)", f"left out; {cure}", "refused")
-
-
-def _refusal(task: ImageTask, reason: str) -> Finding:
-    return Finding(task.example.source, reason, "left out", "refused")
+            refused[cut.key] = refusal("", f"{error} (the VAE overflowed); {cure}")

@@ -13,7 +13,7 @@ from lora_utils.dataset import find_examples
 from lora_utils.decoding import Job, decode_all
 from lora_utils.encoders import cut_text, too_long
 from lora_utils.examining import Examined, examine, held_out_hashes
-from lora_utils.findings import Finding, table
+from lora_utils.findings import Finding, refusal, table
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError, fingerprint, near_duplicates
 from lora_utils.progress import progress_bar
@@ -104,7 +104,7 @@ def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Exam
     for picture in progress_bar(pictures, "images", len(examined)):
         one = examined[picture.number]
         if picture.refusal is not None:
-            findings.append(Finding(one.example.source, picture.refusal, "left out", "refused"))
+            findings.append(refusal(one.example.source, picture.refusal))
             continue
         findings += [Finding(one.example.source, problem, action, "fixed") for problem, action in picture.notices]
         usable.append(one)
@@ -123,7 +123,7 @@ def _jobs(examined: Sequence[Examined], config: DataConfig, vanished: list[Findi
             content = one.example.read()
             mask = one.example.read_mask() if one.example.read_mask else None
         except ImageError as error:
-            vanished.append(Finding(one.example.source, str(error), "left out", "refused"))
+            vanished.append(refusal(one.example.source, error))
             continue
         whole = Crop(one.crops[0].original, THUMBNAIL, 0, 0, THUMBNAIL)
         yield Job(number, content, (whole,), config.alpha_background, mask, one.mask_hash == "alpha")

@@ -3,6 +3,7 @@
 Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from lora_utils.config import dump_config, load_config
 from lora_utils.dataset import find_examples
 from lora_utils.examining import examine
 from lora_utils.files import write_atomically
+from lora_utils.findings import as_csv, table
 from lora_utils.lint import DataReport, lint
 from lora_utils.precomputing import Encoding, Precomputed, fill_cache
 from lora_utils.preflight import PRECISIONS, choose_precision, choose_preset, describe
@@ -32,6 +34,7 @@ from lora_utils.training import StepReport, TrainingRun, train_steps
 from lora_utils.validation import HeldOutLoss
 from lora_utils.visits import CachedExamples
 
+LOGGER = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -91,7 +94,7 @@ def check_data(config: RunConfig) -> DataReport:
 def precompute(config: RunConfig) -> Precomputed:
     """Encode every image and every caption that the cache lacks: first captions, then images.
 
-    What cannot be used is left out and named in the findings.
+    What cannot be used is left out and named in the findings, and in data_report.csv in the run folder.
 
     Raises:
         UserError: No data or the base model cannot be used; what was encoded until then is kept.
@@ -102,7 +105,9 @@ def precompute(config: RunConfig) -> Precomputed:
     folder = config.paths.precompute_dir or config.paths.output_dir / "precomputed"
     text_dtype = choose_precision(config.model.mixed_precision).dtype
     encoding = Encoding(text_dtype, PRECISIONS[config.model.vae_precision])
-    return fill_cache(folder, examined, found.findings + findings, base, config.data, encoding)
+    result = fill_cache(folder, examined, found.findings + findings, base, config.data, encoding)
+    write_atomically(config.paths.output_dir / "data_report.csv", as_csv(result.findings))
+    return result
 
 
 def train(config: RunConfig) -> Iterator[StepReport]:
@@ -193,6 +198,9 @@ def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | Non
     )
     with accelerator.main_process_first():
         found = precompute(config)
+    refused = [finding for finding in found.findings if finding.kind == "refused"]
+    if refused and accelerator.is_main_process:
+        LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
     examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
     held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
     base = BaseModel(config.model, config.paths.cache_dir)

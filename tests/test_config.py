@@ -45,6 +45,11 @@ def test_the_resolved_config_reads_back_as_itself(tmp_path):
         ({"learning_rate": float("nan")}, ["learning_rate", "finite"]),
         ({"lora": {"seed": 1}}, ["'seed'", "'train:'"]),
         ({"lora": 3}, ["'lora' is a section"]),
+        ({"alpha_background": "whitish"}, ["alpha_background", "whitish"]),
+        ({"resolution": "wide"}, ["resolution", "1280x720"]),
+        ({"train_data_dir": ["a", "b"], "num_repeats": [1, 2, 3]}, ["num_repeats", "one for each"]),
+        ({"enable_bucket": True, "resolution": 64}, ["min_bucket_reso"]),
+        ({"mask_data_dir": "m", "alpha_mask": True}, ["exclude each other"]),
         ({"resolution": 1001}, ["resolution", "multiple of 8"]),
     ],
 )

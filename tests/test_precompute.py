@@ -150,6 +150,15 @@ def test_a_damaged_image_is_left_out_by_name_and_the_rest_goes_on(make_config, p
         assert refused == {"ink_01.png", "ink_02.jpg"}
         assert "ink_01.png" in str(found)
     assert found.encoded_images == 0
+    report = (config.paths.output_dir / "data_report.csv").read_text(encoding="utf-8-sig")
+    assert "ink_01.png,refused" in report
+
+
+def test_training_tells_what_it_leaves_out(make_config, pictures, caplog):
+    (pictures / "ink_01.png").write_bytes(b"no image")
+    next(stages.train(make_config(train_data_dir=pictures)))
+    assert "1 examples are left out" in caplog.text
+    assert "ink_01.png" in caplog.text
 
 
 def test_what_was_fixed_is_told_again_from_the_cache(make_config, pictures):

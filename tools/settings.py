@@ -15,7 +15,7 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from `lora_utils/config.py` by `python tools/settings.py`. Every name is a flag (`--rank 8`), a key in a",
+        "Made from the schema by `python tools/settings.py`. Every name is a flag (`--rank 8`), a key in a",
         "YAML file, and a key of `overrides` in a notebook.",
     ]
     for section, field in RunConfig.model_fields.items():
