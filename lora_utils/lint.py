@@ -109,11 +109,13 @@ def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Exam
         findings += [Finding(one.example.source, problem, action, "fixed") for problem, action in picture.notices]
         usable.append(one)
         prints.append(fingerprint(Image.fromarray(picture.pixels[0])))
+    twins: dict[int, int] = {}
     for first, second in near_duplicates(prints):
-        one, twin = usable[second], usable[first]
-        if one.content_hash != twin.content_hash:
-            problem = f"nearly the same picture as another (as {twin.example.source})"
-            findings.append(Finding(one.example.source, problem, "both are used", "noticed"))
+        if usable[first].content_hash != usable[second].content_hash:
+            twins.setdefault(second, first)
+    for second, first in twins.items():
+        problem = f"nearly the same picture as another (as {usable[first].example.source})"
+        findings.append(Finding(usable[second].example.source, problem, "both are used", "noticed"))
     return usable, findings + vanished
 
 
