@@ -85,15 +85,12 @@ class Cache:
         return tensors
 
     def drop_damaged(self, keys: Iterable[str]) -> list[str]:
-        """Forget the records among these that cannot be read whole, so that they are made anew; returns their keys."""
+        """Forget those of these records whose hash does not fit, so that they are made anew; returns their keys."""
         damaged = []
         for key in keys:
             name = bytes.fromhex(key)
             pack, row = self._place(name)
-            try:
-                pack.read(row, checked=name not in self._checked)
-                self._checked.add(name)
-            except (PackError, OSError):
+            if name not in self._checked and not _is_sound(pack, row):
                 del self._places[name]
                 damaged.append(key)
         return damaged
@@ -211,3 +208,10 @@ class Cache:
             return []
         packs = [path for path in self.folder.iterdir() if NAME.match(path.name)]
         return sorted(packs, key=lambda path: (path.name.split("-")[1], path.name))
+
+
+def _is_sound(pack: Pack, row: int) -> bool:
+    try:
+        return pack.is_sound(row)
+    except OSError:
+        return False

@@ -10,9 +10,10 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -70,9 +71,13 @@ def read_bytes(path: Path, root: Path) -> bytes:
         ImageError: It is missing, no regular file, empty, huge or unreadable, or lies outside of `root`.
     """
     try:
-        target = path.resolve(strict=True)
-        status = target.stat()
-        if not target.is_relative_to(root.resolve(strict=True)):
+        # Folders are resolved once: this runs for every image on every start.
+        target, trusted = _resolve(path.parent) / path.name, _resolve(root)
+        status = target.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            target = path.resolve(strict=True)
+            status = target.stat()
+        if not target.is_relative_to(trusted):
             raise ImageError("a link that leads out of the data folder; put the file itself there")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not a file but a folder, pipe, socket or device; remove it")
@@ -84,6 +89,11 @@ def read_bytes(path: Path, root: Path) -> bytes:
             return file.read(MAX_BYTES)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise ImageError(f"cannot be opened ({getattr(error, 'strerror', 0) or error}); check or remove it") from error
+
+
+@lru_cache(maxsize=256)
+def _resolve(folder: Path) -> Path:
+    return folder.resolve(strict=True)
 
 
 def read_header(content: bytes) -> Header:
@@ -214,37 +224,3 @@ def _to_srgb(image: Image.Image, icc: bytes, notices: list[tuple[str, str]]) -> 
     if image.mode == "CMYK":
         notices.append(("CMYK colours", "converted without a profile"))
     return image.convert("RGB")
-
-
-def fingerprint(image: Image.Image) -> tuple[int, bytes]:
-    """A 64-bit difference hash of the brightness and an 8 × 8 RGB thumbnail of 192 bytes."""
-    cells = np.asarray(image.convert("RGB").resize((72, 64), Image.Resampling.BOX), dtype=np.float64)
-    grey = (cells @ (0.299, 0.587, 0.114)).reshape(8, 8, 9, 8).mean(axis=(1, 3))
-    bits = np.diff(grey, axis=1) > 1  # not 0: compression noise on flat areas is no difference
-    thumbnail = cells.reshape(8, 8, 8, 9, 3).mean(axis=(1, 3)).round().astype(np.uint8)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big"), thumbnail.tobytes()
-
-
-def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
-    """Pairs of indices whose hashes differ in at most 3 bits and whose thumbnails by at most 4 of 255 on average.
-
-    Such hashes agree in one of 4 bands of 16 bits. Images that share a band are sorted by brightness and compared with
-    the next 32 only, so N copies of one image give no N² pairs, but enough to link them all.
-    """
-    hashes = np.array([number for number, _ in fingerprints], dtype=np.uint64)
-    thumbnails = np.frombuffer(b"".join(t for _, t in fingerprints), np.uint8).reshape(-1, 192).astype(np.int16)
-    brightness = thumbnails.sum(axis=1, dtype=np.int64)
-    pairs: set[tuple[int, int]] = set()
-    for band in range(4):
-        keys = hashes >> np.uint64(16 * band) & np.uint64(0xFFFF)
-        order = np.lexsort((brightness, keys))
-        for step in range(1, min(33, len(order))):
-            first, second = order[:-step], order[step:]
-            near = (keys[first] == keys[second]) & (brightness[second] - brightness[first] <= 4 * 192)
-            if not near.any():
-                break
-            first, second = first[near], second[near]
-            flipped = np.unpackbits((hashes[first] ^ hashes[second]).view(np.uint8)).reshape(-1, 64).sum(axis=1)
-            close = (flipped <= 3) & (np.abs(thumbnails[first] - thumbnails[second]).sum(axis=1) <= 4 * 192)
-            pairs.update((min(pair), max(pair)) for pair in np.stack((first, second), axis=1)[close].tolist())
-    return sorted(pairs)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +71,7 @@ class Index(Sequence[Entry]):
 
 def encode_index(entries: Iterable[Entry]) -> Index:
     """An index in memory."""
-    lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in entries]
+    lines = [json.dumps(vars(entry), ensure_ascii=False) for entry in entries]
     return Index("\n".join([_head(len(lines)), *lines, ""]).encode())
 
 

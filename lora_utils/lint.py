@@ -11,11 +11,12 @@ from PIL import Image
 from lora_utils.data_config import DataConfig
 from lora_utils.dataset import find_examples
 from lora_utils.decoding import Job, decode_all
+from lora_utils.duplicates import fingerprint, near_duplicates
 from lora_utils.encoders import cut_text, too_long
 from lora_utils.examining import Examined, examine, held_out_hashes
 from lora_utils.findings import Finding, refusal, table
 from lora_utils.framing import Crop
-from lora_utils.images import ImageError, fingerprint, near_duplicates
+from lora_utils.images import ImageError
 from lora_utils.progress import progress_bar
 from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel

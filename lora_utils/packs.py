@@ -144,8 +144,7 @@ class Pack:
         Raises:
             PackError: With ``checked``, its bytes are not those that were written, or it holds NaN or infinity.
         """
-        row = self.row(number)
-        parts = {name: row.part(name) for name, _, _ in self.layout.tensors}
+        row, parts = self._row_and_parts(number)
         if checked and digest(row.key, self.layout, parts) != row.digest:
             raise PackError(f"{self.path}: record {row.key.hex()} is damaged")
         tensors = {
@@ -155,6 +154,15 @@ class Pack:
         if checked and not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise PackError(f"{self.path}: record {row.key.hex()} is not finite")
         return tensors
+
+    def is_sound(self, number: int) -> bool:
+        """Whether a record's bytes are those that were written."""
+        row, parts = self._row_and_parts(number)
+        return digest(row.key, self.layout, parts) == row.digest
+
+    def _row_and_parts(self, number: int) -> tuple[Row, dict[str, bytes]]:
+        row = self.row(number)
+        return row, {name: row.part(name) for name, _, _ in self.layout.tensors}
 
     def _part(self, name: str, number: int) -> bytes:
         start, size = self._offsets[name]

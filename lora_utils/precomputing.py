@@ -1,7 +1,7 @@
 """Fills the cache with what it lacks: first captions, then images, never both encoders' weights at once."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -80,7 +80,7 @@ def plan_entries(examined: Sequence[Examined], base: BaseModel, config: DataConf
             Entry(
                 source=one.example.source,
                 captions=one.captions,
-                image_keys=tuple(record_key(**shared, crop=asdict(crop)) for crop in one.crops),
+                image_keys=tuple(record_key(**shared, crop=vars(crop)) for crop in one.crops),
                 text_keys=tuple(record_key(caption=caption, **text_settings) for caption in one.captions),
                 size=one.size,
                 repeats=one.example.repeats,

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lora_utils"
 LAYERS = [
     {"__init__", "sources"},
-    {"diffusion", "files", "findings", "images", "memory", "progress", "section"},
+    {"diffusion", "duplicates", "files", "findings", "images", "memory", "progress", "section"},
     {"data_config", "index", "packs", "runlog", "sources.archives", "sources.examples"},
     {"cache", "framing", "schema", "sources.captions", "sources.columns", "sources.trees"},
     {"config", "decoding", "examining", "lora", "sdxl", "visits"},

@@ -6,12 +6,10 @@ import struct
 import subprocess
 import sys
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
 from lora_utils import images
 from tests import image_corpus as make
@@ -202,40 +200,6 @@ def test_only_whole_regular_files_of_the_folder_are_read(tmp_path, monkeypatch):
         for name, reason in (reasons | {"empty": "empty", "huge": "larger than 256 MiB"}).items():
             with pytest.raises(images.ImageError, match=reason):
                 images.read_bytes(root / name, root)
-
-
-def drawn(shape, size=(300, 200)):
-    canvas = Image.new("RGB", (300, 200), "beige")
-    getattr(ImageDraw.Draw(canvas), shape)((60, 20, 220, 180), fill="navy")
-    return canvas.resize(size, Image.Resampling.LANCZOS)
-
-
-def test_a_picture_that_was_resized_or_recompressed_is_a_near_duplicate():
-    drawing, photo = drawn("ellipse"), Image.fromarray(PICTURE).resize((300, 200))
-    for one in (drawing, photo):
-        others = [one.resize((150, 100)), one.resize((613, 411)), Image.open(BytesIO(save(one, "JPEG", quality=30)))]
-        prints = [images.fingerprint(image) for image in (one, *others)]
-        assert images.near_duplicates(prints) == [(i, j) for i in range(4) for j in range(i + 1, 4)]
-
-
-def test_other_pictures_are_no_near_duplicates_even_if_flat():
-    shapes = [drawn("ellipse"), drawn("rectangle"), drawn("ellipse").rotate(180, fillcolor="beige")]
-    flat = [Image.new("RGB", (64, 64), colour) for colour in ("white", "black", "red", "beige", "#808080")]
-    gradient = Image.fromarray(PICTURE)
-    everything = [*shapes, *flat, gradient, gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    assert images.near_duplicates([images.fingerprint(image) for image in everything]) == []
-
-
-def test_near_duplicates_among_many_are_few_but_linked():
-    generator = np.random.default_rng(0)
-    prints = [(int.from_bytes(generator.bytes(8), "big"), generator.bytes(192)) for _ in range(2000)]
-    number, thumbnail = prints[7]
-    prints += [(number ^ 0b1_0000_0000_0000_0001, thumbnail), (number ^ 0b1111, thumbnail)]
-    alike = [(0, bytes(192))] * 2000
-    assert images.near_duplicates(prints) == [(7, 2000)]
-    pairs = images.near_duplicates(alike)
-    assert len(pairs) <= 32 * 2000
-    assert {(i, i + 1) for i in range(1999)} <= set(pairs)
 
 
 def test_every_ending_is_either_read_or_refused():

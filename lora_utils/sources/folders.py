@@ -37,7 +37,7 @@ def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Exam
         root = trusted_root(folder)
         origins += metadata.origins
         for image in tree.images:
-            if captions := _captions(image, tree, metadata, captioner):
+            if captions := _captions(image, tree, root, metadata, captioner):
                 read_mask = masks.find(image, prefix + image) if masks else None
                 read = partial(read_bytes, folder / image, root)
                 examples.append(Example(prefix + image, read, captions, repeats, read_mask))
@@ -74,13 +74,13 @@ def _different_folders(config: DataConfig, remarks: Remarks) -> dict[Path, int]:
     return different
 
 
-def _captions(image: str, tree: Tree, metadata: Metadata, captioner: Captioner) -> tuple[str, ...]:
+def _captions(image: str, tree: Tree, root: Path, metadata: Metadata, captioner: Captioner) -> tuple[str, ...]:
     """The image's captions; empty when it was refused."""
     source, stem = tree.prefix + image, os.path.splitext(image)[0]
     if rows := metadata.rows.get(image):
         return metadata.captions(rows, captioner)
     if text := tree.texts.get(stem):
-        if problem := file_problem(tree.root / text, trusted_root(tree.root)):
+        if problem := file_problem(tree.root / text, root):
             captioner.remarks.refuse(tree.prefix + text, *problem)
             return ()
         return captioner.read(tree.root / text, tree.prefix + text)
