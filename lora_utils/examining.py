@@ -1,17 +1,20 @@
 """Looks at examples without decoding them: what their bytes are, which shape and which crops they get."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_utils.data_config import DataConfig
 from lora_utils.findings import Finding, refusal
 from lora_utils.framing import Crop, choose_size, cropped_share, enlargement, plan_crops
 from lora_utils.images import ImageError, read_header
+from lora_utils.progress import progress_bar
 from lora_utils.sources.captions import caption_variants
 from lora_utils.sources.examples import Example
 
 TOO_MUCH_CROPPED = 0.5
+MANY = 2000
+ALPHA = "alpha"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Examined:
     content_hash: str
     """SHA-256 of the image file."""
     mask_hash: str | None
-    """SHA-256 of the mask file; "alpha" for the alpha channel; None without a mask."""
+    """SHA-256 of the mask file; ALPHA for the alpha channel; None without a mask."""
     has_alpha: bool
     crops: tuple[Crop, ...]
     captions: tuple[str, ...]
@@ -34,11 +37,11 @@ class Examined:
         return self.crops[0].size
 
 
-def examine(examples: Iterable[Example], config: DataConfig) -> tuple[list[Examined], list[Finding]]:
+def examine(examples: Sequence[Example], config: DataConfig) -> tuple[list[Examined], list[Finding]]:
     """Hash every file and read its header; what cannot be used is a finding and left out."""
     found, findings = [], []
     first: dict[str, str] = {}
-    for example in examples:
+    for example in progress_bar(examples, "files", shown=len(examples) > MANY):
         try:
             one = _examine(example, config)
         except ImageError as error:
@@ -51,6 +54,20 @@ def examine(examples: Iterable[Example], config: DataConfig) -> tuple[list[Exami
     return found, findings
 
 
+def read_unchanged(one: Examined) -> tuple[bytes, bytes | None]:
+    """The image file and its mask file.
+
+    Raises:
+        ImageError: One has vanished, or is not what was examined: its record would carry the wrong name.
+    """
+    content = one.example.read()
+    mask = one.example.read_mask() if one.example.read_mask else None
+    hashes = _hash(content), one.mask_hash if mask is None else _hash(mask)
+    if hashes != (one.content_hash, one.mask_hash):
+        raise ImageError("changed while it was read; run the same command again")
+    return content, mask
+
+
 def held_out_hashes(examined: Sequence[Examined], validation_split: float) -> set[str]:
     """The images that are held out, chosen by their bytes alone: new captions, seeds and names leave the choice."""
     different = sorted({one.content_hash for one in examined})
@@ -61,13 +78,17 @@ def _examine(example: Example, config: DataConfig) -> Examined:
     content = example.read()
     header = read_header(content)
     original = header.width, header.height
-    content_hash = hashlib.sha256(content).hexdigest()
+    content_hash = _hash(content)
     crops = plan_crops(original, choose_size(original, config), content_hash, config)
-    mask_hash = "alpha" if config.alpha_mask and header.has_alpha else None
+    mask_hash = ALPHA if config.alpha_mask and header.has_alpha else None
     if example.read_mask is not None:
-        mask_hash = hashlib.sha256(example.read_mask()).hexdigest()
+        mask_hash = _hash(example.read_mask())
     variants = [variant for caption in example.captions for variant in caption_variants(caption, config)]
     return Examined(example, content_hash, mask_hash, header.has_alpha, tuple(crops), tuple(dict.fromkeys(variants)))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _framing_notices(one: Examined) -> list[tuple[str, str]]:

@@ -13,13 +13,13 @@ from lora_utils.cache import Cache, CacheError
 from lora_utils.data_config import DataConfig
 from lora_utils.decoding import Job, Picture, decode_all
 from lora_utils.encoders import encode_images
+from lora_utils.examining import ALPHA, Examined, read_unchanged
 from lora_utils.findings import Finding, refusal
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError
 from lora_utils.memory import best_device, free_memory, vae_batch
 from lora_utils.progress import progress_bar
 from lora_utils.sdxl import BaseModel
-from lora_utils.sources.examples import Example
 
 TILED_ABOVE_PX = 1536 * 1536
 TILE_PX = 1024
@@ -29,11 +29,9 @@ TILE_PX = 1024
 class ImageTask:
     """The crops of one image that the cache lacks."""
 
-    example: Example
+    one: Examined
     crops: Mapping[str, Crop]
     """Key to crop; all of one size."""
-    alpha_mask: bool
-    """Whether its alpha channel is the loss mask."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def encode_image_tasks(
     for task, picture in _pictures(tasks, config, scale, refused):
         bar.update(len(task.crops))
         if picture.refusal is not None:
-            refused |= {key: refusal(task.example.source, picture.refusal) for key in task.crops}
+            refused |= {key: refusal(task.one.example.source, picture.refusal) for key in task.crops}
             continue
         for cut in _cuts(task, picture):
             if waiting and (waiting[0].crop.size != cut.crop.size or len(waiting) == encoder.batch_for(cut.crop)):
@@ -134,14 +132,12 @@ def _pictures(
     def jobs() -> Iterator[Job]:
         for number, task in enumerate(tasks):
             try:
-                mask = task.example.read_mask() if task.example.read_mask else None
-                content = task.example.read()
-            except ImageError as error:  # vanished or changed since it was examined
-                refused.update({key: refusal(task.example.source, error) for key in task.crops})
+                content, mask = read_unchanged(task.one)
+            except ImageError as error:
+                refused.update({key: refusal(task.one.example.source, error) for key in task.crops})
                 continue
-            yield Job(
-                number, content, tuple(task.crops.values()), config.alpha_background, mask, task.alpha_mask, scale
-            )
+            crops, is_mask = tuple(task.crops.values()), task.one.mask_hash == ALPHA
+            yield Job(number, content, crops, config.alpha_background, mask, is_mask, scale)
 
     for picture in decode_all(jobs(), len(tasks), config.dataloader_num_workers):
         yield tasks[picture.number], picture

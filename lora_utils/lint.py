@@ -13,7 +13,7 @@ from lora_utils.dataset import find_examples
 from lora_utils.decoding import Job, decode_all
 from lora_utils.duplicates import fingerprint, near_duplicates
 from lora_utils.encoders import cut_text, too_long
-from lora_utils.examining import Examined, examine, held_out_hashes
+from lora_utils.examining import ALPHA, Examined, examine, held_out_hashes, read_unchanged
 from lora_utils.findings import Finding, refusal, table
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError
@@ -123,13 +123,12 @@ def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Exam
 def _jobs(examined: Sequence[Examined], config: DataConfig, vanished: list[Finding]) -> Iterator[Job]:
     for number, one in enumerate(examined):
         try:
-            content = one.example.read()
-            mask = one.example.read_mask() if one.example.read_mask else None
+            content, mask = read_unchanged(one)
         except ImageError as error:
             vanished.append(refusal(one.example.source, error))
             continue
         whole = Crop(one.crops[0].original, THUMBNAIL, 0, 0, THUMBNAIL)
-        yield Job(number, content, (whole,), config.alpha_background, mask, one.mask_hash == "alpha")
+        yield Job(number, content, (whole,), config.alpha_background, mask, one.mask_hash == ALPHA)
 
 
 def _count_tokens(

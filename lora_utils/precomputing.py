@@ -177,7 +177,7 @@ def _missing_images(cache: Cache, entries: Sequence[Entry], examined: Sequence[E
         }
         planned |= crops.keys()
         if crops:
-            tasks.append(ImageTask(one.example, crops, one.mask_hash == "alpha"))
+            tasks.append(ImageTask(one, crops))
     return sorted(tasks, key=lambda task: next(iter(task.crops.values())).size)  # stable: batches of one shape
 
 

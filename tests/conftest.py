@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("LORA_PRESET", "ci")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def data_dir(demo_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for path in sorted(demo_folder.iterdir())[:20]:
         (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def pictures(data_dir, tmp_path):
+    """The ten pictures, in a folder of their own."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(data_dir, folder)
     return folder
 
 

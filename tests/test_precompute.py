@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,23 +11,6 @@ from PIL import Image
 from lora_utils import cache, precomputing, stages
 from lora_utils.sources.examples import DataError
 from lora_utils.visits import CachedExamples
-from tests.conftest import TINY
-
-
-@pytest.fixture
-def pictures(data_dir, tmp_path):
-    """The ten pictures, in a folder of their own."""
-    folder = tmp_path / "pictures"
-    shutil.copytree(data_dir, folder)
-    return folder
-
-
-@pytest.fixture
-def base(tmp_path):
-    """A base model that a test may change."""
-    folder = tmp_path / "base"
-    shutil.copytree(TINY, folder)
-    return folder
 
 
 def encoded(config):
@@ -36,80 +18,10 @@ def encoded(config):
     return found.encoded_images, found.encoded_captions
 
 
-def touch_weights(folder: Path):
-    """Another value in the last weight of a part."""
-    [file] = folder.glob("*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-2] ^= 1
-    file.write_bytes(content)
-
-
 def one_pixel(folder, **_):
     image = Image.open(folder / "ink_03.png")
     image.putpixel((5, 5), (255, 0, 255))
     image.save(folder / "ink_03.png")
-
-
-MUTATIONS = {
-    "one pixel": (one_pixel, {}, (1, 0)),
-    "a caption": (lambda folder, **_: (folder / "ink_03.txt").write_text("new"), {}, (0, 1)),
-    "a caption that another image has": (
-        lambda folder, **_: shutil.copy(folder / "ink_01.txt", folder / "ink_03.txt"),
-        {},
-        (0, 0),
-    ),
-    "another name": (lambda folder, **_: rename(folder, "ink_02.jpg", "renamed.jpg"), {}, (0, 0)),
-    "a new image": (lambda folder, **_: add_image(folder), {}, (1, 1)),
-    "a removed image": (lambda folder, **_: (folder / "ink_04.jpg").unlink(), {}, (0, 0)),
-    "the VAE": (lambda base, **_: touch_weights(base / "vae"), {}, (10, 0)),
-    "the first text encoder": (lambda base, **_: touch_weights(base / "text_encoder"), {}, (0, 10)),
-    "the second text encoder": (lambda base, **_: touch_weights(base / "text_encoder_2"), {}, (0, 10)),
-    "the U-Net": (lambda base, **_: touch_weights(base / "unet"), {}, (0, 0)),
-    "resolution": (None, {"resolution": 32}, (10, 0)),
-    "buckets of the same shape": (
-        None,
-        {"enable_bucket": True, "min_bucket_reso": 32, "bucket_reso_steps": 8},
-        (0, 0),
-    ),
-    "dtype": (None, {"mixed_precision": "bf16"}, (10, 10)),
-    "max_token_length": (None, {"max_token_length": 150}, (0, 10)),
-    "a trigger word": (None, {"trigger_word": "inkk"}, (0, 10)),
-    "a mirrored variant": (None, {"random_flip": True}, (10, 0)),
-    "the background of images without alpha": (None, {"alpha_background": "black"}, (0, 0)),
-    "seed, split, dropout, repeats": (
-        None,
-        {"seed": 5, "validation_split": 0.2, "caption_dropout_rate": 0.5, "num_repeats": 3},
-        (0, 0),
-    ),
-}
-
-
-def rename(folder, old, new):
-    for suffix in (".txt", Path(old).suffix):
-        (folder / old).with_suffix(suffix).rename((folder / new).with_suffix(suffix))
-
-
-def add_image(folder):
-    Image.new("RGB", (64, 64), "green").save(folder / "new.png")
-    (folder / "new.txt").write_text("a green square")
-
-
-@pytest.mark.parametrize(("change", "settings", "expected"), MUTATIONS.values(), ids=MUTATIONS)
-def test_exactly_what_is_affected_is_encoded_again(make_config, pictures, base, change, settings, expected):
-    shared = {"train_data_dir": pictures, "pretrained_model_name_or_path": str(base), "precompute_dir": None}
-    assert encoded(make_config(**shared)) == (10, 10)
-    assert encoded(make_config(**shared)) == (0, 0)
-    if change:
-        change(folder=pictures, base=base)
-    assert encoded(make_config(**shared, **settings)) == expected
-    assert encoded(make_config(**shared, **settings)) == (0, 0)
-
-
-def test_another_schema_is_encoded_again(make_config, pictures, monkeypatch):
-    config = make_config(train_data_dir=pictures, precompute_dir=None)
-    assert encoded(config) == (10, 10)
-    monkeypatch.setattr(cache, "SCHEMA", cache.SCHEMA + 1)
-    assert encoded(config) == (10, 10)
 
 
 def test_what_is_kept_is_what_the_pipeline_would_compute(make_config, tiny_pipeline):
@@ -243,3 +155,59 @@ def test_a_large_cache_is_checked_when_training_reads_it(make_config, pictures, 
     reports = list(stages.train(config))  # the same command
     assert len(reports) == 3
     assert json.loads((config.paths.output_dir / "summary.json").read_text())["status"] == "done"
+
+
+def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(make_config, pictures, monkeypatch):
+    examine = stages.examine
+
+    def examine_then_change(*arguments):
+        result = examine(*arguments)
+        one_pixel(pictures)
+        return result
+
+    monkeypatch.setattr(stages, "examine", examine_then_change)
+    config = make_config(train_data_dir=pictures, precompute_dir=None)
+    found = stages.precompute(config)
+    assert len(found.entries) == 9
+    assert any(finding.source == "ink_03.png" and "changed" in finding.problem for finding in found.findings)
+    monkeypatch.undo()
+    assert encoded(config) == (1, 0)
+
+
+def test_large_images_go_through_the_vae_in_tiles(make_config, tmp_path, tiny_pipeline, monkeypatch):
+    from lora_utils import imagestore
+
+    monkeypatch.setattr(imagestore, "TILED_ABOVE_PX", 64 * 64)
+    monkeypatch.setattr(imagestore, "TILE_PX", 64)
+    (tmp_path / "large").mkdir()
+    steps = np.random.default_rng(0).normal(0, 2, (128, 128, 3))
+    pixels = (128 + steps.cumsum(axis=0).cumsum(axis=1) / 8).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large" / "a.png")
+    (tmp_path / "large" / "a.txt").write_text("a large picture")
+    found = stages.precompute(make_config(train_data_dir=tmp_path / "large", resolution=128, precompute_dir=None))
+    moments = CachedExamples(found.cache, found.entries).read(0)["moments"]
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        whole = tiny_pipeline.vae.encode(tensor).latent_dist.parameters[0]
+    assert moments.shape == whole.shape
+    assert not torch.equal(moments, whole)
+    mean, expected = moments[:4], whole[:4]
+    assert float((mean - expected).abs().mean()) < 0.1 * float(expected.std())
+
+
+def test_when_memory_is_short_the_batch_is_halved_until_it_fits(make_config, pictures, monkeypatch):
+    from lora_utils import imagestore
+
+    encode, sizes = imagestore.encode_images, []
+
+    def encode_two_at_most(vae, pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(vae, pixels)
+
+    monkeypatch.setattr(imagestore, "encode_images", encode_two_at_most)
+    config = make_config(train_data_dir=pictures, precompute_dir=None, vae_batch_size=8)
+    assert encoded(config) == (10, 10)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2]
+    assert encoded(config) == (0, 0)
