@@ -132,8 +132,10 @@ def _where(config: RunConfig) -> str:
 
 
 def _data(config: RunConfig) -> str:
-    if config.data.train_data_dir is None and config.data.dataset_name is None:
-        return "train_data_dir is not set"
+    if config.data.dataset_name:
+        return f"{config.data.dataset_name}; check --data loads it and looks into it"
+    if config.data.train_data_dir is None:
+        return "neither train_data_dir nor dataset_name is set"
     found = find_examples(config.data)
     refused = sum(finding.kind == "refused" for finding in found.findings)
     return f"{len(found.examples)} captioned images, {refused} refused; check --data looks into them; {found.rule}"

@@ -67,15 +67,22 @@ class BaseModel:
 
     def load_text_pipeline(self, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         """Tokenizers and text encoders in a pipeline without U-Net and VAE, for its ``encode_prompt``."""
-        return self._load_pipeline(dtype, absent=("unet", "vae"))
+        pipeline = self._load_pipeline(dtype, absent=("unet", "vae"))
+        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+            if not _knows_words(tokenizer):
+                raise ModelError(
+                    f"{self.name} has a tokenizer without words; its vocab.json and merges.txt are missing"
+                )
+        return pipeline
 
     def find_tokenizers(self) -> list[CLIPTokenizer] | None:
         """Both tokenizers, if they are on this machine already; nothing is downloaded."""
         options = {**self._source, "local_files_only": True}
         try:
-            return [_load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]]
+            tokenizers = [_load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]]
         except ModelError:
             return None
+        return tokenizers if all(map(_knows_words, tokenizers)) else None
 
     def load_unet_pipeline(self, dtype: torch.dtype) -> StableDiffusionXLPipeline:
         """U-Net and scheduler in a pipeline without encoders and VAE: embeddings in, latents out."""
@@ -144,6 +151,11 @@ class BaseModel:
             raise ModelError(f"{self.name} is a {type(pipeline).__name__}, not SDXL; choose an SDXL base model")
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _knows_words(tokenizer: CLIPTokenizer) -> bool:
+    """transformers 5 makes an empty tokenizer of files that are not there, without a word."""
+    return len(tokenizer) >= 2 * 256  # every byte, alone and at the end of a word
 
 
 def _load(kind: Callable[..., Loaded] | Any, name: str, **options: Any) -> Loaded:

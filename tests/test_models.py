@@ -195,3 +195,14 @@ def test_the_tiny_model_is_a_whole_sdxl_pipeline_of_at_most_10_mb(tiny_pipeline)
     files = [path for path in TINY.rglob("*") if path.suffix in (".safetensors", ".json", ".txt")]
     assert len(files) > 10
     assert sum(path.stat().st_size for path in files) < 10e6
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, part):
+    shutil.copytree(TINY, tmp_path / "base")
+    for file in ("vocab.json", "merges.txt", "tokenizer.json"):
+        (tmp_path / "base" / part / file).unlink()
+    base = BaseModel(ModelConfig(pretrained_model_name_or_path=str(tmp_path / "base")))
+    assert base.find_tokenizers() is None
+    with pytest.raises(ModelError):
+        base.load_text_pipeline(torch.float32)

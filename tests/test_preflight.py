@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lora_utils import preflight
+from lora_utils.config import load_config
 
 
 @pytest.fixture
@@ -56,3 +57,8 @@ def test_colabs_torchao_is_reported_with_its_cure(monkeypatch):
     assert "pip uninstall -y torchao" in preflight.problems()[0]
     monkeypatch.setattr(preflight, "versions", lambda _: {"torchao": "0.18.0"})
     assert preflight.problems() == []
+
+
+def test_the_check_loads_no_dataset():
+    text = preflight.describe(load_config(None, {"dataset_name": "nobody/nothing"}))
+    assert "nobody/nothing; check --data" in text
