@@ -154,7 +154,7 @@ class BaseModel:
 
 
 def _knows_words(tokenizer: CLIPTokenizer) -> bool:
-    """transformers 5 makes an empty tokenizer of files that are not there, without a word."""
+    """False of the empty tokenizer that transformers 5 makes of files that are not there, without a word."""
     return len(tokenizer) >= 2 * 256  # every byte, alone and at the end of a word
 
 
