@@ -29,7 +29,7 @@ FEW_PACKS = 4
 MANY_PACKS = 64
 STALE_SECONDS = 3600
 FLUSH_BYTES = 64 * 2**20
-FLUSH_SHARE = 20
+FLUSH_SHARE = 50
 NAME = re.compile(r"^(images|texts)-(\d{6})-[0-9a-f]{8}\.safetensors$")
 
 
@@ -125,7 +125,7 @@ class Cache:
         self._pending_bytes += Layout.of(record).row_bytes
         # Writing takes a small share of the time, and a kill costs seconds of work.
         waited = time.monotonic() - self._last_flush
-        if self._pending_bytes > FLUSH_BYTES or waited > max(0.1, FLUSH_SHARE * self._flush_seconds):
+        if self._pending_bytes > FLUSH_BYTES or waited > max(0.2, FLUSH_SHARE * self._flush_seconds):
             self.commit()
 
     def commit(self) -> None:

@@ -41,7 +41,8 @@ def encode_images(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     Returns:
         Moments, (N, 2C, h, w), fp32, on the CPU.
     """
-    return vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters.float().cpu()
+    weight = vae.encoder.conv_in.weight  # vae.device and vae.dtype walk through all parts of the model
+    return vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist.parameters.float().cpu()
 
 
 @torch.no_grad()

@@ -94,12 +94,13 @@ class _Encoder:
 
     def __init__(self, vae: AutoencoderKL, batch: int | None) -> None:
         self._vae, self._batch = vae, batch
+        self._dtype = vae.dtype  # looked up once: the model walks through all its parts for it
         vae.tile_sample_min_size = TILE_PX
         vae.tile_latent_min_size = TILE_PX // 2 ** (len(vae.config.block_out_channels) - 1)
 
     def batch_for(self, crop: Crop) -> int:
         """Images of this size that are encoded together."""
-        return self._batch or vae_batch(crop.size[0] * crop.size[1], self._vae.dtype)
+        return self._batch or vae_batch(crop.size[0] * crop.size[1], self._dtype)
 
     def encode(self, cuts: Sequence[_Cut]) -> Tensor:
         """Moments of at most a batch of images of one size, (N, 2C, h, w), fp32."""
