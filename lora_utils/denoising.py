@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_utils import diffusion
 from lora_utils.sdxl import NoiseSchedule
-from lora_utils.visits import Example
+from lora_utils.visits import Record
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Batch:
 
 
 def visit(
-    example: Example,
+    example: Record,
     generator: torch.Generator,
     schedule: NoiseSchedule,
     timestep: int | None = None,
@@ -48,9 +48,10 @@ def visit(
 ) -> Batch:
     """A batch of one: fresh latents, noise and timestep (uniform over all unless given) from the generator."""
     moments = example["moments"]
-    latents = diffusion.sample_latents(moments, schedule.scaling_factor, generator)
     if latent_mode == "mean":
         latents = diffusion.mean_latents(moments, schedule.scaling_factor)
+    else:
+        latents = diffusion.sample_latents(moments, schedule.scaling_factor, generator)
     noise = torch.randn(latents.shape, generator=generator)
     drawn = torch.randint(len(schedule.alphas_cumprod), (1,), generator=generator)
     mask = example.get("loss_mask")

@@ -18,7 +18,7 @@ from lora_utils.denoising import Batch, collate, denoising_errors, visit
 from lora_utils.memory import peak_memory_gib
 from lora_utils.schema import TrainConfig
 from lora_utils.sdxl import NoiseSchedule
-from lora_utils.visits import CachedExamples, Example, micro_batches
+from lora_utils.visits import CachedExamples, Record, micro_batches
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TrainingRun:
     """With adapter, trainable parameters fp32, prepared by the accelerator."""
     examples: CachedExamples
     """What is learned from."""
-    unconditional: Example
+    unconditional: Record
     """prompt_embeds and pooled_prompt_embeds of no caption."""
     caption_dropout_rate: float
     """Share of visits that see no caption."""

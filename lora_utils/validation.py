@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from lora_utils.denoising import Batch, collate, denoising_errors, visit
 from lora_utils.diffusion import visit_generator
 from lora_utils.sdxl import NoiseSchedule
-from lora_utils.visits import CachedExamples, Example
+from lora_utils.visits import CachedExamples, Record
 
 TIMESTEPS_PER_EXAMPLE = 8
 SEED = 0  # not the run's: figures of runs with other seeds stay comparable
@@ -33,7 +33,7 @@ class HeldOutLoss:
         unet.train(was_training)
         return torch.stack(errors).mean().item()
 
-    def _fixed_batch(self, example: Example, index: int, count: int) -> Batch:
+    def _fixed_batch(self, example: Record, index: int, count: int) -> Batch:
         length = len(self._schedule.alphas_cumprod)
         places = [(stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE for stratum in range(TIMESTEPS_PER_EXAMPLE)]
         generator = visit_generator(SEED, index)

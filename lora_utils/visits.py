@@ -13,7 +13,7 @@ from lora_utils.cache import Cache
 from lora_utils.diffusion import data_order
 from lora_utils.index import Entry
 
-Example = dict[str, Tensor]
+Record = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class CachedExamples:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def read(self, number: int, image: int = 0, text: int = 0) -> Example:
+    def read(self, number: int, image: int = 0, text: int = 0) -> Record:
         """One variant of an example: moments, time_ids, prompt_embeds, pooled_prompt_embeds, perhaps loss_mask."""
         entry = self.entries[number]
         return self.cache.read(entry.image_keys[image]) | self.cache.read(entry.text_keys[text])
 
-    def draw(self, number: int, generator: torch.Generator) -> Example:
+    def draw(self, number: int, generator: torch.Generator) -> Record:
         """A variant of image and caption chosen by the generator, every one with equal chance."""
         entry = self.entries[number]
         image = _choose(len(entry.image_keys), generator)
