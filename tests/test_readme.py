@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from lora_utils.cli import parse
+from lora_utils.data_config import DataConfig
 from tests.conftest import ROOT
 
 PAGES = [
@@ -16,19 +17,24 @@ PAGES = [
 ]
 
 
-def commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+def commands(page):
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith("python -m lora_utils")]
 
 
-def test_every_command_of_the_readme_is_understood(monkeypatch):
+@pytest.mark.parametrize(("page", "count"), [("README.md", 3), ("docs/data.md", 5)])
+def test_every_command_of_a_page_is_understood(monkeypatch, page, count):
     monkeypatch.chdir(ROOT)
-    assert len(commands()) >= 3
-    for command in commands():
-        stage, config = parse(shlex.split(command)[3:])
-        assert stage in command
-        assert config.model.variant == "fp16"
+    found = commands(ROOT / page)
+    assert len(found) >= count
+    for command in found:
+        stage, _ = parse(shlex.split(command)[3:])
+        assert all(word in shlex.split(command) for word in stage.split())
+
+
+def test_every_setting_of_data_is_explained():
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert [name for name in DataConfig.model_fields if f"`{name}" not in text] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -44,6 +50,8 @@ def test_every_link_and_path_exists(page):
 
 def test_configs_open_with_a_command_that_is_understood(monkeypatch):
     monkeypatch.chdir(ROOT)
-    for file in (ROOT / "configs" / "tiny.yaml", ROOT / "configs" / "t4.yaml"):
+    files = [file for file in (ROOT / "configs").glob("*.yaml") if file.name != "ci.yaml"]
+    assert len(files) >= 4
+    for file in files:
         first = file.read_text().splitlines()[0]
         parse(shlex.split(first.split("python -m lora_utils ")[1]))
