@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ NO_WORKERS = (
     'under: if __name__ == "__main__"'
 )
 WORTH_WORKERS = 64
+LARGE_PX = 12 * 10**6
 AHEAD = 4
 
 
@@ -73,17 +74,19 @@ def decode_job(job: Job) -> Picture:
     return Picture(job.number, pixels, masks, decoded.notices)
 
 
-def decode_all(jobs: Iterable[Job], count: int, workers: int | None) -> Iterator[Picture]:
+def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None) -> Iterator[Picture]:
     """The pictures of the jobs, in order.
 
     Args:
         jobs: Read a few ahead of what is asked for, so their contents are never all in memory.
-        count: How many they are.
-        workers: Processes; 0 decodes in this one. None chooses: workers for many images on several cores.
+        areas_px: Pixels of each image.
+        workers: Processes; 0 decodes in this one. None chooses: several for many images, where there are cores for
+            them; one for a few of which some are large, so that this process, full of libraries, stays small.
     """
-    cores = os.cpu_count() or 1
     if workers is None:
-        workers = min(4, cores) if count >= WORTH_WORKERS and cores > 1 else 0
+        cores = os.cpu_count() or 1
+        workers = int(max(areas_px, default=0) > LARGE_PX)
+        workers = min(4, cores) if len(areas_px) >= WORTH_WORKERS and cores > 1 else workers
     source = iter(jobs)
     while workers:
         with _pool(workers) as pool:

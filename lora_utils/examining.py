@@ -36,6 +36,11 @@ class Examined:
         """Width and height that it is trained in, pixels."""
         return self.crops[0].size
 
+    @property
+    def area_px(self) -> int:
+        """Pixels of the image."""
+        return self.crops[0].original[0] * self.crops[0].original[1]
+
 
 def examine(examples: Sequence[Example], config: DataConfig) -> tuple[list[Examined], list[Finding]]:
     """Hash every file and read its header; what cannot be used is a finding and left out."""

@@ -140,7 +140,7 @@ def _pictures(
             crops, is_mask = tuple(task.crops.values()), task.one.mask_hash == ALPHA
             yield Job(number, content, crops, config.alpha_background, mask, is_mask, scale)
 
-    for picture in decode_all(jobs(), len(tasks), config.dataloader_num_workers):
+    for picture in decode_all(jobs(), [task.one.area_px for task in tasks], config.dataloader_num_workers):
         yield tasks[picture.number], picture
 
 

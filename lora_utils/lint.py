@@ -101,7 +101,7 @@ def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Exam
     usable, findings, prints = [], [], []
     vanished: list[Finding] = []
     jobs = _jobs(examined, config, vanished)
-    pictures = decode_all(jobs, len(examined), config.dataloader_num_workers)
+    pictures = decode_all(jobs, [one.area_px for one in examined], config.dataloader_num_workers)
     for picture in progress_bar(pictures, "images", len(examined)):
         one = examined[picture.number]
         if picture.refusal is not None:

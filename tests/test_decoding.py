@@ -30,7 +30,7 @@ def job(number, content=None, **options):
 def test_pictures_come_in_order_with_refusals_in_their_place(workers):
     contents = {number: png(number) for number in range(30)} | {7: b"no image", 20: png(20)[:40]}
     jobs = [job(number, content) for number, content in contents.items()]
-    pictures = list(decode_all(jobs, len(jobs), workers))
+    pictures = list(decode_all(jobs, [64] * len(jobs), workers))
     assert [picture.number for picture in pictures] == list(range(30))
     assert [picture.number for picture in pictures if picture.refusal] == [7, 20]
     assert all(picture.pixels[0][0, 0, 0] == picture.number for picture in pictures if not picture.refusal)
@@ -45,7 +45,7 @@ class Killer(bytes):
 
 def test_an_image_that_ends_its_worker_is_refused_and_the_rest_goes_on():
     jobs = [job(number, Killer(b"x") if number in (5, 17) else None) for number in range(30)]
-    pictures = list(decode_all(jobs, len(jobs), 2))
+    pictures = list(decode_all(jobs, [64] * len(jobs), 2))
     assert [picture.number for picture in pictures] == list(range(30))
     refused = [picture for picture in pictures if picture.refusal]
     assert [picture.number for picture in refused] == [5, 17]
@@ -57,7 +57,7 @@ def test_a_script_without_a_main_guard_decodes_in_its_own_process(tmp_path):
     script.write_text(
         "from tests.test_decoding import job\n"
         "from lora_utils.decoding import decode_all\n"
-        "pictures = list(decode_all([job(n) for n in range(10)], 10, 2))\n"
+        "pictures = list(decode_all([job(n) for n in range(10)], [64] * 10, 2))\n"
         "print(len(pictures), sum(p.refusal is not None for p in pictures))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
