@@ -8,21 +8,24 @@ once.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.files import PARTIAL_SUFFIX
+from lora_utils.files import PARTIAL_SUFFIX, allow_many_open_files
 from lora_utils.findings import Finding
 from lora_utils.packs import Layout, Pack, PackError, Row, new_row, write_pack
 
+LOGGER = logging.getLogger(__name__)
 SCHEMA = 2
 PACK_BYTES = 512 * 2**20
 FEW_PACKS = 4
@@ -30,7 +33,7 @@ MANY_PACKS = 64
 STALE_SECONDS = 3600
 FLUSH_BYTES = 64 * 2**20
 FLUSH_SHARE = 50
-NAME = re.compile(r"^(images|texts)-(\d{6})-[0-9a-f]{8}\.safetensors$")
+NAME = re.compile(r"^(images|texts)-(\d{6,})-[0-9a-f]{8}\.safetensors$")
 
 
 class CacheError(UserError):
@@ -53,9 +56,9 @@ class Cache:
         self._packs: dict[int, Pack] = {}
         self._opened = 0
         self._places: dict[bytes, int] = {}  # pack number and row in one int: a third of a tuple's memory
-        self._checked: set[bytes] = set()
         self._pending: dict[tuple[str, Layout], dict[bytes, tuple[Row, list[list[str]]]]] = {}
         self._pending_bytes, self._last_flush, self._flush_seconds = 0, time.monotonic(), 0.0
+        allow_many_open_files()  # every pack holds one, so that another run can join packs under a reader
         for path in self._pack_paths():
             self._open(path)
         self._joined = len(self._packs)
@@ -67,7 +70,7 @@ class Cache:
         return len(self._places)
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """One record, checked by hash and for NaN the first time.
+        """One record, checked by hash and for NaN.
 
         Raises:
             CacheError: It is absent or damaged. A damaged one's pack is set aside: the next precompute makes it anew.
@@ -77,12 +80,10 @@ class Cache:
             raise CacheError(f"{self.folder} lacks record {key}; run the precompute stage")
         pack, row = self._place(name)
         try:
-            tensors = pack.read(row, checked=name not in self._checked)
+            return pack.read(row)
         except (PackError, OSError) as error:
             self._set_aside(pack.path)
             raise CacheError(f"{error}; run the same command again: it encodes what is damaged anew") from error
-        self._checked.add(name)
-        return tensors
 
     def drop_damaged(self, keys: Iterable[str]) -> list[str]:
         """Forget those of these records whose hash does not fit, so that they are made anew; returns their keys."""
@@ -90,7 +91,7 @@ class Cache:
         for key in keys:
             name = bytes.fromhex(key)
             pack, row = self._place(name)
-            if name not in self._checked and not _is_sound(pack, row):
+            if not _is_sound(pack, row):
                 del self._places[name]
                 damaged.append(key)
         return damaged
@@ -141,7 +142,16 @@ class Cache:
         self._flush_seconds = self._last_flush - started
 
     def compact(self) -> None:
-        """Join small packs, so that a thousand examples are a handful of files; drop what was replaced."""
+        """Join small packs, so that a thousand examples are a handful of files; drop what was replaced.
+
+        Nothing depends on it: where the disk is full or read-only, the packs stay as they are.
+        """
+        try:
+            self._compact()
+        except OSError as error:
+            LOGGER.warning("the cache stays in many files: %s", error)
+
+    def _compact(self) -> None:
         groups: dict[tuple[str, Layout], list[int]] = {}
         for number, pack in self._packs.items():
             if len(pack) * pack.layout.row_bytes < PACK_BYTES // 2:
@@ -151,8 +161,9 @@ class Cache:
                 self._join(kind, layout, set(numbers))
         self._joined = len(self._packs)
         for stray in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
-            if time.time() - stray.stat().st_mtime > STALE_SECONDS:  # a killed run's, not another run's
-                stray.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another run's, that has its name by now
+                if time.time() - stray.stat().st_mtime > STALE_SECONDS:
+                    stray.unlink()
 
     def _join(self, kind: str, layout: Layout, numbers: set[int]) -> None:
         live = [key for key, place in self._places.items() if place >> 32 in numbers]
@@ -183,11 +194,11 @@ class Cache:
     def _open(self, path: Path) -> None:
         try:
             self._keep(Pack(path))
-        except PackError as error:
-            self._set_aside(path)
-            self.findings.append(Finding(path.name, str(error), "set aside; its records are made anew", "fixed"))
         except FileNotFoundError:
             pass  # another run has joined it to others meanwhile; what is missed here is made anew
+        except (PackError, OSError) as error:
+            self._set_aside(path)
+            self.findings.append(Finding(path.name, str(error), "set aside; its records are made anew", "fixed"))
 
     def _keep(self, pack: Pack) -> None:
         number, self._opened = self._opened, self._opened + 1
@@ -199,7 +210,7 @@ class Cache:
         return self._packs[place >> 32], place & 0xFFFFFFFF
 
     def _set_aside(self, path: Path) -> None:
-        if path.exists():
+        with suppress(OSError):  # gone meanwhile, or in a folder that is read-only
             os.replace(path, path.with_name(f".bad-{path.name}"))
 
     def _pack_paths(self) -> list[Path]:
@@ -207,7 +218,7 @@ class Cache:
         if not self.folder.is_dir():
             return []
         packs = [path for path in self.folder.iterdir() if NAME.match(path.name)]
-        return sorted(packs, key=lambda path: (path.name.split("-")[1], path.name))
+        return sorted(packs, key=lambda path: (int(path.name.split("-")[1]), path.name))
 
 
 def _is_sound(pack: Pack, row: int) -> bool:

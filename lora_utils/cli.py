@@ -1,6 +1,7 @@
 """``python -m lora_utils STAGE``: every setting of the schema is a flag. ``--help`` loads no torch."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         stage, config = parse(sys.argv[1:] if arguments is None else arguments)
         _RUNNERS[stage](config)
+        sys.stdout.flush()
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # | head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a folder that cannot be written, a full disk
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -42,7 +42,8 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
         ConfigError: A name is unknown or a value impossible; all problems in one message.
     """
     leaves = _flatten(_read_yaml(file), f"{file}: ") if file else {}
-    leaves |= _flatten(overrides or {}, "")
+    wanted = _flatten(overrides or {}, "")
+    leaves = _without_other_source(leaves, wanted) | wanted
     sections: dict[str, dict[str, Any]] = {}
     for leaf, value in leaves.items():
         sections.setdefault(settings()[leaf][0], {})[leaf] = value
@@ -50,6 +51,16 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
         return RunConfig.model_validate(sections)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _without_other_source(leaves: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The file's settings less its source of data where an override names another; a Python file takes a folder too."""
+    named = {**leaves, **wanted}
+    if str(named.get("dataset_name") or "").endswith(".py"):
+        return leaves
+    sources = {"train_data_dir", "dataset_name"}
+    replaced = sources - wanted.keys() if any(wanted.get(name) for name in sources) else set()
+    return {name: value for name, value in leaves.items() if name not in replaced}
 
 
 def dump_config(config: RunConfig) -> str:

@@ -30,8 +30,19 @@ def parse_size(value: Any) -> Any:
 def _colour(value: str) -> str:
     from PIL import ImageColor
 
-    ImageColor.getrgb(value)
+    try:
+        ImageColor.getrgb(value)
+    except ValueError:
+        raise ValueError("should be the name of a colour, or #rrggbb") from None
     return value
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value  # a Literal takes no "150"
+
+
+def _with_dot(value: Any) -> Any:
+    return f".{value}" if isinstance(value, str) and not value.startswith(".") else value
 
 
 def _size_text(size: tuple[int, int]) -> int | str:
@@ -59,7 +70,7 @@ class DataConfig(Section):
     """Column of images; found by name when not given."""
     caption_column: str | None = None
     """Column of captions; found by name when not given."""
-    caption_extension: Annotated[str, Field(pattern=r"^\.\w+$")] = ".txt"
+    caption_extension: Annotated[str, BeforeValidator(_with_dot), Field(pattern=r"^\.[\w.]+$")] = ".txt"
     """Ending of the caption files."""
     instance_prompt: str | None = None
     """Caption of the images that have none of their own."""
@@ -73,7 +84,7 @@ class DataConfig(Section):
     """Orders of a shuffled caption that are encoded."""
     caption_dropout_rate: Fraction = 0.0
     """Share of visits without caption, so that the unconditional side of guidance learns too."""
-    max_token_length: Literal[77, 150, 225] = 77
+    max_token_length: Annotated[Literal[77, 150, 225], BeforeValidator(_number)] = 77
     """Tokens that a caption may have; beyond 77 it is encoded in chunks of 75, as sd-scripts does."""
     resolution: Resolution = (1024, 1024)
     """Size of training and comparison images in pixels: 1024, or 1280x720 for width x height."""
@@ -110,8 +121,14 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":
-        if self.enable_bucket and not self.min_bucket_reso <= min(self.resolution) <= self.max_bucket_reso:
-            raise ValueError("min_bucket_reso <= resolution <= max_bucket_reso must hold with enable_bucket")
+        shortest, longest = self.min_bucket_reso, self.max_bucket_reso
+        if self.enable_bucket and not shortest <= min(self.resolution) <= max(self.resolution) <= longest:
+            raise ValueError(
+                f"resolution {self.resolution[0]}x{self.resolution[1]} must lie between min_bucket_reso {shortest} and "
+                f"max_bucket_reso {longest}; change one of them"
+            )
+        if self.bucket_no_upscale and not self.enable_bucket:
+            raise ValueError("bucket_no_upscale needs enable_bucket; set both or neither")
         folders = len(self.train_data_dir or [])
         if len(self.num_repeats) not in (1, folders) or min(self.num_repeats) < 1:
             raise ValueError("num_repeats takes one positive number, or one for each train_data_dir")

@@ -4,13 +4,14 @@ Either folders of images with captions (train_data_dir), or a dataset (dataset_n
 Python file of your own. Nothing of an image is read here.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from lora_utils.data_config import DataConfig
 from lora_utils.findings import table
 from lora_utils.images import SUFFIXES
 from lora_utils.sources.captions import TRIGGER, Captioner, clean_caption
-from lora_utils.sources.examples import DataError, Example, Found, Remarks
+from lora_utils.sources.examples import DataError, Example, Found, Remarks, showable
 from lora_utils.sources.folders import find_in_folders
 from lora_utils.sources.loading import holds_images
 from lora_utils.sources.own_dataset import find_in_own_dataset
@@ -33,10 +34,13 @@ def find_examples(config: DataConfig) -> Found:
     findings, where = remarks.findings(), rule.partition(";")[0]
     if not examples and not any(finding.kind == "refused" for finding in findings):
         listed = f"\n{table(findings)}" if findings else ""
-        raise DataError(f"there are no {where}; put images there ({', '.join(sorted(SUFFIXES))}){listed}")
+        raise DataError(
+            f"there are no {where}; put images there ({', '.join(sorted(SUFFIXES))}), or name a folder of tables, such "
+            f"as parquet files, as dataset_name{listed}"
+        )
     if not examples:
         raise DataError(f"none of the {where} can be used; do what the last column says\n{table(findings)}")
-    return Found(examples, findings, rule)
+    return Found([replace(one, source=showable(one.source)) for one in examples], findings, showable(rule))
 
 
 def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:

@@ -3,12 +3,15 @@
 import logging
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from threading import Thread
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,12 +68,12 @@ def decode_job(job: Job) -> Picture:
     try:
         decoded = decode(job.content, job.background)
         mask = _mask(job, decoded.image.size, decoded.alpha)
+        if mask and mask.getextrema() == (0, 0):
+            raise ImageError("its mask is black, so there is nothing to learn; whiten a part of it")
     except ImageError as error:
         return Picture(job.number, [], [], (), str(error))
     pixels = [crop.apply(decoded.image) for crop in job.crops]
     masks = [crop.apply_to_mask(mask, job.mask_scale) for crop in job.crops] if mask else []
-    if masks and not any(one.any() for one in masks):
-        return Picture(job.number, [], [], (), "its mask is black, so there is nothing to learn; whiten a part of it")
     return Picture(job.number, pixels, masks, decoded.notices)
 
 
@@ -111,11 +114,12 @@ def _starts(pool: ProcessPoolExecutor) -> bool:
 
 def _in_pool(pool: ProcessPoolExecutor, jobs: Iterator[Job], ahead: int) -> Generator[Picture, None, list[Job]]:
     """Yield pictures until the jobs end or a worker dies; returns the jobs that were under way then."""
-    waiting: deque[tuple[Job, Future[Picture]]] = deque()
+    waiting: deque[tuple[Job, Any]] = deque()  # with the picture to come
     try:
         while True:
             for job in islice(jobs, ahead - len(waiting)):
-                waiting.append((job, pool.submit(decode_job, job)))
+                waiting.append((job, None))  # first: submitting may fail, and the job must not be lost
+                waiting[-1] = job, pool.submit(decode_job, job)
             if not waiting:
                 return []
             picture = waiting[0][1].result()
@@ -135,7 +139,15 @@ def _alone(job: Job) -> Iterator[Picture]:
 
 def _pool(workers: int) -> ProcessPoolExecutor:
     # A forked child of a process that runs torch's threads or CUDA can hang; a spawned one cannot.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_the_parent)
+
+
+def _end_with_the_parent() -> None:
+    """In a worker: Ctrl-C is the parent's affair, and a killed parent leaves no worker behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.Image | None:

@@ -113,7 +113,8 @@ def cut_text(tokenizers: Sequence[Any], caption: str, max_token_length: int) -> 
 
 def too_long(count: int, rest: str) -> tuple[str, str]:
     """Problem and action, for a caption whose rest is cut off."""
-    return f"caption too long ({count} tokens)", f"cut off: {rest}"
+    cure = "shorten it" if count > 225 else f"max_token_length {150 if count <= 150 else 225} would keep it"
+    return f"caption too long ({count} tokens)", f"{cure}; cut off: {rest}"
 
 
 def _encoders(pipeline: StableDiffusionXLPipeline) -> list[tuple[Any, Any]]:

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_utils.data_config import DataConfig
-from lora_utils.findings import Finding, refusal
+from lora_utils.findings import Finding, refusal, table
 from lora_utils.framing import Crop, choose_size, cropped_share, enlargement, plan_crops
 from lora_utils.images import ImageError, read_header
 from lora_utils.progress import progress_bar
 from lora_utils.sources.captions import caption_variants
-from lora_utils.sources.examples import Example
+from lora_utils.sources.examples import DataError, Example
 
 TOO_MUCH_CROPPED = 0.5
 MANY = 2000
@@ -54,7 +54,8 @@ def examine(examples: Sequence[Example], config: DataConfig) -> tuple[list[Exami
             continue
         if (twin := first.setdefault(one.content_hash, example.source)) != example.source:
             findings.append(Finding(example.source, f"same picture as another (as {twin})", "both are used", "noticed"))
-        findings += [Finding(example.source, problem, action, "noticed") for problem, action in _framing_notices(one)]
+        notices = _notices(one, config)
+        findings += [Finding(example.source, problem, action, "noticed") for problem, action in notices]
         found.append(one)
     return found, findings
 
@@ -79,6 +80,15 @@ def held_out_hashes(examined: Sequence[Examined], validation_split: float) -> se
     return set(different[: max(1, round(len(different) * validation_split))]) if validation_split else set()
 
 
+def require_training(examined: Sequence[Examined], findings: Sequence[Finding], validation_split: float) -> None:
+    """Raises DataError where nothing is left to train on."""
+    if not examined:
+        raise DataError(f"nothing is left to train on; do what the last column says\n{table(findings)}")
+    held_out = held_out_hashes(examined, validation_split)
+    if all(one.content_hash in held_out for one in examined):
+        raise DataError("validation_split leaves no image to train on; lower it, or add images")
+
+
 def _examine(example: Example, config: DataConfig) -> Examined:
     content = example.read()
     header = read_header(content)
@@ -96,10 +106,13 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _framing_notices(one: Examined) -> list[tuple[str, str]]:
+def _notices(one: Examined, config: DataConfig) -> list[tuple[str, str]]:
     original, size, notices = one.crops[0].original, one.size, []
     if (factor := enlargement(original, size)) > 1:
         notices.append((f"smaller than its frame ({original[0]}x{original[1]})", f"enlarged {factor:.2g} times"))
     if (share := cropped_share(original, size)) > TOO_MUCH_CROPPED:
-        notices.append((f"much is cropped away ({share:.0%})", "enable_bucket would keep more of it"))
+        cure = "its shape is beyond the buckets" if config.enable_bucket else "enable_bucket would keep more of it"
+        notices.append((f"much is cropped away ({share:.0%})", cure))
+    if config.alpha_mask and one.mask_hash is None:
+        notices.append(("no alpha channel", "all of it is learned"))
     return notices

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -37,6 +42,13 @@ def commit_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def allow_many_open_files() -> None:
+    """Raise the soft limit on open files, often 1024, to the hard one, where the system has such limits."""
+    if resource is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _sync_folder(folder: Path) -> None:

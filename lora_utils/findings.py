@@ -4,9 +4,11 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 SHOWN = 20
+WIDEST = 100
 Kind = Literal["refused", "fixed", "noticed"]
 
 
@@ -35,7 +37,8 @@ def as_csv(findings: Sequence[Finding]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows([("file", "kind", "problem", "what was done")])
     csv.writer(text).writerows((one.source, one.kind, one.problem, _done(one)) for one in findings)
-    return text.getvalue().encode("utf-8-sig")  # without the mark a spreadsheet takes it for another encoding
+    # With the mark, without which a spreadsheet takes it for another encoding.
+    return text.getvalue().encode("utf-8-sig", errors="backslashreplace")
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -48,7 +51,7 @@ def table(findings: Sequence[Finding]) -> str:
         groups.setdefault((order[finding.kind], finding.problem.split(" (")[0]), []).append(finding)
     rows = [("file", "problem", "what was done")]
     for _, group in sorted(groups.items(), key=lambda item: item[0]):
-        rows += [(one.source, one.problem, _done(one)) for one in group[:SHOWN]]
+        rows += [(one.source, one.problem, shorten(_done(one), WIDEST)) for one in group[:SHOWN]]
         if len(group) > SHOWN:
             rows.append((f"… and {len(group) - SHOWN} more", group[0].problem.split(" (")[0], ""))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

@@ -77,7 +77,8 @@ def choose_size(original: Size, config: DataConfig) -> Size:
         )
         size = min(sizes, key=lambda one: (_distortion(original, one), -one[0] * one[1]))
     if enlargement(original, size) > GREATEST_ENLARGEMENT:
-        raise ImageError(f"far too small ({original[0]}x{original[1]} for {size[0]}x{size[1]}); use a larger picture")
+        sizes = f"{original[0]}x{original[1]} for {size[0]}x{size[1]}"
+        raise ImageError(f"far too small ({sizes}); use a larger picture, or lower resolution")
     return size
 
 

@@ -71,13 +71,15 @@ class Index(Sequence[Entry]):
 
 def encode_index(entries: Iterable[Entry]) -> Index:
     """An index in memory."""
-    lines = [json.dumps(vars(entry), ensure_ascii=False) for entry in entries]
+    lines = [json.dumps(vars(entry)) for entry in entries]
     return Index("\n".join([_head(len(lines)), *lines, ""]).encode())
 
 
 def write_index(folder: Path, index: Index) -> None:
-    """Say which examples are the current data, in order."""
-    write_atomically(folder / INDEX_NAME, index.content)
+    """Say which examples are the current data, in order; a folder that says so already may be read-only."""
+    path = folder / INDEX_NAME
+    if not path.is_file() or path.read_bytes() != index.content:
+        write_atomically(path, index.content)
 
 
 def read_index(folder: Path) -> Index:

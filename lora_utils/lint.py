@@ -13,7 +13,7 @@ from lora_utils.dataset import find_examples
 from lora_utils.decoding import Job, decode_all
 from lora_utils.duplicates import fingerprint, near_duplicates
 from lora_utils.encoders import cut_text, too_long
-from lora_utils.examining import ALPHA, Examined, examine, held_out_hashes, read_unchanged
+from lora_utils.examining import ALPHA, Examined, examine, held_out_hashes, read_unchanged, require_training
 from lora_utils.findings import Finding, refusal, table
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError
@@ -23,6 +23,7 @@ from lora_utils.sdxl import BaseModel
 
 THUMBNAIL = (64, 64)
 BAR_WIDTH = 30
+SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,31 @@ class DataReport:
         held_out = held_out_hashes(self.examined, self.config.data.validation_split)
         training = [one for one in self.examined if one.content_hash not in held_out]
         variants = sum(len(one.crops) for one in self.examined), sum(len(one.captions) for one in self.examined)
+        masks = sum(one.mask_hash is not None for one in self.examined)
+        samples = list(enumerate(self.examined[:: max(1, len(self.examined) // SAMPLES)][:SAMPLES]))
         lines = [
             f"data        {self.rule}",
             f"examples    {len(self.examined)} usable, {len(held_out)} images held out, {refused} refused",
             f"to encode   {variants[0]} images and {variants[1]} captions, where the cache lacks them",
             *_histogram(self.shapes),
+            *([f"masks       of {masks} examples"] if masks else []),
             f"captions    {self._lengths()}",
+            *(f"{'such as' if not place else '':12}{one.example.source}: {one.captions[0]}" for place, one in samples),
             f"training    {self._steps(sum(one.example.repeats for one in training))}",
         ]
         return "\n".join(lines) + "\n\n" + table(self.findings)
 
     def _lengths(self) -> str:
-        counts, limit = self.token_counts, self.config.data.max_token_length // 75 * 75
+        counts, limit = self.token_counts, self.config.data.max_token_length
         if counts is None:
             return "counted by precompute: the base model's tokenizers are not here yet"
         if not counts:
             return "none"
-        longer = sum(count > limit for count in counts)
-        return f"{min(counts)} to {max(counts)} tokens, median {median(counts):g}; {longer} cut at {limit}"
+        longer = sum(count > limit // 75 * 75 for count in counts)
+        return f"{min(counts)} to {max(counts)} tokens, median {median(counts):g}; {longer} too long for {limit}"
 
     def _steps(self, visits: int) -> str:
         train = self.config.train
-        if not visits:
-            return "nothing to train on"
         steps, per_step = train.total_steps(visits), train.train_batch_size * train.gradient_accumulation_steps
         return f"{steps} steps of {per_step} visits, {steps * per_step / visits:.1f} epochs of {visits}"
 
@@ -84,7 +87,7 @@ def lint(config: RunConfig, base: BaseModel) -> DataReport:
         base: For its tokenizers, where they are on this machine.
 
     Raises:
-        DataError: There is no data at all.
+        DataError: There is nothing to train on.
     """
     found = find_examples(config.data)
     examined, findings = examine(found.examples, config.data)
@@ -94,6 +97,7 @@ def lint(config: RunConfig, base: BaseModel) -> DataReport:
     counts, cuts = _count_tokens(tokenizers, captions, config.data.max_token_length) if tokenizers else (None, {})
     findings = [*found.findings, *findings, *decoding_findings, *_long_captions(usable, cuts)]
     findings += _rare_shapes(usable, config.train.train_batch_size)
+    require_training(usable, findings, config.data.validation_split)
     return DataReport(found.rule, usable, findings, counts, config)
 
 

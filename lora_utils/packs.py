@@ -94,7 +94,9 @@ def write_pack(path: Path, layout: Layout, rows: Sequence[Row], notes: Notes) ->
 
 def encode_header(layout: Layout, count: int, notes: Notes) -> bytes:
     """The safetensors header of a pack: its length in 8 bytes, then JSON."""
-    header: dict[str, object] = {"__metadata__": {"notes": json.dumps(notes)}}
+    text = json.dumps(notes)
+    metadata = {"notes": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    header: dict[str, object] = {"__metadata__": metadata}
     start = 0
     fixed = (("keys", "U8", (KEY_BYTES,)), ("hashes", "U8", (HASH_BYTES,)))
     for name, dtype, shape in (*fixed, *layout.tensors):
@@ -138,20 +140,20 @@ class Pack:
         stored = os.pread(self._descriptor, HASH_BYTES, hashes + number * HASH_BYTES)
         return Row(key, stored, lambda name: self._part(name, number))
 
-    def read(self, number: int, checked: bool = True) -> dict[str, Tensor]:
+    def read(self, number: int) -> dict[str, Tensor]:
         """A record's tensors.
 
         Raises:
-            PackError: With ``checked``, its bytes are not those that were written, or it holds NaN or infinity.
+            PackError: Its bytes are not those that were written, or it holds NaN or infinity.
         """
         row, parts = self._row_and_parts(number)
-        if checked and digest(row.key, self.layout, parts) != row.digest:
+        if digest(row.key, self.layout, parts) != row.digest:
             raise PackError(f"{self.path}: record {row.key.hex()} is damaged")
         tensors = {
             name: torch.frombuffer(bytearray(parts[name]), dtype=DTYPES[dtype]).reshape(shape)
             for name, dtype, shape in self.layout.tensors
         }
-        if checked and not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise PackError(f"{self.path}: record {row.key.hex()} is not finite")
         return tensors
 

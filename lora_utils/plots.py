@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ def gallery(report: DataReport, count: int = 12) -> Figure:
     for axis, one in zip(axes.flat, examples, strict=False):
         picture = decode(one.example.read(), report.config.data.alpha_background)
         axis.imshow(one.crops[0].apply(picture.image))
-        axis.set_title(one.captions[0], fontsize=7, wrap=True)
+        axis.set_title("\n".join(wrap(one.captions[0], 32, max_lines=3, placeholder=" …")), fontsize=7)
     return _finish(figure)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from lora_utils.cache import Cache, record_key
 from lora_utils.data_config import DataConfig
-from lora_utils.examining import Examined, held_out_hashes
-from lora_utils.findings import Finding, Kind, table
+from lora_utils.examining import Examined, held_out_hashes, require_training
+from lora_utils.findings import Finding, Kind, refusal, table
 from lora_utils.imagestore import ImageTask, encode_image_tasks
 from lora_utils.index import Entry, Index, encode_index, write_index
 from lora_utils.sdxl import BaseModel
@@ -62,14 +62,8 @@ class Precomputed:
 
 
 def plan_entries(examined: Sequence[Examined], base: BaseModel, config: DataConfig, encoding: Encoding) -> list[Entry]:
-    """Name every record that the examples need, after all that determines its contents.
-
-    Raises:
-        DataError: Every image would be held out.
-    """
+    """Name every record that the examples need, after all that determines its contents."""
     held_out = held_out_hashes(examined, config.validation_split)
-    if examined and all(one.content_hash in held_out for one in examined):
-        raise DataError("validation_split leaves no image to train on; lower it, or add images")
     vae, text_settings = base.vae_identity(), _text_settings(base, config, encoding)
     precisions = [str(encoding.vae_dtype), str(encoding.moments_dtype)]
     entries = []
@@ -114,6 +108,7 @@ def fill_cache(
     Raises:
         DataError: Nothing is left to train on.
     """
+    require_training(examined, findings, config.validation_split)
     cache = Cache(folder)
     entries = plan_entries(examined, base, config, encoding)
     unconditional_key = record_key(unconditional=True, **_text_settings(base, config, encoding))
@@ -124,12 +119,19 @@ def fill_cache(
     tasks = _missing_images(cache, entries, examined)
     refused = encode_image_tasks(cache, base, tasks, config, encoding.vae_dtype, encoding.moments_dtype)
     cache.compact()
-    usable = encode_index(entry for entry in entries if not refused.keys() & set(entry.image_keys))
+    lost = {
+        key: refusal("", "damaged in the cache; run the same command again")
+        for entry in entries
+        for key in (*entry.image_keys, *entry.text_keys)
+        if key not in cache and key not in refused
+    }
+    refused |= lost
+    usable = encode_index(entry for entry in entries if not refused.keys() & {*entry.image_keys, *entry.text_keys})
     found = findings + cache.findings + mended + _noted(cache, entries, refused)
     if all(entry.held_out for entry in usable):
-        raise DataError(f"nothing is left to train on:\n{table(found)}")
+        raise DataError(f"nothing is left to train on; do what the last column says\n{table(found)}")
     write_index(folder, usable)
-    made = sum(len(task.crops) for task in tasks) - len(refused)
+    made = sum(key in cache for task in tasks for key in task.crops)
     return Precomputed(cache, usable, unconditional_key, made, len(captions), found)
 
 
@@ -185,7 +187,7 @@ def _noted(cache: Cache, entries: Iterable[Entry], refused: dict[str, Finding]) 
     """Why images were refused now, and what was noted when the others were encoded, now or in an earlier run."""
     found = []
     for entry in entries:
-        if problem := next((refused[key] for key in entry.image_keys if key in refused), None):
+        if problem := next((refused[key] for key in (*entry.image_keys, *entry.text_keys) if key in refused), None):
             found.append(replace(problem, source=entry.source))
             continue
         noted = {tuple(note): None for key in (*entry.image_keys, *entry.text_keys) for note in cache.notes(key)}

@@ -132,7 +132,7 @@ def _where(config: RunConfig) -> str:
 
 
 def _data(config: RunConfig) -> str:
-    if config.data.dataset_name:
+    if config.data.dataset_name and not config.data.train_data_dir:
         return f"{config.data.dataset_name}; check --data loads it and looks into it"
     if config.data.train_data_dir is None:
         return "neither train_data_dir nor dataset_name is set"

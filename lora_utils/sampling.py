@@ -33,6 +33,7 @@ LOGGER = logging.getLogger(__name__)
 SHEET_COLUMNS = 8
 TILE_PX = 256
 LABEL_PX = 34
+GAP_PX = 4
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> 
             left = margin + place * width
             pen.multiline_text((left + 4, top + 2), _fit(shots[index], font, width - 8), "black", font, spacing=1)
             for row, images in enumerate(rows.values()):
-                tile = images[index].resize((width, height), Image.Resampling.LANCZOS)
+                tile = images[index].resize((width - GAP_PX, height - GAP_PX), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left, top + LABEL_PX + row * height))
         for row, label in enumerate(rows):
             pen.text((6, top + LABEL_PX + (row + 0.45) * height), label, "black", font)
@@ -181,8 +182,13 @@ def _to_image(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
 
 
 def _fit(shot: Shot, font: ImageFont.FreeTypeFont, width_px: int) -> str:
-    words, lines = f"{shot.prompt} (seed {shot.seed})".split(), [""]
-    for word in words:
-        longer = f"{lines[-1]} {word}".strip()
-        lines = [*lines[:-1], longer] if font.getlength(longer) <= width_px else [*lines, word]
-    return "\n".join(lines[:2]) + (" …" if len(lines) > 2 else "")
+    """Prompt and seed on two lines; of the prompt what fits."""
+    words, seed = shot.prompt.split(), f"(seed {shot.seed})"
+    for kept in range(len(words), 0, -1):
+        lines = [""]
+        for word in [*words[:kept], *([] if kept == len(words) else ["…"]), *seed.split()]:
+            longer = f"{lines[-1]} {word}".strip()
+            lines = [*lines[:-1], longer] if font.getlength(longer) <= width_px else [*lines, word]
+        if len(lines) <= 2:
+            return "\n".join(lines)
+    return seed

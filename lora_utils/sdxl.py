@@ -98,7 +98,8 @@ class BaseModel:
         kind = scheduler.config.prediction_type
         if kind not in ("epsilon", "v_prediction"):
             raise ModelError(f"{self.name} predicts '{kind}'; choose a base that predicts epsilon or v_prediction")
-        return NoiseSchedule(scheduler.alphas_cumprod.float(), kind, self.vae_config()["scaling_factor"])
+        scaling_factor = self.vae_config().get("scaling_factor", 0.18215)  # diffusers' default
+        return NoiseSchedule(scheduler.alphas_cumprod.float(), kind, scaling_factor)
 
     def vae_config(self) -> dict[str, Any]:
         """The VAE's config.json, without its weights.
@@ -129,12 +130,15 @@ class BaseModel:
         """What identifies the VAE's weights: hashes of a folder's files, or the commit on the Hub."""
         if self.vae_name:
             return _identity(self.vae_name, "", "config.json", self._vae_source)
-        return _identity(self.name, "vae", "config.json", self._source)
+        return f"{self._variant} " + _identity(self.name, "vae", "config.json", self._source)
 
     def text_identity(self) -> str:
-        """What identifies tokenizers and text encoders, likewise."""
+        """What identifies tokenizers and text encoders, likewise, and what stands for no prompt."""
+        index = _explained(self.name, lambda: StableDiffusionXLPipeline.load_config(self.name, **self._source))
+        zeros = index.get("force_zeros_for_empty_prompt", True)
         names = [(part, "tokenizer_config.json" if "tokenizer" in part else "config.json") for part in TEXT_PARTS]
-        return " ".join(_identity(self.name, part, config, self._source) for part, config in names)
+        parts = [_identity(self.name, part, config, self._source) for part, config in names]
+        return " ".join([str(self._variant), f"zeros={zeros}", *parts])
 
     def _load_pipeline(self, dtype: torch.dtype, absent: tuple[str, ...]) -> StableDiffusionXLPipeline:
         pipeline = _load(

@@ -29,6 +29,7 @@ from lora_utils.runlog import RunLog, SilentLog
 from lora_utils.sampling import Settings, Shot, draw_pairs
 from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
+from lora_utils.sources.examples import DataError
 from lora_utils.tiny.demo_data import draw_demo_data
 from lora_utils.training import StepReport, TrainingRun, train_steps
 from lora_utils.validation import HeldOutLoss
@@ -101,6 +102,8 @@ def precompute(config: RunConfig) -> Precomputed:
     """
     found = find_examples(config.data)
     examined, findings = examine(found.examples, config.data)
+    if config.paths.output_dir.is_file():
+        raise DataError(f"output_dir {config.paths.output_dir} is a file; choose a folder")
     base = BaseModel(config.model, config.paths.cache_dir)
     folder = config.paths.precompute_dir or config.paths.output_dir / "precomputed"
     text_dtype = choose_precision(config.model.mixed_precision).dtype
@@ -201,6 +204,9 @@ def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | Non
     refused = [finding for finding in found.findings if finding.kind == "refused"]
     if refused and accelerator.is_main_process:
         LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
+    if len(found.findings) > len(refused) and accelerator.is_main_process:
+        count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
+        LOGGER.warning("%d remarks on what is used, such as cut captions and turned pictures: %s", count, report)
     examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
     held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
     base = BaseModel(config.model, config.paths.cache_dir)

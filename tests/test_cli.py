@@ -31,7 +31,10 @@ def folders(tmp_path, monkeypatch):
         (["check", "--train_data_dir", "half"], "a.txt"),
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["train", "--mixed_precision", "fp16"], "needs a CUDA GPU"),
-        (["train", "--train_data_dir", "one", "--pretrained_model_name_or_path", "./absent"], "no folder ./absent"),
+        (
+            ["train", "--train_data_dir=one", "--resolution=64", "--pretrained_model_name_or_path=./absent"],
+            "no folder ./absent",
+        ),
         (["compare", "--lora_path", "absent"], "train first"),
     ],
 )
@@ -99,3 +102,9 @@ def test_the_module_runs_from_anywhere_that_it_is_installed(tmp_path):
         [sys.executable, "-m", "lora_utils", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip()
+
+
+def test_a_reader_that_stops_early_is_no_error(data_dir):
+    command = f"{sys.executable} -m lora_utils check --train_data_dir {data_dir} --resolution 64 | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

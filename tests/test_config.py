@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,23 @@ def test_help_loads_no_torch_and_names_every_setting():
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 20  # the promise is 1 s; benchmarks measure, this only catches torch
     assert all(f"--{leaf}" in done.stdout for leaf in settings())
+
+
+def test_a_source_of_data_replaces_the_one_of_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("train_data_dir: pictures\nresolution: 64\n")
+    assert load_config(file, {"dataset_name": "user/name"}).data.train_data_dir is None
+    assert load_config(file, {"dataset_name": "mine.py"}).data.train_data_dir == [Path("pictures")]
+    file.write_text("dataset_name: user/name\n")
+    assert load_config(file, {"train_data_dir": "mine"}).data.dataset_name is None
+    file.write_text("dataset_name: mine.py\n")
+    assert load_config(file, {"train_data_dir": "mine"}).data.dataset_name == "mine.py"
+
+
+def test_every_setting_takes_its_default_as_text():
+    """As the command line gives it."""
+    for leaf, (_, field) in settings().items():
+        if field.default is not None and not isinstance(field.default, Path):
+            default = load_config().model_dump(mode="json")[settings()[leaf][0]][leaf]
+            text = [str(one) for one in default] if isinstance(default, list) else str(default).lower()
+            assert load_config(None, {leaf: text}) == load_config()

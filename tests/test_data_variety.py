@@ -125,6 +125,21 @@ def test_masked_parts_do_not_count(make_config, tmp_path):
     assert any(finding.source == "2.png" and "mask" in finding.problem for finding in with_gap.findings)
 
 
+def test_a_crop_where_the_mask_is_black_does_not_cost_the_image(make_config, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for number in range(3):
+        draw(tmp_path / "wide", f"{number}.png", (320, 64), "a wide picture")
+        mask = Image.new("L", (320, 64))
+        mask.paste(255, (0, 0, 20, 64))
+        mask.save(masks / f"{number}.png")
+    settings = {"train_data_dir": tmp_path / "wide", "mask_data_dir": masks, "random_crop": True}
+    assert len(stages.precompute(make_config(**settings, crop_variants=2)).entries) == 3
+    assert len(stages.precompute(make_config(**settings, crop_variants=6)).entries) == 3
+    Image.new("L", (320, 64)).save(masks / "1.png")
+    assert [entry.source for entry in stages.precompute(make_config(**settings)).entries] == ["0.png", "2.png"]
+
+
 def test_the_alpha_channel_is_the_mask_when_asked(make_config, tmp_path):
     for number in range(3):
         draw(tmp_path / "alpha", f"{number}.png", (64, 64), "a cut-out", mode="RGBA")

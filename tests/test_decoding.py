@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import time
 from io import BytesIO
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -50,6 +52,39 @@ def test_an_image_that_ends_its_worker_is_refused_and_the_rest_goes_on():
     refused = [picture for picture in pictures if picture.refusal]
     assert [picture.number for picture in refused] == [5, 17]
     assert "ended the process" in refused[0].refusal
+
+
+def test_a_worker_that_dies_while_the_encoder_works_loses_no_image():
+    jobs = [job(number, Killer(b"x") if number == 12 else None) for number in range(30)]
+    numbers = []
+    for picture in decode_all(jobs, [64] * len(jobs), 2):
+        time.sleep(0.05)
+        numbers.append(picture.number)
+    assert numbers == list(range(30))
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from lora_utils.decoding import _pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = _pool(2)\n"
+        "    futures = [pool.submit(time.sleep, 0.2) for _ in range(4)]\n"
+        "    [future.result() for future in futures]\n"
+        "    print(*pool._processes, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
+    workers = [int(number) for number in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(number) for number in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(number) for number in workers)
 
 
 def test_a_script_without_a_main_guard_decodes_in_its_own_process(tmp_path):

@@ -52,7 +52,7 @@ def test_counts_shapes_lengths_and_steps_are_told(make_config, messy):
     assert "13 usable, 3 images held out, 2 refused" in text
     assert "64x64" in text
     assert "40x96" in text
-    assert "1 cut at 75" in text
+    assert "1 too long for 77" in text
     assert "steps of 2 visits, 5.0 epochs of" in text
     assert text.index("left out") < text.index("laid over white") < text.index("as ink_01.png")
 

@@ -1,5 +1,6 @@
 """The cache after a change: exactly what is affected is encoded again."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,7 @@ MUTATIONS = {
     "the first text encoder": (lambda base, **_: touch_weights(base / "text_encoder"), {}, (0, 10)),
     "the second text encoder": (lambda base, **_: touch_weights(base / "text_encoder_2"), {}, (0, 10)),
     "the U-Net": (lambda base, **_: touch_weights(base / "unet"), {}, (0, 0)),
+    "what stands for no prompt": (lambda base, **_: no_zeros(base), {}, (0, 10)),
     "resolution": (None, {"resolution": 32}, (10, 0)),
     "buckets of the same shape": (
         None,
@@ -69,6 +71,11 @@ MUTATIONS = {
         (0, 0),
     ),
 }
+
+
+def no_zeros(base):
+    index = json.loads((base / "model_index.json").read_text())
+    (base / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
 
 
 def rename(folder, old, new):
@@ -97,3 +104,12 @@ def test_another_schema_is_encoded_again(make_config, pictures, monkeypatch):
     assert encoded(config) == (10, 10)
     monkeypatch.setattr(cache, "SCHEMA", cache.SCHEMA + 1)
     assert encoded(config) == (10, 10)
+
+
+def test_another_variant_of_the_weights_is_encoded_again(make_config, pictures, base):
+    for part in ("vae", "text_encoder", "text_encoder_2", "unet"):
+        [file] = (base / part).glob("*.safetensors")
+        shutil.copy(file, file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    shared = {"train_data_dir": pictures, "pretrained_model_name_or_path": str(base), "precompute_dir": None}
+    assert encoded(make_config(**shared)) == (10, 10)
+    assert encoded(make_config(**shared, variant="fp16")) == (10, 10)

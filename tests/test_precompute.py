@@ -1,7 +1,9 @@
 """Precompute as a stage: what is encoded, what is reused, what is left out, what comes out."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,3 +213,35 @@ def test_when_memory_is_short_the_batch_is_halved_until_it_fits(make_config, pic
     assert encoded(config) == (10, 10)
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
     assert encoded(config) == (0, 0)
+
+
+def test_a_complete_cache_may_be_read_only(make_config, pictures, monkeypatch):
+    from lora_utils import files
+
+    config = make_config(train_data_dir=pictures, precompute_dir=None)
+    folder = stages.precompute(config).folder
+    commit = files.commit_file
+
+    def read_only(path, write):
+        if path.parent == folder:
+            raise OSError(30, "Read-only file system")
+        commit(path, write)
+
+    monkeypatch.setattr(files, "commit_file", read_only)
+    assert encoded(config) == (0, 0)
+
+
+def test_an_output_dir_that_is_a_file_is_refused_before_the_work(make_config, pictures, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(DataError, match="is a file"):
+        stages.precompute(make_config(train_data_dir=pictures, output_dir=tmp_path / "taken"))
+
+
+def test_names_that_are_no_text_are_shown_escaped(make_config, pictures, tmp_path):
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/odd\xff"))
+    pictures.rename(odd)
+    other = tmp_path / "other"
+    shutil.copytree(odd, other)
+    found = stages.precompute(make_config(train_data_dir=[odd, other]))
+    assert len(found.entries) == 20
+    assert all(entry.source.isprintable() for entry in found.entries)
