@@ -1,7 +1,7 @@
 """Whether the cache stays fast and small as it grows: ``python -m benchmarks cache_scale [--counts 1000 100000]``.
 
 Caches of SDXL-sized records (fp16 moments 8x128x128, prompt_embeds 77x2048, pooled 1280) whose tensors are zeros in
-sparse files, with true hashes: a fresh process opens each, and reads random batches with every check that a first read
+sparse files, with true hashes: a fresh process opens each, and reads random batches with every check that a read
 has; medians of five such processes. Reading a hole costs no disk access, so what is measured is our own work, not the
 disk.
 """

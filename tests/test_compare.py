@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lora_utils import lora, stages
-from lora_utils.sampling import Shot, contact_sheet
+from lora_utils.sampling import GAP_PX, TILE_PX, Shot, contact_sheet
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_sheet_has_room_for_every_pair():
     tiles = [Image.new("RGB", (64, 64), "red")] * 10
     sheet = contact_sheet(shots, {"base": tiles, "LoRA": tiles})
     red = (np.asarray(sheet) == (255, 0, 0)).all(axis=-1).sum()
-    assert red == 20 * 256 * 256
+    assert red == 20 * (TILE_PX - GAP_PX) ** 2
 
 
 def test_without_a_lora_nothing_is_written(make_config):

@@ -1,7 +1,6 @@
 """Controls: figures that must get worse when the data are wrong. In a file of its own, to run beside test_learning."""
 
 import shutil
-from pathlib import Path
 
 from lora_utils import stages
 from tests.conftest import ROOT
@@ -16,7 +15,7 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
         ROOT / "configs" / "tiny.yaml", {"train_data_dir": demo_folder, "precompute_dir": precompute_dir}
     )
     names = [entry.source for entry in stages.precompute(config).entries if not entry.held_out]
-    captions = [Path(name).with_suffix(".txt") for name in names]
+    captions = [(demo_folder / name).with_suffix(".txt") for name in names]
     texts = [path.read_text() for path in captions]
     for path, text in zip(captions, [*texts[7:], *texts[:7]], strict=True):
         (lying / path.name).write_text(text)
