@@ -88,7 +88,8 @@ def _sections() -> dict[str, FieldInfo]:
 def _arity(field: FieldInfo) -> dict[str, Any]:
     if {get_origin(part) for part in _parts(field.annotation)} & {list, tuple}:
         return {"nargs": "+"}
-    return {"nargs": "?", "const": "true"} if field.annotation is bool else {}
+    switch = field.annotation is bool or (field.default == "auto" and "full" in get_args(field.annotation))
+    return {"nargs": "?", "const": "true"} if switch else {}
 
 
 def _metavar(field: FieldInfo) -> str:
