@@ -1,6 +1,7 @@
 """LoRA adapters on the SDXL U-Net: attach, save, load."""
 
 import logging
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from lora_utils.schema import LoraConfig
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LINEARS = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]  # what sd-scripts adapts too
+CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
+TARGETS = {"attn": ATTENTION, "attn+ff": LINEARS, "full": [*LINEARS, *CONVOLUTIONS]}
 logger = logging.getLogger(__name__)
 
 
@@ -36,10 +41,12 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
         LoraError: A target module matches no layer.
     """
     unet.requires_grad_(False)
+    targets = [name for target in config.target_modules for name in TARGETS.get(target, [target])]
     names = [name for name, _ in unet.named_modules()]
-    for target in config.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise LoraError(f"target_modules: no layer of the U-Net is called '{target}'; the usual one is to_q")
+    for target in targets:
+        known = any(target in group for group in TARGETS.values())  # not every SDXL-shaped base has them all
+        if not known and not any(name == target or name.endswith(f".{target}") for name in names):
+            raise LoraError(f"target_modules: no layer of the U-Net is called '{target}'; the usual word is attn")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet.add_adapter(
@@ -47,8 +54,10 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
                 r=config.rank,
                 lora_alpha=config.lora_alpha or config.rank,
                 lora_dropout=config.lora_dropout,
-                target_modules=list(config.target_modules),
+                target_modules=targets,
                 init_lora_weights="gaussian",
+                use_rslora=config.use_rslora,
+                use_dora=config.use_dora,
             ),
             ADAPTER,
         )
@@ -61,7 +70,7 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     """Write the adapter in diffusers' format, whole or not at all; readable by ``load_lora_weights``.
 
-    lora_alpha / rank is multiplied into B: readers that take alpha for rank then apply the right strength too.
+    The update's scale is multiplied into B: readers that take alpha for rank then apply the right strength too.
 
     Raises:
         LoraError: The adapter holds NaN or infinity, and is not written.
@@ -71,7 +80,7 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise LoraError(f"{name} is not finite, so the adapter was not saved; train again with less learning_rate")
-    scale = adapter.lora_alpha / adapter.r
+    scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
     state = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
     state = convert_state_dict_to_diffusers(state)
     with tempfile.TemporaryDirectory() as staging:

@@ -74,7 +74,7 @@ class LoraConfig(Section):
     lora_dropout: Fraction = 0.0
     """Share of a LoRA layer's inputs that is dropped during training."""
     target_modules: Texts = ["attn"]
-    """Layers that get an update: attn (560 linears in SDXL), attn+ff (722), full (and convolutions), or name endings."""
+    """Layers that get an update: attn (560 linears in SDXL), attn+ff (722), full (and convolutions), or names."""
     use_rslora: bool = False
     """Scale updates by lora_alpha / sqrt(rank) (Kalajdzievski, 2023)."""
     use_dora: bool = False

@@ -1,0 +1,204 @@
+"""Gives a U-Net with adapters the nodes of ``nodes``: same parameters, same results, less memory and fewer kernels.
+
+Modules, names and the state dict stay diffusers' and peft's. What is not plain (DoRA, several adapters, merged or
+disabled ones, other kinds of blocks) goes on through its own forward.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+from peft.tuners.lora import Conv2d as LoraConv2d
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lora_utils import nodes
+from lora_utils.lora import ADAPTER
+from lora_utils.quantisation import dequantised_weight, is_quantised
+
+
+def make_lean(unet: UNet2DConditionModel) -> None:
+    """Replace forward passes; call once, after the adapter is attached and base and adapter are on their device.
+
+    The compute copies of the adapter have the dtype of the base and are renewed before every forward pass.
+    """
+    dtype = unet.conv_out.weight.dtype if isinstance(unet.conv_out, nn.Conv2d) else unet.dtype
+    leans: list[LeanLinears] = []
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            leans += _lean_attention(module, dtype)
+    fused = {layer for lean in leans for layer in lean.layers}
+    for module in list(unet.modules()):
+        if isinstance(module, LoraLayer):
+            if module not in fused and _is_plain_linear(module):
+                leans.append(LeanLinears([module], dtype))
+                module.forward = partial(_lora_forward, module, leans[-1])
+            elif _is_plain_conv(module):
+                module.forward = partial(_lora_conv_forward, module)
+        elif isinstance(module, GEGLU):
+            module.forward = partial(_geglu_forward, module)
+        elif isinstance(module, ResnetBlock2D) and _is_plain_resnet(module):
+            module.forward = partial(_resnet_forward, module)
+        elif isinstance(module, nn.Conv2d) and not module.weight.requires_grad and module.padding_mode == "zeros":
+            module.forward = partial(nodes.frozen_conv2d, conv=module)
+        elif is_quantised(module):
+            module.forward = partial(nodes.frozen_linear, weight=partial(dequantised_weight, module), bias=module.bias)
+    unet.register_forward_pre_hook(partial(_renew, leans))
+
+
+class LeanLinears:
+    """Peft's linear layers that share an input, as one node."""
+
+    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype) -> None:
+        self.layers = layers
+        bases = [layer.get_base_layer() for layer in layers]
+        weight: Callable[[], Tensor] = partial(dequantised_weight, bases[0])
+        if len(layers) > 1:
+            stacked = _stack([base.weight for base in bases])
+            for base, part in zip(bases, stacked.split([base.out_features for base in bases]), strict=True):
+                base.weight = nn.Parameter(part, requires_grad=False)  # a view: nothing is kept twice
+            weight = partial(_given, stacked)
+        downs, ups = (
+            [layer.lora_A[ADAPTER].weight for layer in layers],
+            [layer.lora_B[ADAPTER].weight for layer in layers],
+        )
+        self._down = _stack(downs).to(dtype, copy=True)
+        self._ups = [up.detach().to(dtype, copy=True) for up in ups]
+        self.projection = nodes.Projection(weight, bases[0].bias, self._down, self._ups, layers[0].scaling[ADAPTER])
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """A_1 .. A_n, B_1 .. B_n, the parameters that are trained."""
+        return [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in self.layers]
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """Where the masters' values are wanted, in the same order."""
+        return [*self._down.split([up.shape[1] for up in self._ups]), *self._ups]
+
+    @property
+    def usable(self) -> bool:
+        """False while the adapter is off, merged or not alone."""
+        return all(
+            not layer.disable_adapters and not layer.merged and layer.active_adapters == [ADAPTER]
+            for layer in self.layers
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        dropout = self.layers[0].lora_dropout[ADAPTER]
+        active = dropout.training and getattr(dropout, "p", 0) > 0
+        return nodes.lora_linear(x, dropout(x) if active else None, self.projection, self.masters)
+
+
+class LeanAttention:
+    """diffusers' attention with q, k and v (or k and v, where they see the text) from one node."""
+
+    def __init__(self, together: LeanLinears) -> None:
+        self._together = together
+        self._plain = AttnProcessor2_0()
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor:
+        """(B, tokens, channels) to the same."""
+        apart = (encoder_hidden_states is not None) != (len(self._together.layers) == 2)
+        if apart or attention_mask is not None or not self._together.usable or hidden_states.ndim != 3:
+            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        parts = list(self._together(seen).chunk(len(self._together.layers), dim=-1))
+        if len(parts) == 2:
+            parts.insert(0, attn.to_q(hidden_states))
+        query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
+        out = F.scaled_dot_product_attention(query, key, value)
+        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+
+
+def _lean_attention(attn: Attention, dtype: torch.dtype) -> list[LeanLinears]:
+    unusual = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross, attn.residual_connection)
+    if type(attn.processor) is not AttnProcessor2_0 or any(unusual) or attn.rescale_output_factor != 1:
+        return []
+    layers = [attn.to_k, attn.to_v] if attn.is_cross_attention else [attn.to_q, attn.to_k, attn.to_v]
+    if not all(_is_plain_linear(layer) and _is_stackable(layer) for layer in layers):
+        return []
+    if len({(layer.out_features, layer.scaling[ADAPTER]) for layer in layers}) > 1:
+        return []
+    together = LeanLinears(layers, dtype)
+    attn.set_processor(LeanAttention(together))
+    return [together]
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    plain = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear) and ADAPTER in layer.lora_A
+    return plain and _is_vanilla(layer)
+
+
+def _is_plain_conv(layer: LoraLayer) -> bool:
+    return isinstance(layer, LoraConv2d) and ADAPTER in layer.lora_A and _is_vanilla(layer)
+
+
+def _is_vanilla(layer: LoraLayer) -> bool:
+    return not layer.lora_variant and layer.lora_B[ADAPTER].bias is None
+
+
+def _is_stackable(layer: LoraLayer) -> bool:
+    base = layer.get_base_layer()
+    return not is_quantised(base) and base.bias is None and not getattr(layer.lora_dropout[ADAPTER], "p", 0)
+
+
+def _is_plain_resnet(block: ResnetBlock2D) -> bool:
+    unusual = (block.upsample, block.downsample, block.skip_time_act, block.dropout.p, block.output_scale_factor != 1)
+    timed = block.time_emb_proj is not None and block.time_embedding_norm == "default"
+    return timed and not any(unusual) and isinstance(block.nonlinearity, nn.SiLU)
+
+
+@torch.no_grad()
+def _renew(leans: Sequence[LeanLinears], *_: object) -> None:
+    copies, masters = [c for lean in leans for c in lean.copies], [m for lean in leans for m in lean.masters]
+    if copies:
+        torch._foreach_copy_(copies, masters)
+
+
+def _lora_forward(layer: LoraLayer, lean: LeanLinears, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    if args or kwargs or not lean.usable:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    return lean(x)
+
+
+def _lora_conv_forward(layer: LoraConv2d, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    if args or kwargs or layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER]:
+        return type(layer).forward(layer, x, *args, **kwargs)
+    down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    seen = layer.lora_dropout[ADAPTER](x)
+    low = F.conv2d(seen, down.weight.to(x.dtype), None, down.stride, down.padding, down.dilation)
+    update = F.conv2d(low, (up.weight * layer.scaling[ADAPTER]).to(x.dtype))
+    return layer.base_layer(x) + update
+
+
+def _geglu_forward(block: GEGLU, hidden_states: Tensor) -> Tensor:
+    return nodes.geglu(block.proj(hidden_states))
+
+
+def _resnet_forward(block: ResnetBlock2D, input_tensor: Tensor, temb: Tensor) -> Tensor:
+    hidden = block.conv1(nodes.group_norm_silu(input_tensor, block.norm1))
+    hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
+    hidden = block.conv2(nodes.group_norm_silu(hidden, block.norm2))
+    return (input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)) + hidden
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.detach() for part in parts])
+
+
+def _given(weight: Tensor) -> Tensor:
+    return weight

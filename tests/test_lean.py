@@ -1,0 +1,110 @@
+"""The lean step against peft's own forward, on the tiny SDXL."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft.utils import get_peft_model_state_dict
+
+from lora_utils import lora, stages
+from lora_utils.lean import LeanAttention, make_lean
+from lora_utils.schema import LoraConfig
+from tests.conftest import TINY
+
+ADAPTERS = {
+    "attention": {},
+    "other strength": {"lora_alpha": 8},
+    "rsLoRA": {"use_rslora": True},
+    "feed-forward": {"target_modules": ["attn+ff"]},
+    "convolutions": {"target_modules": ["full"]},
+    "queries alone": {"target_modules": ["to_q"]},
+    "dropout": {"lora_dropout": 0.3},
+    "DoRA": {"use_dora": True},
+}
+
+
+def new_unet(lean, dtype=torch.float64, **adapter):
+    unet = UNet2DConditionModel.from_pretrained(TINY, subfolder="unet", torch_dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in lora.add_lora(unet, LoraConfig(rank=4, **adapter), seed=0):
+        parameter.data = parameter.data.to(torch.promote_types(dtype, torch.float32))
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    if lean:
+        make_lean(unet)
+    return unet.train()
+
+
+def predict(unet, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    config = unet.config
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    shapes = [(2, config.in_channels, 8, 8), (2, 7, config.cross_attention_dim), (2, pooled)]
+    latents, text, pooled_text = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    added = {"text_embeds": pooled_text, "time_ids": torch.full((2, 6), 64.0)}
+    torch.manual_seed(3)  # of LoRA dropout
+    return unet(latents, torch.tensor([3, 500]), text, added_cond_kwargs=added).sample
+
+
+def gradients(unet, dtype=torch.float64):
+    out = predict(unet, dtype)
+    (out.float() ** 2 if dtype == torch.float16 else out**2).mean().backward()
+    return out.detach(), [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_outputs_and_gradients_are_pefts(adapter, dtype, tolerance):
+    theirs, their_gradients = gradients(new_unet(False, dtype, **adapter), dtype)
+    ours, our_gradients = gradients(new_unet(True, dtype, **adapter), dtype)
+    torch.testing.assert_close(ours, theirs, rtol=100 * tolerance, atol=10 * tolerance)
+    assert len(our_gradients) > 10
+    scale = max(gradient.abs().max() for gradient in their_gradients)
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=tolerance)
+
+
+def test_fp16_gives_fp32_gradients_close_to_fp32s():
+    _, exact = gradients(new_unet(False, torch.float32), torch.float32)
+    _, ours = gradients(new_unet(True, torch.float16), torch.float16)
+    assert {gradient.dtype for gradient in ours} == {torch.float32}
+    ours, exact = (torch.cat([gradient.flatten() for gradient in each]) for each in (ours, exact))
+    assert torch.nn.functional.cosine_similarity(ours, exact, dim=0) > 0.999
+
+
+def test_queries_keys_and_values_come_from_one_node():
+    unet = new_unet(True)
+    processors = list(unet.attn_processors.values())
+    assert processors
+    assert all(isinstance(processor, LeanAttention) for processor in processors)
+
+
+def test_names_and_weights_stay_what_they_are():
+    plain, lean = new_unet(False), new_unet(True)
+    assert plain.state_dict().keys() == lean.state_dict().keys()
+    assert all(torch.equal(value, lean.state_dict()[name]) for name, value in plain.state_dict().items())
+    assert get_peft_model_state_dict(plain).keys() == get_peft_model_state_dict(lean).keys()
+
+
+def test_the_adapter_can_be_turned_off_and_merged_and_changed():
+    unet, base = new_unet(True), UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").double()
+    adapted = predict(unet)
+    unet.disable_adapters()
+    torch.testing.assert_close(predict(unet), predict(base), rtol=0, atol=1e-12)
+    unet.enable_adapters()
+    assert torch.equal(predict(unet), adapted)
+    unet.fuse_lora()
+    torch.testing.assert_close(predict(unet), adapted, rtol=0, atol=1e-5)
+    unet.unfuse_lora()
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            parameter.data.zero_()
+    torch.testing.assert_close(predict(unet), predict(base), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lean_step": False}, {"gradient_checkpointing": "full"}, {"vram_gib": 0.5}], ids=str
+)
+def test_fifty_steps_go_the_same_way_by_any_road(make_config, tmp_path, options):
+    common = {"max_train_steps": 50, "rank": 4, "train_batch_size": 1}
+    plain = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "a", **common))]
+    other = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "b", **common, **options))]
+    assert other == pytest.approx(plain, rel=1e-5)
