@@ -1,19 +1,26 @@
-"""One micro-batch: examples in, the U-Net's squared errors out. Shared by training and validation.
+"""One micro-batch: examples in, the U-Net's errors out. Shared by training and validation.
 
 Shapes as in ``diffusion``; L tokens, D text width, P pooled width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lora_utils import diffusion
+from lora_utils import UserError, diffusion, objectives
+from lora_utils.schema import TrainConfig
 from lora_utils.sdxl import NoiseSchedule
 from lora_utils.visits import Record
+
+PLAIN = TrainConfig()
+
+
+class ObjectiveError(UserError):
+    """The base model cannot be trained in the way that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,9 @@ class Batch:
     latents: Tensor
     """(B, C, h, w), fp32."""
     noise: Tensor
-    """(B, C, h, w), fp32."""
+    """What the target is made of, (B, C, h, w), fp32."""
+    input_noise: Tensor
+    """What is added to the latents: the same, unless the input is perturbed, (B, C, h, w), fp32."""
     timesteps: Tensor
     """(B,), int64."""
     prompt_embeds: Tensor
@@ -39,25 +48,52 @@ class Batch:
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
+def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSchedule:
+    """The base model's schedule, as the run uses it in training and validation.
+
+    Raises:
+        ObjectiveError: The base predicts epsilon and the schedule should end in pure noise, or has fewer timesteps.
+    """
+    length = len(schedule.alphas_cumprod)
+    if max(config.min_timestep + 1, config.max_timestep or 0) > length:
+        raise ObjectiveError(f"the base model has {length} timesteps; lower min_timestep and max_timestep")
+    if not config.rescale_betas_zero_snr:
+        return schedule
+    if schedule.prediction_type == "epsilon":
+        # Of pure noise, the noise says nothing about the picture: there is nothing to learn at the last timestep.
+        raise ObjectiveError(
+            "rescale_betas_zero_snr needs a base model that predicts v, and this one predicts epsilon; "
+            "set rescale_betas_zero_snr=false, or use noise_offset=0.05 for dark and bright pictures"
+        )
+    return replace(schedule, alphas_cumprod=objectives.zero_terminal_snr(schedule.alphas_cumprod))
+
+
 def visit(
     example: Record,
     generator: torch.Generator,
     schedule: NoiseSchedule,
     timestep: int | None = None,
     latent_mode: Literal["sample", "mean"] = "sample",
+    config: TrainConfig = PLAIN,
 ) -> Batch:
-    """A batch of one: fresh latents, noise and timestep (uniform over all unless given) from the generator."""
+    """A batch of one: fresh latents, noise and timestep (unless given) from the generator.
+
+    What the config adds to plain noise is drawn last, so that it leaves the rest as it was.
+    """
     moments = example["moments"]
     if latent_mode == "mean":
         latents = diffusion.mean_latents(moments, schedule.scaling_factor)
     else:
         latents = diffusion.sample_latents(moments, schedule.scaling_factor, generator)
     noise = torch.randn(latents.shape, generator=generator)
-    drawn = torch.randint(len(schedule.alphas_cumprod), (1,), generator=generator)
+    drawn = _timestep(schedule, config, generator)
+    noise = objectives.offset_noise(noise, config.noise_offset, generator)
+    input_noise = objectives.perturbed_noise(noise, config.input_perturbation, generator)
     mask = example.get("loss_mask")
     return Batch(
         latents=latents[None],
         noise=noise[None],
+        input_noise=input_noise[None],
         timesteps=drawn if timestep is None else torch.tensor([timestep]),
         prompt_embeds=example["prompt_embeds"][None],
         pooled_prompt_embeds=example["pooled_prompt_embeds"][None],
@@ -71,24 +107,54 @@ def collate(visits: Sequence[Batch]) -> Batch:
     return Batch(**{name: torch.cat([getattr(one, name) for one in visits]) for name in vars(visits[0])})
 
 
-def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule) -> Tensor:
-    """Squared error of each example where its mask counts (Ho et al., 2020, eq. 14), (B,), fp32.
+def training_losses(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule, config: TrainConfig) -> Tensor:
+    """What training averages: each example's error where its mask counts, weighted as the config says, (B,), fp32.
 
     Args:
         unet: With or without adapter; a wrapped one may autocast.
         batch: On the device of the U-Net.
-        schedule: Of the base model.
+        schedule: From ``training_schedule``.
+        config: Of the objective.
     """
+    prediction, target = _predict(unet, batch, schedule)
+    losses = objectives.errors(prediction, target, batch.loss_mask, config.loss_type, config.huber_c)
+    if config.snr_gamma is None and not config.debiased_estimation_loss:
+        return losses
+    snr = diffusion.signal_to_noise(batch.timesteps, schedule.alphas_cumprod.to(batch.timesteps.device))
+    if config.snr_gamma is not None:
+        return losses * diffusion.min_snr_weights(snr, config.snr_gamma, schedule.prediction_type)
+    return losses * objectives.debiased_weights(snr, schedule.prediction_type)
+
+
+def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule) -> Tensor:
+    """Squared error of each example where its mask counts (Ho et al., 2020, eq. 14), (B,), fp32.
+
+    Arguments as in ``training_losses``.
+    """
+    prediction, target = _predict(unet, batch, schedule)
+    return diffusion.squared_errors(prediction, target, batch.loss_mask)
+
+
+def _timestep(schedule: NoiseSchedule, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    lowest, end = config.min_timestep, config.max_timestep or len(schedule.alphas_cumprod)
+    if config.timestep_sampling == "uniform":
+        return objectives.uniform_timestep(lowest, end, generator)
+    return objectives.logit_normal_timestep(lowest, end, config.logit_mean, config.logit_std, generator)
+
+
+def _predict(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    """The U-Net's answer, in its dtype, and what it should have been, fp32; both (B, C, h, w)."""
     alphas_cumprod = schedule.alphas_cumprod.to(batch.latents.device)
-    noisy_latents = diffusion.add_noise(batch.latents, batch.noise, batch.timesteps, alphas_cumprod)
+    noisy_latents = diffusion.add_noise(batch.latents, batch.input_noise, batch.timesteps, alphas_cumprod)
     target = diffusion.training_target(
         batch.latents, batch.noise, batch.timesteps, alphas_cumprod, schedule.prediction_type
     )
-    dtype = next(unet.parameters()).dtype
+    # The base's first layer: never quantised, while the first parameter may be an adapter's fp32.
+    dtype = getattr(unet, "module", unet).conv_in.weight.dtype
     prediction = unet(
         noisy_latents.to(dtype),
         batch.timesteps,
         encoder_hidden_states=batch.prompt_embeds.to(dtype),
         added_cond_kwargs={"text_embeds": batch.pooled_prompt_embeds.to(dtype), "time_ids": batch.time_ids},
     ).sample
-    return diffusion.squared_errors(prediction, target, batch.loss_mask)
+    return prediction, target

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lora_utils import nodes
 from lora_utils.lora import ADAPTER
-from lora_utils.quantisation import dequantised_weight, is_quantised
+from lora_utils.quantisation import dequantised_weight
 
 
 def make_lean(unet: UNet2DConditionModel) -> None:
@@ -46,7 +46,7 @@ def make_lean(unet: UNet2DConditionModel) -> None:
             module.forward = partial(_resnet_forward, module)
         elif isinstance(module, nn.Conv2d) and not module.weight.requires_grad and module.padding_mode == "zeros":
             module.forward = partial(nodes.frozen_conv2d, conv=module)
-        elif is_quantised(module):
+        elif _is_quantised(module):
             module.forward = partial(nodes.frozen_linear, weight=partial(dequantised_weight, module), bias=module.bias)
     unet.register_forward_pre_hook(partial(_renew, leans))
 
@@ -153,7 +153,12 @@ def _is_vanilla(layer: LoraLayer) -> bool:
 
 def _is_stackable(layer: LoraLayer) -> bool:
     base = layer.get_base_layer()
-    return not is_quantised(base) and base.bias is None and not getattr(layer.lora_dropout[ADAPTER], "p", 0)
+    return not _is_quantised(base) and base.bias is None and not getattr(layer.lora_dropout[ADAPTER], "p", 0)
+
+
+def _is_quantised(layer: nn.Module) -> bool:
+    """Whether this is a linear layer of bitsandbytes."""
+    return isinstance(layer, nn.Linear) and (hasattr(layer.weight, "quant_type") or layer.weight.dtype == torch.int8)
 
 
 def _is_plain_resnet(block: ResnetBlock2D) -> bool:

@@ -31,11 +31,9 @@ class Projection:
     scale: float
     """lora_alpha / rank."""
 
-    def pairs(self, wide: Tensor, low: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(N, O) and (N, n r) cut into what belongs to each linear, with its B."""
-        wides = wide.split([up.shape[0] for up in self.ups], dim=1)
-        lows = low.split([up.shape[1] for up in self.ups], dim=1)
-        return list(zip(wides, lows, self.ups, strict=True))
+    def cut(self, rows: Tensor, axis: int) -> Sequence[Tensor]:
+        """(N, O) along the linears' outputs (axis 0 of B), (N, n r) along their ranks (axis 1)."""
+        return [rows] if len(self.ups) == 1 else rows.split([up.shape[axis] for up in self.ups], dim=1)
 
 
 def lora_linear(x: Tensor, dropped: Tensor | None, projection: Projection, masters: Sequence[Tensor]) -> Tensor:
@@ -62,7 +60,7 @@ class _LoraLinear(Function):
         low = seen.mm(projection.down.t())
         if projection.scale != 1:
             low.mul_(projection.scale)
-        for part, low_part, up in projection.pairs(out, low):
+        for part, low_part, up in zip(projection.cut(out, 0), projection.cut(low, 1), projection.ups, strict=True):
             part.addmm_(low_part, up.t())
         ctx.save_for_backward(x if dropped is None else dropped, low)
         ctx.projection, ctx.dropout = projection, dropped is not None
@@ -73,11 +71,11 @@ class _LoraLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (seen, low), projection = ctx.saved_tensors, ctx.projection
         rows, grad_rows = seen.reshape(-1, seen.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        grad_low, grad_ups = torch.empty_like(low), []
-        pairs = projection.pairs(grad_rows, grad_low)
-        for (grad_part, grad_low_part, up), low_part in zip(pairs, low.split(_ranks(projection), dim=1), strict=True):
+        grad_low, grad_parts = torch.empty_like(low), projection.cut(grad_rows, 0)
+        for grad_part, grad_low_part, up in zip(grad_parts, projection.cut(grad_low, 1), projection.ups, strict=True):
             torch.mm(grad_part, up, out=grad_low_part)
-            grad_ups.append(grad_part.t().mm(low_part))
+        low_parts = projection.cut(low, 1)
+        grad_ups = [part.t().mm(low_part) for part, low_part in zip(grad_parts, low_parts, strict=True)]
         if projection.scale != 1:
             grad_low.mul_(projection.scale)
         grad_x = grad_dropped = None
@@ -87,12 +85,8 @@ class _LoraLinear(Function):
             grad_x = grad_x.view(seen.shape)
         if ctx.needs_input_grad[1]:
             grad_dropped = grad_low.mm(projection.down).view(seen.shape)
-        grad_downs = grad_low.t().mm(rows).split(_ranks(projection))
+        grad_downs = grad_low.t().mm(rows).split([up.shape[1] for up in projection.ups])
         return grad_x, grad_dropped, None, *grad_downs, *grad_ups
-
-
-def _ranks(projection: Projection) -> list[int]:
-    return [up.shape[1] for up in projection.ups]
 
 
 def frozen_linear(x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ from pydantic import (
 from lora_utils.data_config import DataConfig
 from lora_utils.section import Fraction, Numbers, Section, Texts
 
+BasePrecision = Literal["auto", "fp16", "int8", "nf4"]
 Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "adafactor", "prodigy", "schedulefree"]
 
 
@@ -60,7 +61,7 @@ class ModelConfig(Section):
     """Precision of the VAE while images are encoded; fp16 is for VAEs made for it, such as sdxl-vae-fp16-fix."""
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision of the U-Net; auto is fp32 on CPU, bf16 from sm_80 (A100, L4), fp16 below (T4)."""
-    base_precision: Literal["auto", "fp16", "int8", "nf4"] = "auto"
+    base_precision: BasePrecision = "auto"
     """How the U-Net's frozen weights are kept: auto as mixed_precision says; int8 and nf4 save memory, not time."""
 
 

@@ -18,9 +18,11 @@ from PIL import Image
 from lora_utils import lora, sampling
 from lora_utils.config import dump_config, load_config
 from lora_utils.dataset import find_examples
+from lora_utils.denoising import training_schedule
 from lora_utils.examining import examine
 from lora_utils.files import write_atomically
 from lora_utils.findings import as_csv, table
+from lora_utils.lean import make_lean
 from lora_utils.lint import DataReport, lint
 from lora_utils.precomputing import Encoding, Precomputed, fill_cache
 from lora_utils.preflight import PRECISIONS, choose_precision, choose_preset, describe
@@ -31,7 +33,7 @@ from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
 from lora_utils.sources.examples import DataError
 from lora_utils.tiny.demo_data import draw_demo_data
-from lora_utils.training import StepReport, TrainingRun, train_steps
+from lora_utils.training import StepReport, Trainer, TrainingRun
 from lora_utils.validation import HeldOutLoss
 from lora_utils.visits import CachedExamples
 
@@ -122,19 +124,21 @@ def train(config: RunConfig) -> Iterator[StepReport]:
         UserError: The data, the base model or a setting cannot be used, or the loss diverged.
     """
     run, held_out, facts = _prepare_training(config)
+    trainer = Trainer(run)
     new_log = RunLog if run.accelerator.is_main_process else SilentLog
     with new_log(config.paths.output_dir, dump_config(config)) as log:
         log.summarise(**facts)
         if held_out:
-            before = held_out.measure(run.unet, run.accelerator.device)
+            before = _measure(held_out, run)
             log.add({"step": 0, "held_out_loss": before})
             log.summarise(held_out_loss_before=before)
         started, report = time.monotonic(), None
-        bar = progress_bar(train_steps(run), "train", run.steps, shown=run.accelerator.is_main_process)
+        bar = progress_bar(trainer.steps(), "train", run.steps, shown=run.accelerator.is_main_process)
         try:
             for report in bar:
                 if held_out and (report.step % config.train.validation_steps == 0 or report.step == run.steps):
-                    report = replace(report, held_out_loss=held_out.measure(run.unet, run.accelerator.device))
+                    with trainer.averaged():
+                        report = replace(report, held_out_loss=_measure(held_out, run))
                     log.summarise(held_out_loss=report.held_out_loss)
                 log.add(asdict(report))
                 bar.set_postfix_str(_describe(report), refresh=False)
@@ -142,7 +146,8 @@ def train(config: RunConfig) -> Iterator[StepReport]:
         finally:
             bar.close()
             if report and run.accelerator.is_main_process:
-                weights = lora.save_lora(run.accelerator.unwrap_model(run.unet), config.paths.output_dir)
+                with trainer.averaged():
+                    weights = lora.save_lora(run.accelerator.unwrap_model(run.unet), config.paths.output_dir)
                 log.summarise(steps=report.step, loss=report.loss, peak_memory_gib=report.peak_memory_gib)
                 log.summarise(seconds=round(time.monotonic() - started, 1), weights=str(weights))
 
@@ -191,14 +196,15 @@ def _describe(report: StepReport) -> str:
     return f"loss {report.loss:.4f}, {report.step_seconds:.2f} s/step{memory}"
 
 
+def _measure(held_out: HeldOutLoss, run: TrainingRun) -> float:
+    with run.autocast():
+        return held_out.measure(run.unet, run.accelerator.device)
+
+
 def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | None, dict[str, Any]]:
     precision = choose_precision(config.model.mixed_precision)
     AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's precision
-    accelerator = Accelerator(
-        mixed_precision="no" if precision.name == "fp32" else precision.name,
-        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
-        cpu=not torch.cuda.is_available(),
-    )
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():
         found = precompute(config)
     refused = [finding for finding in found.findings if finding.kind == "refused"]
@@ -210,13 +216,14 @@ def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | Non
     examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
     held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
     base = BaseModel(config.model, config.paths.cache_dir)
-    schedule = base.load_noise_schedule()
-    unet = base.load_unet(precision.dtype)
+    schedule = training_schedule(base.load_noise_schedule(), config.train)
+    unet = base.load_unet(precision.dtype).to(accelerator.device)
     lora.add_lora(unet, config.lora, config.train.seed)
-    if config.train.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+    if config.train.lean_step:
+        make_lean(unet)
     run = TrainingRun(
         accelerator.prepare_model(unet.train()),
+        precision.dtype,
         examples,
         found.cache.read(found.unconditional_key),
         config.data.caption_dropout_rate,

@@ -1,0 +1,214 @@
+"""Optimisers and schedules of the learning rate by name, from the libraries that keep them."""
+
+import importlib
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lora_utils import UserError
+from lora_utils.ema import WeightAverage
+from lora_utils.memory import GIB
+from lora_utils.schema import TrainConfig
+
+BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
+PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
+POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
+logger = logging.getLogger(__name__)
+
+
+class OptimizerError(UserError):
+    """An optimiser is not installed, or cannot do what the other settings ask for."""
+
+
+def new_optimizer(unet: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimiser of the U-Net's trainable parameters, in training mode.
+
+    bitsandbytes' optimisers are tried by a real step on the parameters' device first; where that fails, AdamW with
+    32-bit states takes their place, and a warning says what is lost.
+
+    Raises:
+        OptimizerError: It is not installed, or does not go with the other settings.
+    """
+    name = "adamw8bit" if config.use_8bit_adam else config.optimizer
+    _check(name, config)
+    groups = _parameter_groups(unet, config)
+    name = _usable(name, [parameter for group in groups for parameter in group["params"]])
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
+    if name == "adamw":
+        return torch.optim.AdamW(groups, **settings)
+    if name == "adafactor":
+        # The learning rate as it is, not relative to the weights: B starts from 0, and would hardly move.
+        kind = _imported("transformers.optimization", "Adafactor")
+        return kind(groups, lr=config.learning_rate, relative_step=False, scale_parameter=False)
+    if name == "prodigy":  # with the corrections that diffusers' scripts turn on
+        kind = _imported("prodigyopt", "Prodigy")
+        return kind(groups, use_bias_correction=True, safeguard_warmup=True, **settings)
+    if name == "schedulefree":
+        optimizer = _imported("schedulefree", "AdamWScheduleFree")(groups, **settings)
+        optimizer.train()
+        return optimizer
+    return _imported("bitsandbytes.optim", BITSANDBYTES[name])(groups, **settings)
+
+
+def new_lr_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> LRScheduler:
+    """The schedule as diffusers draws it; its ``step`` is to be called once per update of the weights.
+
+    It must not be prepared: accelerate would step it once per process. The rates of LoRA+ keep their ratio.
+
+    Raises:
+        OptimizerError: The schedule cannot be drawn with these settings.
+    """
+    name = config.lr_scheduler
+    if name == "polynomial" and (config.learning_rate <= POLYNOMIAL_END or config.lr_warmup_steps >= steps):
+        raise OptimizerError(
+            f"lr_scheduler polynomial needs a learning_rate above {POLYNOMIAL_END} and lr_warmup_steps below the "
+            f"{steps} steps of the run; change them, or set lr_scheduler=linear"
+        )
+    if name == "constant" and config.lr_warmup_steps:
+        name = "constant_with_warmup"  # diffusers' plain "constant" ignores warm-up without a word
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    )
+
+
+@contextmanager
+def averaged_weights(optimizer: Optimizer, average: WeightAverage | None) -> Iterator[None]:
+    """The weights that are saved and measured; afterwards, bit by bit, those that are trained.
+
+    Args:
+        optimizer: From ``new_optimizer``, not the accelerator's wrapper; schedulefree keeps an average of its own.
+        average: The EMA, if there is one.
+    """
+    if average is not None:
+        with average.applied():
+            yield
+    elif hasattr(optimizer, "eval"):
+        with _schedulefree_average(optimizer):
+            yield
+    else:
+        yield
+
+
+def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Bytes of the optimiser's state on the device, once a step was taken.
+
+    Args:
+        name: A value of the setting ``optimizer``. Paged states are counted whole: they leave the GPU only when it
+            is full. Prodigy's are an upper bound: of parameters that start as zeros it keeps a quarter less.
+        shapes: Of the trainable parameters, fp32.
+    """
+    shapes = list(shapes)
+    total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
+    quantised = name.endswith("8bit") and any(_size(shape) >= 4096 for shape in shapes)
+    return total + (2 * 256 * 4 if quantised else 0)  # the two maps from 8 bits to numbers, shared by all
+
+
+def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
+    size = _size(shape)
+    if name == "adafactor":
+        factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
+        return 4 * (factored + 1)  # and the root mean square
+    if name.endswith("8bit") and size >= 4096:
+        return 2 * (size + 4 * -(-size // 256))  # one scale for each block of 256
+    return size * (16 if name == "prodigy" else 8)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _check(name: str, config: TrainConfig) -> None:
+    if name == "prodigy" and (config.loraplus_lr_ratio or 1) != 1:
+        raise OptimizerError("optimizer prodigy finds one learning rate for all weights; leave out loraplus_lr_ratio")
+    if name == "prodigy" and config.learning_rate == 0:
+        raise OptimizerError("optimizer prodigy scales the rate it finds by learning_rate; set it to 1")
+    if name == "schedulefree" and config.use_ema:
+        raise OptimizerError("optimizer schedulefree averages the weights by itself; leave out use_ema")
+    if name == "schedulefree" and config.adam_beta1 == 0:
+        raise OptimizerError("optimizer schedulefree needs an adam_beta1 above 0; 0.9 is the usual one")
+
+
+def _parameter_groups(unet: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """One group, or with LoRA+ B in a second one (Hayou et al., 2024, section 5); DoRA's magnitudes go with A."""
+    trainable = [(name, parameter) for name, parameter in unet.named_parameters() if parameter.requires_grad]
+    # Decay is the groups': given to Prodigy itself, it would print a line.
+    common = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
+    if config.loraplus_lr_ratio is None:
+        return [{"params": [parameter for _, parameter in trainable], **common}]
+    first = [parameter for name, parameter in trainable if ".lora_B." not in name]
+    second = [parameter for name, parameter in trainable if ".lora_B." in name]
+    faster = common | {"lr": config.learning_rate * config.loraplus_lr_ratio}
+    return [{"params": first, **common}, {"params": second, **faster}]
+
+
+def _usable(name: str, parameters: list[nn.Parameter]) -> str:
+    device = parameters[0].device
+    if name.startswith("paged_") and device.type == "cpu":
+        logger.warning("optimizer %s pages states from a GPU to RAM; without a GPU it is the same without paging", name)
+        name = name.removeprefix("paged_")
+    if name not in BITSANDBYTES or (reason := _failure(name, device)) is None:
+        return name
+    shapes = [parameter.shape for parameter in parameters]
+    more_gib = (state_bytes("adamw", shapes) - state_bytes(name, shapes)) / GIB
+    logger.warning(
+        "optimizer %s does not work on %s (%s); adamw with 32-bit states takes its place: %.2f GiB more%s",
+        name,
+        device,
+        reason,
+        more_gib,
+        ", and nothing is paged" if name.startswith("paged_") else "",
+    )
+    return "adamw"
+
+
+def _failure(name: str, device: torch.device) -> str | None:
+    """Why a real step of a bitsandbytes optimiser on the device failed; None when it did not."""
+    parameter = nn.Parameter(torch.ones(PROBE_SIZE, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        getattr(importlib.import_module("bitsandbytes.optim"), BITSANDBYTES[name])([parameter], lr=0.1).step()
+        moved = bool(((parameter > 0.8) & (parameter < 1)).all())
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # no package, symbol, library, kernel
+        return " ".join(str(error).split())[:200]
+    return None if moved else "its step does not move the weights"
+
+
+def _imported(module: str, name: str) -> Any:
+    package = module.partition(".")[0]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise OptimizerError(
+            f"this optimizer needs {package}: pip install {package}, or set optimizer=adamw"
+        ) from error
+
+
+@contextmanager
+def _schedulefree_average(optimizer: Any) -> Iterator[None]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    trained = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()  # eval works in place, and train rounds when it undoes that
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        for parameter, data in zip(parameters, trained, strict=True):
+            parameter.data = data

@@ -1,0 +1,92 @@
+"""Linears whose frozen weights are kept in 8 or 4 bits, by bitsandbytes, and back to numbers.
+
+int8: one scale per output row, absmax / 127 (Dettmers et al., 2022, LLM.int8()). nf4: the 16 quantiles of a normal
+distribution, one scale per 64 values, the scales in 8 bits themselves (Dettmers et al., 2023, QLoRA, section 3).
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lora_utils import UserError
+
+BasePrecision = Literal["auto", "fp16", "int8", "nf4"]
+Quantised = Literal["int8", "nf4"]
+NF4_BLOCK = 64
+
+
+class QuantisationError(UserError):
+    """Weights cannot be quantised on this machine."""
+
+
+def quantise_linears(model: nn.Module, names: list[str], kind: Quantised, dtype: torch.dtype) -> None:
+    """Replace linears of a model on the meta device by bitsandbytes' own, still without weights.
+
+    Args:
+        model: Marked too, as peft, accelerate and diffusers expect of a quantised model.
+        names: Of the linears.
+        kind: int8 or nf4.
+        dtype: What they compute in; bitsandbytes' own default, fp32, is slow in silence.
+
+    Raises:
+        QuantisationError: bitsandbytes is not installed.
+    """
+    try:
+        from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    except ImportError as error:
+        raise QuantisationError(
+            f"base_precision={kind} needs bitsandbytes: pip install bitsandbytes, or set base_precision=auto"
+        ) from error
+    for name in names:
+        old = model.get_submodule(name)
+        assert isinstance(old, nn.Linear)
+        if kind == "nf4" and old.in_features % NF4_BLOCK:
+            continue  # bitsandbytes 0.50 reads scales that span rows wrongly on a CPU; SDXL has none
+        shape = (old.in_features, old.out_features, old.bias is not None)
+        if kind == "nf4":
+            new = Linear4bit(*shape, dtype, compress_statistics=True, quant_type="nf4", device="meta")
+            new.support_avx512bf16_for_cpu = False  # it would repack weights that others read too
+        else:
+            new = Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
+            vars(new)["compute_dtype"] = dtype
+        model.set_submodule(name, new.requires_grad_(False))
+    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
+
+
+def frozen_parameter(module: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
+    """What a module keeps of one of its tensors: quantised where it is the weight of a quantised linear.
+
+    Args:
+        module: Of any kind.
+        name: Of the tensor in the module.
+        tensor: In the module's compute dtype, on the device where it will stay.
+    """
+    old: Any = module.get_parameter(name)
+    if hasattr(old, "quant_type"):  # Params4bit
+        return type(old)(tensor, requires_grad=False, quant_type="nf4", module=module).to(tensor.device)
+    if hasattr(old, "has_fp16_weights"):  # Int8Params, which would quantise only on the way from the CPU to a GPU
+        from bitsandbytes.functional import int8_vectorwise_quant
+
+        codes, scales, _ = int8_vectorwise_quant(tensor.half())
+        return type(old)(codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales)
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def dequantised_weight(linear: nn.Linear) -> Tensor:
+    """The weight as a matrix in the linear's compute dtype, (out, in); of a plain linear the weight itself.
+
+    One allocation of that size at most, beside nf4's scales. No gradient flows through it.
+    """
+    weight: Any = linear.weight
+    if hasattr(weight, "quant_type"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    if weight.dtype != torch.int8:
+        return weight
+    kept: Any = linear
+    row_max = kept.state.SCB if weight.SCB is None else weight.SCB  # bitsandbytes moves it in the first forward
+    matrix = torch.empty(weight.shape, dtype=kept.compute_dtype, device=weight.device)
+    # The scale stays fp32, because fp16 has few digits below 6e-5.
+    return torch.mul(weight.data, (row_max / 127).unsqueeze(1), out=matrix)
