@@ -12,23 +12,77 @@ import psutil
 from lora_utils.runlog import versions
 
 ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "results"
 
 
 def save(name: str, figures: dict[str, Any]) -> None:
     """Print the figures and keep them as benchmarks/results/<name>.json."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    print(write(name, figures, gpu_facts()).read_text(), end="")
+
+
+def write(name: str, figures: dict[str, Any], gpu: dict[str, Any] | None, commit_id: str | None = None) -> Path:
+    """Keep the figures and say where.
+
+    Args:
+        name: Of the file.
+        figures: What json can hold.
+        gpu: From ``gpu_facts``, where a GPU is part of the figures.
+        commit_id: Of the code, where git cannot tell.
+    """
     content = {
         "figures": figures,
         "machine": f"{_cpu()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB RAM",
+        **({"gpu": gpu} if gpu else {}),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": commit_id or commit(),
         "versions": versions(),
     }
-    text = json.dumps(content, indent=1)
-    print(text)
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path = FOLDER / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(text + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """What was written under this name, if anything was."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def commit() -> str:
+    """Of this copy of the code; empty where it is not git's."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def gpu_facts() -> dict[str, Any] | None:
+    """Name, compute capability, memory, driver and CUDA version of the first GPU; None where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "total_gib": round(properties.total_memory / 2**30, 2),
+        "multiprocessors": properties.multi_processor_count,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    except FileNotFoundError:
+        return None
+    return lines[0] if lines else None
 
 
 def _cpu() -> str:

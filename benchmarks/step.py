@@ -1,7 +1,7 @@
 """The training step: our loop against the bare step, and against peft's way with everything recomputed.
 
-``python -m benchmarks step``: user-CPU seconds of a step on a 52 M-parameter SDXL-shaped U-Net, one thread. Each way runs
-in processes of its own with few and with many steps; the difference cancels start-up. Rounds are interleaved.
+``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each way runs in
+processes of its own with few and with many steps; the difference cancels start-up. Rounds are interleaved.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def run(way: str, steps: int, folder: Path, resolution_px: int) -> None:
 
 def _bare_steps(config: RunConfig, steps: int) -> None:
     """Forward, backward and update on one batch again and again: what no loop can do without."""
-    run, _, _ = stages._prepare_training(config)
+    run = stages.prepare_training(config).run
     optimizer = new_optimizer(run.unet, config.train)
     batch = _batch(run, 0, list(range(config.train.train_batch_size)))
     for _ in range(steps):

@@ -27,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         stage, config = parse(sys.argv[1:] if arguments is None else arguments)
-        _RUNNERS[stage](config)
+        name, _, card = stage.partition(" --card ")
+        if card:
+            _check(config, card)
+        else:
+            _RUNNERS[name](config)
         sys.stdout.flush()
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
-    """Stage, one of _RUNNERS, and config from the command line.
+    """Stage, one of _RUNNERS or "check --card NAME", and config from the command line.
 
     Raises:
         ConfigError: A flag is unknown or its value impossible.
@@ -55,9 +59,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     stray = {argument.removeprefix("--").split("=")[0]: None for argument in unknown if argument.startswith("--")}
     if unknown and not stray:
         parser.error(f"cannot understand {' '.join(unknown)}")
-    if known.data and known.stage != "check":
-        parser.error("--data belongs to check")
-    return "check --data" if known.data else known.stage, load_config(known.config, overrides | stray)
+    if (known.data or known.card) and known.stage != "check":
+        parser.error("--data and --card belong to check")
+    stage = f"check --card {known.card}" if known.card else "check --data" if known.data else known.stage
+    return stage, load_config(known.config, overrides | stray)
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -72,6 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags win over it")
     parser.add_argument("--data", action="store_true", help="with check: decode every image, read every caption")
+    parser.add_argument("--card", metavar="NAME", help="with check: forecast for t4, l4, a100, 8gb … instead of here")
     parser.add_argument("--version", action="version", version=__version__)
     groups = {
         name: parser.add_argument_group(name, str(field.annotation.__doc__)) for name, field in _sections().items()
@@ -117,10 +123,10 @@ def _with_underscores(argument: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
 
 
-def _check(config: RunConfig) -> None:
-    from lora_utils import preflight
+def _check(config: RunConfig, card: str | None = None) -> None:
+    from lora_utils import stages
 
-    print(preflight.describe(config))
+    print(stages.check(config, card))
 
 
 def _check_data(config: RunConfig) -> None:

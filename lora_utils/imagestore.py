@@ -17,12 +17,9 @@ from lora_utils.examining import ALPHA, Examined, read_unchanged
 from lora_utils.findings import Finding, refusal
 from lora_utils.framing import Crop
 from lora_utils.images import ImageError
-from lora_utils.memory import best_device, free_memory, vae_batch
+from lora_utils.memory import best_device, free_memory, vae_batch, vae_tile
 from lora_utils.progress import progress_bar
-from lora_utils.sdxl import BaseModel
-
-TILED_ABOVE_PX = 1536 * 1536
-TILE_PX = 1024
+from lora_utils.sdxl import BaseModel, tile_vae
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def encode_image_tasks(
     refused: dict[str, Finding] = {}
     if not tasks:
         return refused
-    encoder = _Encoder(base.load_vae(vae_dtype).to(best_device()), config.vae_batch_size)
+    encoder = _Encoder(base.load_vae(vae_dtype, best_device()), config.vae_batch_size)
     bar = progress_bar((), "images", total=sum(len(task.crops) for task in tasks))
     scale = base.vae_scale_factor()
     waiting: list[_Cut] = []
@@ -95,26 +92,25 @@ class _Encoder:
     def __init__(self, vae: AutoencoderKL, batch: int | None) -> None:
         self._vae, self._batch = vae, batch
         self._dtype = vae.dtype  # looked up once: the model walks through all its parts for it
-        vae.tile_sample_min_size = TILE_PX
-        vae.tile_latent_min_size = TILE_PX // 2 ** (len(vae.config.block_out_channels) - 1)
 
     def batch_for(self, crop: Crop) -> int:
         """Images of this size that are encoded together."""
-        return self._batch or vae_batch(crop.size[0] * crop.size[1], self._dtype)
+        area_px, tile = crop.size[0] * crop.size[1], vae_tile(crop.size, self._dtype)
+        return self._batch or vae_batch(min(area_px, tile**2) if tile else area_px, self._dtype)
 
     def encode(self, cuts: Sequence[_Cut]) -> Tensor:
         """Moments of at most a batch of images of one size, (N, 2C, h, w), fp32."""
-        batch, area = self.batch_for(cuts[0].crop), cuts[0].crop.size[0] * cuts[0].crop.size[1]
-        # By size alone, not by what fits: tiles change the last bits, and equal images must give equal records.
-        self._vae.use_tiling = area > TILED_ABOVE_PX
+        batch = self.batch_for(cuts[0].crop)
+        tile_vae(self._vae, vae_tile(cuts[0].crop.size, self._dtype))
         try:
             return torch.cat([self._full_batch(cuts[at : at + batch], batch) for at in range(0, len(cuts), batch)])
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 width, height = cuts[0].crop.size
                 raise UserError(
-                    f"the GPU's memory is too small for the VAE at {width}x{height}; lower resolution, or set "
-                    "pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix and vae_precision=fp16"
+                    f"the GPU has too little free memory for the VAE at {width}x{height}; end other programs on it, "
+                    "lower resolution, or set vae_precision=fp16 and "
+                    "pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix"
                 ) from error
             self._batch = batch // 2
         free_memory()

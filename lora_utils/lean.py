@@ -59,40 +59,35 @@ class LeanLinears:
         bases = [layer.get_base_layer() for layer in layers]
         weight: Callable[[], Tensor] = partial(dequantised_weight, bases[0])
         if len(layers) > 1:
-            stacked = _stack([base.weight for base in bases])
+            stacked = torch.cat([base.weight.detach() for base in bases])
             for base, part in zip(bases, stacked.split([base.out_features for base in bases]), strict=True):
                 base.weight = nn.Parameter(part, requires_grad=False)  # a view: nothing is kept twice
             weight = partial(_given, stacked)
-        downs, ups = (
-            [layer.lora_A[ADAPTER].weight for layer in layers],
-            [layer.lora_B[ADAPTER].weight for layer in layers],
-        )
-        self._down = _stack(downs).to(dtype, copy=True)
-        self._ups = [up.detach().to(dtype, copy=True) for up in ups]
-        self.projection = nodes.Projection(weight, bases[0].bias, self._down, self._ups, layers[0].scaling[ADAPTER])
+        count = len(layers)
+        masters = self._masters()
+        down = torch.cat([master.detach().to(dtype) for master in masters[:count]])
+        ups = [master.detach().to(dtype, copy=True) for master in masters[count:]]
+        self.copies = [*down.split([up.shape[1] for up in ups]), *ups]
+        self._projection = nodes.Projection(weight, bases[0].bias, down, ups, layers[0].scaling[ADAPTER])
+        self.renew()
 
-    @property
-    def masters(self) -> list[Tensor]:
-        """A_1 .. A_n, B_1 .. B_n, the parameters that are trained."""
-        return [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in self.layers]
-
-    @property
-    def copies(self) -> list[Tensor]:
-        """Where the masters' values are wanted, in the same order."""
-        return [*self._down.split([up.shape[1] for up in self._ups]), *self._ups]
-
-    @property
-    def usable(self) -> bool:
-        """False while the adapter is off, merged or not alone."""
-        return all(
+    def renew(self) -> None:
+        """Look at the layers again: their parameters, whether the adapter is on and alone, and dropout."""
+        self.masters = self._masters()
+        self.usable = all(
             not layer.disable_adapters and not layer.merged and layer.active_adapters == [ADAPTER]
             for layer in self.layers
         )
+        dropout = self.layers[0].lora_dropout[ADAPTER]
+        self._dropout = dropout if dropout.training and getattr(dropout, "p", 0) > 0 else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        dropout = self.layers[0].lora_dropout[ADAPTER]
-        active = dropout.training and getattr(dropout, "p", 0) > 0
-        return nodes.lora_linear(x, dropout(x) if active else None, self.projection, self.masters)
+        dropped = None if self._dropout is None else self._dropout(x)
+        return nodes.lora_linear(x, dropped, self._projection, self.masters)
+
+    def _masters(self) -> list[Tensor]:
+        """A_1 .. A_n, B_1 .. B_n, the parameters that are trained."""
+        return [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in self.layers]
 
 
 class LeanAttention:
@@ -169,8 +164,10 @@ def _is_plain_resnet(block: ResnetBlock2D) -> bool:
 
 @torch.no_grad()
 def _renew(leans: Sequence[LeanLinears], *_: object) -> None:
-    copies, masters = [c for lean in leans for c in lean.copies], [m for lean in leans for m in lean.masters]
-    if copies:
+    for lean in leans:
+        lean.renew()
+    if leans:
+        copies, masters = [c for lean in leans for c in lean.copies], [m for lean in leans for m in lean.masters]
         torch._foreach_copy_(copies, masters)
 
 
@@ -199,10 +196,6 @@ def _resnet_forward(block: ResnetBlock2D, input_tensor: Tensor, temb: Tensor) ->
     hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
     hidden = block.conv2(nodes.group_norm_silu(hidden, block.norm2))
     return (input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)) + hidden
-
-
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.detach() for part in parts])
 
 
 def _given(weight: Tensor) -> Tensor:

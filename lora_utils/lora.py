@@ -140,16 +140,17 @@ def load_lora(pipeline: StableDiffusionXLPipeline, weights: LoraWeights) -> None
 
 
 def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:
-    weights = dict(unet.named_parameters())
+    layers = dict(unet.named_modules())
     downs = {name: tensor for name, tensor in state.items() if name.endswith((".lora_A.weight", ".lora.down.weight"))}
     downs = {name: tensor for name, tensor in downs.items() if name.startswith("unet.")}
     if not downs:
         raise LoraError(f"{file} holds no LoRA for an SDXL U-Net; choose another file as lora_path")
     for name, tensor in downs.items():
         module = name.removeprefix("unet.").removesuffix(".lora_A.weight").removesuffix(".lora.down.weight")
-        weight = weights.get(f"{module}.weight")
-        if weight is None or weight.shape[1] != tensor.shape[1]:
-            there = "does not exist" if weight is None else f"takes {weight.shape[1]} inputs, not {tensor.shape[1]}"
+        layer = layers.get(module)  # not the weight's shape: quantised weights are packed
+        inputs = getattr(layer, "in_features", getattr(layer, "in_channels", None))
+        if inputs != tensor.shape[1]:
+            there = "does not exist" if inputs is None else f"takes {inputs} inputs, not {tensor.shape[1]}"
             raise LoraError(
                 f"{file} was made for another base model: {module} {there} here; set "
                 "pretrained_model_name_or_path to the model that it was trained on"

@@ -7,6 +7,7 @@ from textwrap import wrap
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from lora_utils.forecast import Forecast
 from lora_utils.images import decode
 from lora_utils.lint import DataReport
 
@@ -24,6 +25,24 @@ def gallery(report: DataReport, count: int = 12) -> Figure:
         picture = decode(one.example.read(), report.config.data.alpha_background)
         axis.imshow(one.crops[0].apply(picture.image))
         axis.set_title("\n".join(wrap(one.captions[0], 32, max_lines=3, placeholder=" …")), fontsize=7)
+    return _finish(figure)
+
+
+def memory_bars(forecast: Forecast) -> Figure:
+    """GPU memory that each stage is expected to reserve, by what takes it, against what the card has."""
+    stages = list(forecast.stages.values())
+    kinds = list(stages[0].parts_gib)
+    figure, axis = plt.subplots(figsize=(8, 0.55 * len(stages) + 1.2))
+    left = [0.0] * len(stages)
+    for kind, colour in zip(kinds, plt.get_cmap("tab20c").colors[::3], strict=False):
+        widths = [stage.parts_gib[kind] for stage in stages]
+        axis.barh([stage.name for stage in stages], widths, left=left, label=kind, color=colour)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axis.axvline(forecast.card.total_gib, color="black", linewidth=1)
+    axis.text(forecast.card.total_gib, -0.6, f" {forecast.card.name}", va="bottom", ha="right", fontsize=8)
+    axis.set(xlabel="GiB", title=f"Forecast: {forecast.plan}")
+    axis.invert_yaxis()
+    axis.legend(frameon=False, ncols=len(kinds), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return _finish(figure)
 
 

@@ -13,6 +13,7 @@ from lora_utils.examining import Examined, held_out_hashes, require_training
 from lora_utils.findings import Finding, Kind, refusal, table
 from lora_utils.imagestore import ImageTask, encode_image_tasks
 from lora_utils.index import Entry, Index, encode_index, write_index
+from lora_utils.memory import vae_tile
 from lora_utils.sdxl import BaseModel
 from lora_utils.sources.examples import DataError
 from lora_utils.textstore import encode_texts
@@ -70,6 +71,7 @@ def plan_entries(examined: Sequence[Examined], base: BaseModel, config: DataConf
     for one in examined:
         shared = {"image": one.content_hash, "mask": one.mask_hash, "vae": vae, "precisions": precisions}
         shared["background"] = config.alpha_background if one.has_alpha else None
+        shared["tile"] = vae_tile(one.size, encoding.vae_dtype)
         entries.append(
             Entry(
                 source=one.example.source,

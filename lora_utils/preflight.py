@@ -11,7 +11,6 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.version import Version
 
 from lora_utils import UserError
-from lora_utils.config import dump_config
 from lora_utils.dataset import find_examples
 from lora_utils.memory import GIB
 from lora_utils.runlog import versions
@@ -85,19 +84,24 @@ def choose_precision(wanted: str) -> Precision:
 
 
 def describe(config: RunConfig) -> str:
-    """Card, precision, memory, disk, data, versions and the resolved config, as text. Downloads nothing."""
+    """Card, precision, memory, disk, data and versions, as text. Downloads nothing."""
     precision, ram = choose_precision(config.model.mixed_precision), psutil.virtual_memory()
     lines = [
         f"card        {_card()}",
         f"precision   {precision.name}: {precision.reason}",
         f"RAM         {ram.available / GIB:.1f} of {ram.total / GIB:.1f} GiB free, {os.cpu_count()} cores",
-        f"disk        {_free_disk_gib(config.paths.output_dir):.1f} GiB free for {config.paths.output_dir}",
+        f"disk        {free_disk_gib(config.paths.output_dir):.1f} GiB free for {config.paths.output_dir}",
         f"base        {config.model.pretrained_model_name_or_path}: {_where(config)}",
         f"data        {_data(config)}",
         *(f"attention   {problem}" for problem in problems()),
         "versions    " + ", ".join(f"{name} {version}" for name, version in versions().items()),
     ]
-    return "\n".join(lines) + "\n\n" + dump_config(config)
+    return "\n".join(lines)
+
+
+def count_examples(config: RunConfig) -> int | None:
+    """How many captioned images the folders hold; None where that takes more than a look."""
+    return len(find_examples(config.data).examples) if config.data.train_data_dir else None
 
 
 def problems() -> list[str]:
@@ -116,7 +120,8 @@ def _card() -> str:
     return f"{card.name}, {card.total_memory / GIB:.1f} GiB, sm_{card.major}{card.minor}"
 
 
-def _free_disk_gib(folder: Path) -> float:
+def free_disk_gib(folder: Path) -> float:
+    """Space left where a folder is, or would be."""
     existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
     return shutil.disk_usage(existing).free / GIB
 

@@ -25,9 +25,9 @@ from lora_utils.encoders import (
 )
 from lora_utils.files import write_atomically
 from lora_utils.lora import ADAPTER, load_lora, read_lora
-from lora_utils.memory import best_device, free_memory
+from lora_utils.memory import DECODE_GIB, best_device, free_memory, vae_tile
 from lora_utils.progress import progress_bar
-from lora_utils.sdxl import BaseModel
+from lora_utils.sdxl import BaseModel, tile_vae
 
 LOGGER = logging.getLogger(__name__)
 SHEET_COLUMNS = 8
@@ -46,6 +46,7 @@ class Settings:
     guidance_scale: float
     negative_prompt: str | None
     max_token_length: int = 77
+    rescale_betas_zero_snr: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,11 @@ def draw_pairs(
         adapter_scale: Strength of the adapter; 0 gives the base model's images, bit for bit.
         dtype: Of text encoders and U-Net; the VAE is fp32.
     """
-    texts = base.load_text_pipeline(dtype).to(best_device())
-    limit = settings.max_token_length
-    prompts = {prompt: encode_captions(texts, [prompt], limit) for prompt in {shot.prompt for shot in shots}}
-    for prompt in prompts:
-        count, rest = cut_text([texts.tokenizer, texts.tokenizer_2], prompt, limit)
-        if rest:
-            LOGGER.warning("prompt '%s…': %s, %s", prompt[:40], *too_long(count, rest))
-    negative = encode_negative(texts, settings.negative_prompt, limit)
-    del texts
-    free_memory()
-    pipeline = base.load_unet_pipeline(dtype).to(best_device())
+    prompts, negative = _encode_texts(base, shots, settings, dtype)
+    pipeline = base.load_unet_pipeline(dtype, best_device(), base.base_precision)
+    if settings.rescale_betas_zero_snr:  # Lin et al., 2024, section 3.3: begin at the last timestep, as in training
+        changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
     weights = read_lora(pipeline, lora_file)
     plain = [
@@ -101,8 +96,25 @@ def draw_pairs(
     ]
     del pipeline
     free_memory()
-    vae = base.load_vae().to(best_device())
+    vae = base.load_vae(device=best_device())
+    tile_vae(vae, vae_tile((settings.width, settings.height), torch.float32, DECODE_GIB))
     return [_to_image(vae, latents) for latents in plain], [_to_image(vae, latents) for latents in tuned]
+
+
+def _encode_texts(
+    base: BaseModel, shots: Sequence[Shot], settings: Settings, dtype: torch.dtype
+) -> tuple[dict[str, TextEmbeddings], TextEmbeddings]:
+    texts = base.load_text_pipeline(dtype, best_device())
+    limit = settings.max_token_length
+    prompts = {prompt: encode_captions(texts, [prompt], limit) for prompt in {shot.prompt for shot in shots}}
+    for prompt in prompts:
+        count, rest = cut_text([texts.tokenizer, texts.tokenizer_2], prompt, limit)
+        if rest:
+            LOGGER.warning("prompt '%s…': %s, %s", prompt[:40], *too_long(count, rest))
+    negative = encode_negative(texts, settings.negative_prompt, limit)
+    del texts
+    free_memory()
+    return prompts, negative
 
 
 def draw_latents(

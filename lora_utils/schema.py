@@ -160,7 +160,7 @@ class TrainConfig(Section):
     channels_last: bool = False
     """Keep convolutions' tensors as NHWC; faster on some cards."""
     torch_compile: bool = False
-    """Compile the repeated blocks; needs minutes at the start and a card from sm_80."""
+    """Compile the repeated blocks, with lean_step false; needs minutes at the start and a card from sm_80."""
     validation_steps: PositiveInt = 100
     """Steps between measurements of the held-out loss."""
 
@@ -172,6 +172,12 @@ class TrainConfig(Section):
             raise ValueError("snr_gamma and debiased_estimation_loss exclude each other; leave one out")
         if self.max_timestep is not None and self.max_timestep <= self.min_timestep:
             raise ValueError(f"max_timestep {self.max_timestep} must be above min_timestep {self.min_timestep}")
+        if self.torch_compile and self.lean_step:
+            raise ValueError("torch_compile compiles peft's way: set lean_step to false too")
+        if self.optimizer == "schedulefree" and self.use_ema:
+            raise ValueError("optimizer schedulefree averages the weights by itself; leave out use_ema")
+        if self.optimizer == "prodigy" and (self.loraplus_lr_ratio is not None or self.learning_rate == 0):
+            raise ValueError("optimizer prodigy finds one learning rate for all: no loraplus_lr_ratio, learning_rate 1")
         if self.optimizer == "schedulefree" and self.lr_scheduler not in ("constant", "constant_with_warmup"):
             raise ValueError("optimizer schedulefree makes its own schedule; set lr_scheduler to constant")
         return self

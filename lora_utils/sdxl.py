@@ -1,13 +1,12 @@
 """The only door to model files: the parts of an SDXL pipeline, one at a time.
 
-A base model is a Hub id or a local folder in diffusers' layout. Weights are read from safetensors alone.
+A base model is a Hub id or a local folder in diffusers' layout. Weights are read from safetensors alone and go straight
+to the device where they will stay: the host never holds a copy of a file.
 """
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from diffusers import (
@@ -16,25 +15,16 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import CLIPTokenizer
-from transformers.utils import logging as transformers_logging
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from lora_utils import UserError
 from lora_utils.diffusion import PredictionType
-from lora_utils.files import file_hash
+from lora_utils.modelfiles import ModelError, Part, explained, load
+from lora_utils.quantisation import BasePrecision, quantise_linears
 from lora_utils.schema import ModelConfig
 
-Loaded = TypeVar("Loaded")
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-
-
-class ModelError(UserError):
-    """A base model cannot be found, read or used."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -49,44 +39,58 @@ class NoiseSchedule:
 
 
 class BaseModel:
-    """Where the parts of the base model come from; every ``load_`` raises ModelError when it cannot."""
+    """Where the parts of the base model come from; every ``load_`` raises ModelError when it cannot.
+
+    A ``device`` is where the weights go and stay: don't move them again.
+    """
 
     def __init__(self, config: ModelConfig, cache_dir: Path | None = None) -> None:
         self.name = config.pretrained_model_name_or_path
-        self.vae_name = config.pretrained_vae_model_name_or_path
+        self.base_precision: BasePrecision = config.base_precision
         self._variant = config.variant
         self._source = {"revision": config.revision, "cache_dir": cache_dir}
-        self._vae_source = {"cache_dir": cache_dir}
+        self._unet = Part(self.name, "unet", config.variant, self._source)
+        self._vae = Part(self.name, "vae", config.variant, self._source)
+        self._own_vae = config.pretrained_vae_model_name_or_path
+        if self._own_vae:
+            self._vae = Part(self._own_vae, "", None, {"cache_dir": cache_dir})
 
-    def load_vae(self, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    def load_vae(self, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> AutoencoderKL:
         """The VAE, in fp32 unless it was made for fp16: SDXL's own overflows there."""
-        options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
-        if self.vae_name:
-            return _load(AutoencoderKL, self.vae_name, **options, **self._vae_source)
-        return _load(AutoencoderKL, self.name, subfolder="vae", variant=self._variant, **options, **self._source)
+        config = self.vae_config()
+        with torch.device("meta"):
+            vae = cast(AutoencoderKL, AutoencoderKL.from_config(config))
+        return self._vae.fill(vae, dtype, device)
 
-    def load_text_pipeline(self, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    def load_text_pipeline(self, dtype: torch.dtype, device: torch.device = CPU) -> StableDiffusionXLPipeline:
         """Tokenizers and text encoders in a pipeline without U-Net and VAE, for its ``encode_prompt``."""
-        pipeline = self._load_pipeline(dtype, absent=("unet", "vae"))
+        pipeline = self._load_pipeline(absent=("unet", "vae", *TEXT_PARTS[:2]))
         for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
             if not _knows_words(tokenizer):
                 raise ModelError(
                     f"{self.name} has a tokenizer without words; its vocab.json and merges.txt are missing"
                 )
+        pipeline.register_modules(
+            text_encoder=self._load_text_encoder(CLIPTextModel, TEXT_PARTS[0], dtype, device),
+            text_encoder_2=self._load_text_encoder(CLIPTextModelWithProjection, TEXT_PARTS[1], dtype, device),
+        )
         return pipeline
 
     def find_tokenizers(self) -> list[CLIPTokenizer] | None:
         """Both tokenizers, if they are on this machine already; nothing is downloaded."""
         options = {**self._source, "local_files_only": True}
         try:
-            tokenizers = [_load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]]
+            tokenizers = [load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]]
         except ModelError:
             return None
         return tokenizers if all(map(_knows_words, tokenizers)) else None
 
-    def load_unet_pipeline(self, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    def load_unet_pipeline(
+        self, dtype: torch.dtype, device: torch.device = CPU, base_precision: BasePrecision = "auto"
+    ) -> StableDiffusionXLPipeline:
         """U-Net and scheduler in a pipeline without encoders and VAE: embeddings in, latents out."""
-        return self._load_pipeline(dtype, absent=("vae", *TEXT_PARTS))
+        unet = self._build_unet(dtype, device, base_precision)
+        return self._load_pipeline(absent=("vae", *TEXT_PARTS), unet=unet)
 
     def load_noise_schedule(self) -> NoiseSchedule:
         """Noise levels and prediction type of the base model's scheduler.
@@ -94,7 +98,7 @@ class BaseModel:
         Raises:
             ModelError: The base predicts something that SDXL's LoRA training does not cover.
         """
-        scheduler = _load(DDPMScheduler, self.name, subfolder="scheduler", **self._source)
+        scheduler = load(DDPMScheduler, self.name, subfolder="scheduler", **self._source)
         kind = scheduler.config.prediction_type
         if kind not in ("epsilon", "v_prediction"):
             raise ModelError(f"{self.name} predicts '{kind}'; choose a base that predicts epsilon or v_prediction")
@@ -107,12 +111,7 @@ class BaseModel:
         Raises:
             ModelError: It normalises latents in a way that SDXL's pipelines train without.
         """
-        if self.vae_name:
-            config = _explained(self.vae_name, lambda: AutoencoderKL.load_config(self.vae_name, **self._vae_source))
-        else:
-            config = _explained(
-                self.name, lambda: AutoencoderKL.load_config(self.name, subfolder="vae", **self._source)
-            )
+        config = self._vae.config(AutoencoderKL)
         if config.get("latents_mean") is not None:
             raise ModelError(f"the VAE of {self.name} shifts its latents (latents_mean); choose a VAE without")
         return config
@@ -121,75 +120,90 @@ class BaseModel:
         """Pixels to a latent: 8 in SDXL."""
         return 2 ** (len(self.vae_config()["block_out_channels"]) - 1)
 
-    def load_unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        """The U-Net alone."""
-        options: dict[str, Any] = {"torch_dtype": dtype, "variant": self._variant, "use_safetensors": True}
-        return _load(UNet2DConditionModel, self.name, subfolder="unet", **options, **self._source)
+    def load_unet(
+        self, dtype: torch.dtype, device: torch.device = CPU, base_precision: BasePrecision = "auto"
+    ) -> UNet2DConditionModel:
+        """The U-Net alone, frozen.
+
+        Args:
+            dtype: What it computes in.
+            device: Where its weights go, tensor by tensor.
+            base_precision: How its transformers' linears are kept; all the rest is in ``dtype``.
+        """
+        return self._build_unet(dtype, device, base_precision)
 
     def vae_identity(self) -> str:
         """What identifies the VAE's weights: hashes of a folder's files, or the commit on the Hub."""
-        if self.vae_name:
-            return _identity(self.vae_name, "", "config.json", self._vae_source)
-        return f"{self._variant} " + _identity(self.name, "vae", "config.json", self._source)
+        return self._vae.identity() if self._own_vae else f"{self._variant} {self._vae.identity()}"
 
     def text_identity(self) -> str:
         """What identifies tokenizers and text encoders, likewise, and what stands for no prompt."""
-        index = _explained(self.name, lambda: StableDiffusionXLPipeline.load_config(self.name, **self._source))
+        index = explained(self.name, lambda: StableDiffusionXLPipeline.load_config(self.name, **self._source))
         zeros = index.get("force_zeros_for_empty_prompt", True)
-        names = [(part, "tokenizer_config.json" if "tokenizer" in part else "config.json") for part in TEXT_PARTS]
-        parts = [_identity(self.name, part, config, self._source) for part, config in names]
-        return " ".join([str(self._variant), f"zeros={zeros}", *parts])
+        parts = [Part(self.name, part, self._variant, self._source) for part in TEXT_PARTS]
+        names = ["tokenizer_config.json" if "tokenizer" in part else "config.json" for part in TEXT_PARTS]
+        identities = [part.identity(name) for part, name in zip(parts, names, strict=True)]
+        return " ".join([str(self._variant), f"zeros={zeros}", *identities])
 
-    def _load_pipeline(self, dtype: torch.dtype, absent: tuple[str, ...]) -> StableDiffusionXLPipeline:
-        pipeline = _load(
-            StableDiffusionXLPipeline,
+    def _build_unet(
+        self, dtype: torch.dtype, device: torch.device, base_precision: BasePrecision
+    ) -> UNet2DConditionModel:
+        if base_precision == "fp16" and dtype == torch.float32:
+            raise ModelError(
+                "base_precision=fp16 cannot compute in fp32; leave it at auto, or set mixed_precision=fp16"
+            )
+        config = self._unet.config(UNet2DConditionModel)
+        if "quantization_config" in config:
+            raise ModelError(f"{self.name} holds quantised weights; choose the plain model and base_precision=nf4")
+        with torch.device("meta"):
+            unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
+        if base_precision in ("int8", "nf4"):
+            # Transformers alone: 86 % of the weights. Embeddings are small and sensitive.
+            names = [name for name, part in unet.named_modules() if isinstance(part, nn.Linear)]
+            quantise_linears(unet, [name for name in names if ".attentions." in name], base_precision, dtype)
+        return self._unet.fill(unet, dtype, device)
+
+    def _load_text_encoder(
+        self, kind: type[PreTrainedModel], part: str, dtype: torch.dtype, device: torch.device
+    ) -> PreTrainedModel:
+        encoder, found = load(
+            kind,
             self.name,
-            torch_dtype=dtype,
+            subfolder=part,
+            dtype=dtype,
+            device_map={"": device},
             variant=self._variant,
             use_safetensors=True,
-            add_watermarker=False,
-            **dict.fromkeys(absent),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are found just below, by name
             **self._source,
         )
+        # transformers 4 names what does not fit, 5 adds the shapes.
+        mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+        if wrong := [*found["missing_keys"], *mismatched]:
+            raise ModelError(f"cannot load {self.name}: the files of {part} do not fit it: {', '.join(wrong[:3])}")
+        return encoder
+
+    def _load_pipeline(self, absent: tuple[str, ...], **parts: nn.Module) -> StableDiffusionXLPipeline:
+        options = {**dict.fromkeys(absent), **parts, **self._source}
+        pipeline = load(StableDiffusionXLPipeline, self.name, add_watermarker=False, **options)
         if not isinstance(pipeline, StableDiffusionXLPipeline):
             raise ModelError(f"{self.name} is a {type(pipeline).__name__}, not SDXL; choose an SDXL base model")
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
 
+def tile_vae(vae: AutoencoderKL, tile_px: int | None) -> None:
+    """Make the VAE cut what is larger than ``tile_px`` on a side into tiles; None for never.
+
+    ``enable_tiling`` alone keeps the tile of the VAE's config, 1024 in SDXL, and does nothing up to 1024x1024.
+    """
+    vae.use_tiling = tile_px is not None
+    if tile_px is not None:
+        vae.tile_sample_min_size = tile_px
+        vae.tile_latent_min_size = tile_px // 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
 def _knows_words(tokenizer: CLIPTokenizer) -> bool:
     """False of the empty tokenizer that transformers 5 makes of files that are not there, without a word."""
     return len(tokenizer) >= 2 * 256  # every byte, alone and at the end of a word
-
-
-def _load(kind: Callable[..., Loaded] | Any, name: str, **options: Any) -> Loaded:
-    return _explained(name, lambda: kind.from_pretrained(name, **options))
-
-
-def _identity(name: str, part: str, config: str, source: dict[str, Any]) -> str:
-    folder = Path(name, part)
-    if folder.is_dir():
-        files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
-        return " ".join(file_hash(path) for path in files)
-    filename = f"{part}/{config}" if part else config
-    path = Path(_explained(name, lambda: hf_hub_download(name, filename, **source)))
-    return f"{name}@{path.parents[filename.count('/')].name}"  # .../snapshots/<commit>/<filename>
-
-
-def _explained(name: str, load: Callable[[], Loaded]) -> Loaded:
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise ModelError(
-            f"there is no folder {name}; give a folder in diffusers' layout or a Hub id such as owner/name"
-        )
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # From 0.42 the word is dtype, which diffusers 0.39 would ignore without a word.
-            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            return load()
-    except (OSError, HfHubHTTPError, HFValidationError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"cannot load {name}: {reason} (check pretrained_model_name_or_path, variant and the connection)"
-        ) from error

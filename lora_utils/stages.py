@@ -4,9 +4,8 @@ Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,23 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from lora_utils import lora, sampling
+from lora_utils import cards, lora, sampling
 from lora_utils.config import dump_config, load_config
 from lora_utils.dataset import find_examples
-from lora_utils.denoising import training_schedule
 from lora_utils.examining import examine
 from lora_utils.files import write_atomically
-from lora_utils.findings import as_csv, table
-from lora_utils.lean import make_lean
+from lora_utils.findings import as_csv
 from lora_utils.lint import DataReport, lint
+from lora_utils.outlook import Outlook, look_ahead
 from lora_utils.precomputing import Encoding, Precomputed, fill_cache
-from lora_utils.preflight import PRECISIONS, choose_precision, choose_preset, describe
-from lora_utils.progress import progress_bar
-from lora_utils.runlog import RunLog, SilentLog
+from lora_utils.preflight import PRECISIONS, choose_precision, choose_preset, count_examples, describe
+from lora_utils.runs import Prepared, carry_out, prepare, warn_of_findings
 from lora_utils.sampling import Settings, Shot, draw_pairs
 from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
 from lora_utils.sources.examples import DataError
 from lora_utils.tiny.demo_data import draw_demo_data
-from lora_utils.training import StepReport, Trainer, TrainingRun
-from lora_utils.validation import HeldOutLoss
-from lora_utils.visits import CachedExamples
+from lora_utils.training import StepReport
 
 LOGGER = logging.getLogger(__name__)
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -50,6 +45,20 @@ class Comparison:
     baseline: list[Image.Image]
     finetuned: list[Image.Image]
     sheet: Image.Image
+
+
+@dataclass(frozen=True)
+class Check:
+    """What ``check`` found; prints as text."""
+
+    machine: str
+    """Card, precision, memory, disk, data, versions; empty where another card was asked about."""
+    outlook: Outlook
+    config: str
+    """Every setting, as YAML; empty likewise."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(part for part in (self.machine, str(self.outlook), self.config) if part)
 
 
 def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, **fields: Any) -> RunConfig:
@@ -76,13 +85,20 @@ def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, 
     return config
 
 
-def check(config: RunConfig) -> str:
-    """What this machine is and what a run on it will use, as text; downloads nothing.
+def check(config: RunConfig, card: str | None = None) -> Check:
+    """What this machine is, and what a run will need on its card or on another one; downloads nothing.
+
+    Args:
+        config: Of the run.
+        card: t4, l4, a100, 8gb and so on; what is here when not given.
 
     Raises:
-        UserError: The machine cannot do what the settings ask for, or the data cannot be used.
+        UserError: The machine cannot do what the settings ask for, the data cannot be used, or no card has this name.
     """
-    return describe(config)
+    if card:
+        return Check("", look_ahead(config, cards.card(card), count_examples(config)), "")
+    machine, here = describe(config), cards.card_at_hand(choose_precision(config.model.mixed_precision).dtype)
+    return Check(machine, look_ahead(config, here, count_examples(config)), dump_config(config))
 
 
 def check_data(config: RunConfig) -> DataReport:
@@ -123,33 +139,8 @@ def train(config: RunConfig) -> Iterator[StepReport]:
     Raises:
         UserError: The data, the base model or a setting cannot be used, or the loss diverged.
     """
-    run, held_out, facts = _prepare_training(config)
-    trainer = Trainer(run)
-    new_log = RunLog if run.accelerator.is_main_process else SilentLog
-    with new_log(config.paths.output_dir, dump_config(config)) as log:
-        log.summarise(**facts)
-        if held_out:
-            before = _measure(held_out, run)
-            log.add({"step": 0, "held_out_loss": before})
-            log.summarise(held_out_loss_before=before)
-        started, report = time.monotonic(), None
-        bar = progress_bar(trainer.steps(), "train", run.steps, shown=run.accelerator.is_main_process)
-        try:
-            for report in bar:
-                if held_out and (report.step % config.train.validation_steps == 0 or report.step == run.steps):
-                    with trainer.averaged():
-                        report = replace(report, held_out_loss=_measure(held_out, run))
-                    log.summarise(held_out_loss=report.held_out_loss)
-                log.add(asdict(report))
-                bar.set_postfix_str(_describe(report), refresh=False)
-                yield report
-        finally:
-            bar.close()
-            if report and run.accelerator.is_main_process:
-                with trainer.averaged():
-                    weights = lora.save_lora(run.accelerator.unwrap_model(run.unet), config.paths.output_dir)
-                log.summarise(steps=report.step, loss=report.loss, peak_memory_gib=report.peak_memory_gib)
-                log.summarise(seconds=round(time.monotonic() - started, 1), weights=str(weights))
+    prepared = prepare_training(config)
+    yield from carry_out(config, prepared)
 
 
 def ensure_trained(config: RunConfig) -> Path:
@@ -173,6 +164,7 @@ def compare(config: RunConfig) -> Comparison:
         config.compare.guidance_scale,
         config.compare.negative_prompt,
         config.data.max_token_length,
+        config.train.rescale_betas_zero_snr,
     )
     file = lora.find_lora(config.compare.lora_path or config.paths.output_dir)
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
@@ -191,47 +183,13 @@ def compare(config: RunConfig) -> Comparison:
     return Comparison(folder, shots, baseline, finetuned, sheet)
 
 
-def _describe(report: StepReport) -> str:
-    memory = f", {report.peak_memory_gib:.1f} GiB" if report.peak_memory_gib else ""
-    return f"loss {report.loss:.4f}, {report.step_seconds:.2f} s/step{memory}"
-
-
-def _measure(held_out: HeldOutLoss, run: TrainingRun) -> float:
-    with run.autocast():
-        return held_out.measure(run.unet, run.accelerator.device)
-
-
-def _prepare_training(config: RunConfig) -> tuple[TrainingRun, HeldOutLoss | None, dict[str, Any]]:
+def prepare_training(config: RunConfig) -> Prepared:
+    """Everything that ``train`` does before its first step; raises as it does."""
     precision = choose_precision(config.model.mixed_precision)
-    AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's precision
+    AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's processes
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():
         found = precompute(config)
-    refused = [finding for finding in found.findings if finding.kind == "refused"]
-    if refused and accelerator.is_main_process:
-        LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
-    if len(found.findings) > len(refused) and accelerator.is_main_process:
-        count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
-        LOGGER.warning("%d remarks on what is used, such as cut captions and turned pictures: %s", count, report)
-    examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
-    held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
-    base = BaseModel(config.model, config.paths.cache_dir)
-    schedule = training_schedule(base.load_noise_schedule(), config.train)
-    unet = base.load_unet(precision.dtype).to(accelerator.device)
-    lora.add_lora(unet, config.lora, config.train.seed)
-    if config.train.lean_step:
-        make_lean(unet)
-    run = TrainingRun(
-        accelerator.prepare_model(unet.train()),
-        precision.dtype,
-        examples,
-        found.cache.read(found.unconditional_key),
-        config.data.caption_dropout_rate,
-        config.data.latent_mode,
-        schedule,
-        config.train,
-        accelerator,
-    )
-    facts = {"max_train_steps": run.steps, "training_examples": len(examples), "held_out_examples": len(held_out)}
-    facts |= {"mixed_precision": precision.name, "device": str(accelerator.device)}
-    return run, HeldOutLoss(held_out, schedule) if held_out else None, facts
+    if accelerator.is_main_process:
+        warn_of_findings(config, found)
+    return prepare(config, found, accelerator, precision)

@@ -34,7 +34,7 @@ def encode_texts(
     Raises:
         CacheError: An encoder's output is not finite.
     """
-    pipeline = base.load_text_pipeline(dtype).to(best_device())
+    pipeline = base.load_text_pipeline(dtype, best_device())
     tokenizers = [pipeline.tokenizer, pipeline.tokenizer_2]
     if unconditional_key not in cache:
         _add(cache, unconditional_key, encode_negative(pipeline, None, max_token_length), 0, [], "no caption")

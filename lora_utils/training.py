@@ -156,8 +156,9 @@ class Trainer:
         done = self.run.make_room() if self.run.accelerator.num_processes == 1 else None
         if done is None:
             raise MemoryFullError(
-                f"step {step} does not fit the GPU's memory with everything recomputed; set base_precision=nf4, a "
-                "lower train_batch_size or a lower resolution (python -m lora_utils check says what each would save)"
+                f"step {step} does not fit the GPU's memory, and no more may be recomputed; set base_precision=nf4, "
+                "gradient_checkpointing=auto, or a lower resolution or train_batch_size (python -m lora_utils check "
+                "says what each would save)"
             )
         LOGGER.warning("step %d did not fit the GPU's memory; %s, and the same batch is tried again", step, done)
 

@@ -24,6 +24,10 @@ class HeldOutLoss:
         count = len(examples)
         self._batches = [self._fixed_batch(examples.read(index), index, count) for index in range(count)]
 
+    def __len__(self) -> int:
+        """How many examples are held out."""
+        return len(self._batches)
+
     @torch.no_grad()
     def measure(self, unet: UNet2DConditionModel, device: torch.device) -> float:
         """The loss of the U-Net as it is now; its training mode is left as it was."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_utils import cache, precomputing, stages
+from lora_utils import cache, memory, precomputing, stages
 from lora_utils.sources.examples import DataError
 from lora_utils.visits import CachedExamples
 
@@ -176,11 +176,11 @@ def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(
     assert encoded(config) == (1, 0)
 
 
-def test_large_images_go_through_the_vae_in_tiles(make_config, tmp_path, tiny_pipeline, monkeypatch):
-    from lora_utils import imagestore
-
-    monkeypatch.setattr(imagestore, "TILED_ABOVE_PX", 64 * 64)
-    monkeypatch.setattr(imagestore, "TILE_PX", 64)
+def test_images_that_are_too_large_for_the_card_go_through_the_vae_in_tiles(
+    make_config, tmp_path, tiny_pipeline, monkeypatch
+):
+    monkeypatch.setattr(memory, "_device_gib", lambda: memory.SPARE_GIB + memory.VAE_GIB + 0.01)
+    monkeypatch.setattr(memory, "TILES_PX", (128, 64))
     (tmp_path / "large").mkdir()
     steps = np.random.default_rng(0).normal(0, 2, (128, 128, 3))
     pixels = (128 + steps.cumsum(axis=0).cumsum(axis=1) / 8).clip(0, 255).astype(np.uint8)

@@ -16,10 +16,10 @@ def test_never_two_of_the_three_parts_are_loaded(make_config, monkeypatch, tmp_p
     together: list[tuple[str, str]] = []
 
     def watched(name, kind, load):
-        def wrapper(self, *arguments):
+        def wrapper(self, *arguments, **named):
             gc.collect()
             together.extend((kind, other) for other, ref in alive if ref() is not None and other != kind)
-            part = load(self, *arguments)
+            part = load(self, *arguments, **named)
             whole = isinstance(part, StableDiffusionXLPipeline)
             alive.append((kind, weakref.ref(getattr(part, kind) if whole else part)))
             return part

@@ -1,0 +1,143 @@
+"""What models need on a card, by running them on the meta device: nothing is loaded, nothing is computed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from lora_utils.allocator import least_limit, replay
+from lora_utils.operators import META, Work
+from lora_utils.sdxl import tile_vae
+from lora_utils.simulation import Simulation, Unit, is_supported, on_meta
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run of something needs."""
+
+    peak_bytes: int
+    """Most that tensors take at a time."""
+    reserved_bytes: int
+    """Most that torch's allocator takes for that from a card that is large enough."""
+    needed_bytes: int
+    """Least with which it still runs, torch giving empty blocks back whenever the card is full."""
+    held_bytes: dict[str, int]
+    """What is there before and after: base, adapter, gradients, optimiser."""
+    phases: dict[str, int]
+    """Peak of each."""
+    work: Work
+    forward: Work
+    """Of work, what the forward pass does."""
+    units: dict[str, tuple[str, Unit]] = field(default_factory=dict)
+    """Of modules that could be recomputed: class and what that would free and cost."""
+    weights: int = 0
+    """Numbers in the base model's files."""
+    trainable: int = 0
+    """Parameters that learn."""
+    is_counted: bool = True
+    """False of a rule of thumb, where this torch cannot simulate."""
+
+
+def encoding_footprint(
+    vae_config: dict[str, Any], size_px: Size, batch: int, dtype: torch.dtype, tile_px: int | None = None
+) -> Footprint:
+    """Images of one size through the VAE's encoder."""
+    return _vae_footprint(vae_config, dtype, tile_px, (batch, 3, size_px[1], size_px[0]), "encode")
+
+
+def decoding_footprint(
+    vae_config: dict[str, Any], size_px: Size, dtype: torch.dtype, tile_px: int | None = None
+) -> Footprint:
+    """One image out of the VAE's decoder."""
+    scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    shape = (1, vae_config.get("latent_channels", 4), size_px[1] // scale, size_px[0] // scale)
+    return _vae_footprint(vae_config, dtype, tile_px, shape, "decode")
+
+
+def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torch.dtype) -> Footprint:
+    """Rows of 77 tokens through both text encoders, which are loaded together."""
+    first, second = configs
+    with on_meta(dtype):
+        encoders = nn.ModuleList(
+            [
+                CLIPTextModel(CLIPTextConfig.from_dict(first)),
+                CLIPTextModelWithProjection(CLIPTextConfig.from_dict(second)),
+            ]
+        ).eval()
+    encoders.requires_grad_(False)
+    if not is_supported():
+        return _rule_of_thumb(encoders, dtype, 8 * 2**20 * rows)
+    simulation, held = Simulation(), {}
+    with simulation, torch.no_grad():
+        held["base"] = held_by(simulation, lambda: simulation.hold([*encoders.parameters(), *encoders.buffers()]))
+        ids = torch.zeros(rows, first.get("max_position_embeddings", 77), dtype=torch.long, device=META)
+        simulation.start("forward")
+        for encoder in encoders:
+            encoder(ids, output_hidden_states=True)
+    return footprint_of(simulation, held, encoders)
+
+
+def vae_encode_bytes(vae_config: dict[str, Any], height_px: int, width_px: int, batch: int, dtype: torch.dtype) -> int:
+    """Most bytes that tensors take while a batch of images is encoded, the VAE's weights included."""
+    return encoding_footprint(vae_config, (width_px, height_px), batch, dtype).peak_bytes
+
+
+def _vae_footprint(
+    vae_config: dict[str, Any], dtype: torch.dtype, tile_px: int | None, shape: tuple[int, ...], method: str
+) -> Footprint:
+    with on_meta(dtype):
+        vae = cast(AutoencoderKL, AutoencoderKL.from_config(vae_config)).eval().requires_grad_(False)
+    if not is_supported():
+        pixels = shape[0] * shape[2] * shape[3] * (1 if method == "encode" else 64)
+        return _rule_of_thumb(vae, dtype, int(675 * dtype.itemsize * pixels))
+    tile_vae(vae, tile_px)
+    simulation, held = Simulation(), {}
+    with simulation, torch.no_grad():
+        held["base"] = held_by(simulation, lambda: simulation.hold([*vae.parameters(), *vae.buffers()]))
+        seen = torch.empty(shape, dtype=dtype, device=META)
+        simulation.start("forward")
+        getattr(vae, method)(seen)
+    return footprint_of(simulation, held, vae)
+
+
+def held_by(simulation: Simulation, make: Callable[[], object]) -> int:
+    """Bytes that are live afterwards and were not before."""
+    before = simulation.live_bytes
+    make()
+    return simulation.live_bytes - before
+
+
+def footprint_of(
+    simulation: Simulation,
+    held: dict[str, int],
+    model: nn.Module,
+    first: int = 0,
+    middle: int | None = None,
+    units: dict[str, tuple[str, Unit]] | None = None,
+) -> Footprint:
+    """What a simulation counted, from its first operator on; the forward pass ends at the middle one."""
+    work, forward = simulation.work(first), simulation.work(first, middle)
+    peak, reserved = simulation.peak_bytes, replay(simulation.trace)
+    needed = least_limit(simulation.trace, peak, reserved)
+    return Footprint(peak, reserved, needed, held, simulation.phases, work, forward, units or {}, *counts_of(model))
+
+
+def counts_of(model: nn.Module) -> tuple[int, int]:
+    """Numbers that are frozen, and that learn."""
+    parameters = list(model.parameters())
+    trainable = sum(one.numel() for one in parameters if one.requires_grad)
+    return sum(one.numel() for one in parameters) - trainable, trainable
+
+
+def _rule_of_thumb(model: nn.Module, dtype: torch.dtype, activation_bytes: int) -> Footprint:
+    weights, trainable = counts_of(model)
+    held, nothing = weights * dtype.itemsize, Work(0, {}, 0)
+    peak = held + activation_bytes
+    return Footprint(peak, peak, peak, {"base": held}, {}, nothing, nothing, {}, weights, trainable, is_counted=False)

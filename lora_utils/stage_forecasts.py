@@ -1,0 +1,206 @@
+"""What each stage needs: its models' footprints on the card, seconds, host memory and files.
+
+One function a stage; ``forecast`` puts them together.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lora_utils import textstore
+from lora_utils.architectures import Architecture
+from lora_utils.cards import CONTEXT_GIB, FP32_SLOWDOWN, GIB, Card
+from lora_utils.footprints import (
+    DTYPES,
+    Footprint,
+    Size,
+    captions_footprint,
+    decoding_footprint,
+    encoding_footprint,
+)
+from lora_utils.memory import DECODE_GIB, ENCODE_GIB, SPARE_GIB, TILES_PX, VAE_GIB
+from lora_utils.operators import Work
+from lora_utils.remember import remembered
+from lora_utils.schema import RunConfig
+from lora_utils.steps import TrainingStep, sampling_footprint
+
+LIBRARIES_GIB, CUDA_HOST_GIB = 0.7, 1.5  # resident: Python with torch, diffusers and peft (measured); CUDA (allowance)
+LOADING_SHARE = 0.15  # of a weight file that is in host memory while it streams to a card
+PICTURE_GIB = 2e-3
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """What one stage needs."""
+
+    name: str
+    allocated_gib: float
+    """Most that tensors take."""
+    reserved_gib: float
+    """Most that torch takes from this card for them; it gives empty blocks back where the card would be full."""
+    parts_gib: dict[str, float]
+    """On the card, from the bottom up: base, adapter, optimizer, activations, allocator, context."""
+    seconds: float
+    per: str
+    """What takes these seconds: caption, image, step, run or picture."""
+    kernels: int
+    tflop: float
+    host_ram_gib: float
+    disk_gib: float
+    """Downloaded and written."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages share."""
+
+    config: RunConfig
+    card: Card
+    shape: Architecture
+    step: TrainingStep
+    shapes: Mapping[Size, int]
+    """Examples of each width and height."""
+
+    @property
+    def largest(self) -> Size:
+        return max(self.shapes, key=math.prod)
+
+    @property
+    def examples(self) -> int:
+        return sum(self.shapes.values())
+
+    def footprint(self, function: Any, *args: Any) -> Footprint:
+        return remembered(function, *args, folder=self.config.paths.cache_dir)
+
+    def file_gib(self, weights: int, itemsize: int | None = None) -> float:
+        """Of a weight file, as it is downloaded."""
+        return weights * (itemsize or (2 if self.config.model.variant == "fp16" else 4)) / GIB
+
+
+def captions_forecast(setting: Setting) -> StageForecast:
+    """Both text encoders on a batch of captions."""
+    step, chunks = setting.step, setting.config.data.max_token_length // 75
+    dtype, rows = DTYPES[step.precision], textstore.BATCH * chunks
+    found = setting.footprint(captions_footprint, setting.shape.text_encoders, rows, dtype)
+    file = setting.file_gib(found.weights)
+    width = sum(config["hidden_size"] for config in setting.shape.text_encoders)
+    record = (step.tokens * width + setting.shape.text_encoders[1]["projection_dim"]) * dtype.itemsize / GIB
+    disk = setting.examples * record + _download(setting, file)
+    return _stage(setting, "captions", found, file, disk, "caption", 1 / textstore.BATCH)
+
+
+def images_forecast(setting: Setting) -> StageForecast:
+    """The VAE's encoder on a batch of the largest images, cut into tiles as precompute does."""
+    model, data = setting.config.model, setting.config.data
+    dtype = DTYPES[model.vae_precision]
+    tile = tile_px(setting.card, setting.largest, dtype.itemsize, ENCODE_GIB)
+    side = min(math.prod(setting.largest), tile**2) if tile else math.prod(setting.largest)
+    batch = data.vae_batch_size or vae_batch(setting.card, side, dtype.itemsize)
+    found = setting.footprint(encoding_footprint, setting.shape.vae, setting.largest, batch, dtype, tile)
+    channels = 2 * setting.shape.vae.get("latent_channels", 4)
+    latents = sum(math.prod(size) * count for size, count in setting.shapes.items()) / setting.shape.scale_factor**2
+    own_vae = model.pretrained_vae_model_name_or_path
+    file = setting.file_gib(found.weights, 4 if own_vae else None)
+    variants = (2 if data.random_flip else 1) * (data.crop_variants if data.random_crop else 1)
+    disk = channels * latents * variants * (4 if setting.step.precision == "fp32" else 2) / GIB
+    disk += 0 if own_vae and Path(own_vae).is_dir() else _download(setting, file)
+    slowdown = FP32_SLOWDOWN if model.vae_precision == "fp32" and not setting.card.is_measured else 1.0
+    return _stage(setting, "images", found, file, disk, "image", slowdown / batch)
+
+
+def training_forecast(setting: Setting, found: Footprint) -> StageForecast:
+    """The planned step, with all its micro-batches and the update."""
+    train = setting.config.train
+    file = setting.file_gib(found.weights)
+    checkpoint = (found.trainable * 4 + found.held_bytes["optimizer"]) / GIB
+    return _stage(
+        setting,
+        "train",
+        found,
+        file,
+        checkpoint + _download(setting, file),
+        "step",
+        train.gradient_accumulation_steps,
+    )
+
+
+def save_forecast(setting: Setting, found: Footprint) -> StageForecast:
+    """The adapter written: scaled into a copy on the card, then through host memory."""
+    copy = found.trainable * 4
+    held = {name: size for name, size in found.held_bytes.items() if name != "gradients"}
+    peak = sum(held.values()) + copy
+    nothing = Work(0, {}, 0)
+    saving = Footprint(peak, found.reserved_bytes, found.needed_bytes, held, {}, nothing, nothing)
+    return _stage(setting, "save", saving, 0.0, copy / GIB, "run", 0.0)
+
+
+def comparison_forecast(setting: Setting, training: Footprint) -> StageForecast:
+    """The U-Net on one picture, with guidance on two latents; then the VAE's decoder in fp32, the U-Net gone."""
+    compare, size = setting.config.compare, setting.config.data.resolution
+    batch = 2 if compare.guidance_scale > 1 else 1
+    step = replace(setting.step, size_px=size)
+    sampling = sampling_footprint(step, batch, training)
+    area = math.prod(size) / math.prod(setting.step.size_px)
+    tile = tile_px(setting.card, size, 4, DECODE_GIB)
+    decoding = setting.footprint(decoding_footprint, setting.shape.vae, size, DTYPES["fp32"], tile)
+    largest = max(sampling, decoding, key=lambda one: one.peak_bytes)
+    pictures = 2 * len(compare.prompt) * len(compare.seeds)
+    drawn = _stage(setting, "compare", largest, setting.file_gib(training.weights), pictures * PICTURE_GIB, "picture")
+    seconds = compare.num_inference_steps * area * _seconds(setting.card, sampling)
+    seconds += _seconds(setting.card, decoding) * (1 if setting.card.is_measured else FP32_SLOWDOWN)
+    tflop = compare.num_inference_steps * area * sampling.work.tflop + decoding.work.tflop
+    kernels = compare.num_inference_steps * sampling.work.kernels + decoding.work.kernels
+    return replace(drawn, seconds=seconds, tflop=tflop, kernels=kernels)
+
+
+def tile_px(card: Card, size: Size, itemsize: int, image_gib: float) -> int | None:
+    """``memory.vae_tile`` for a card that is not here."""
+    usable = card.total_gib - SPARE_GIB
+
+    def needed(area: int) -> float:
+        return (VAE_GIB + image_gib * area / 2**20) * itemsize / 4
+
+    if needed(math.prod(size)) <= usable:
+        return None
+    return next((tile for tile in TILES_PX if needed(tile * tile) <= usable), TILES_PX[-1])
+
+
+def vae_batch(card: Card, area_px: int, itemsize: int) -> int:
+    """``memory.vae_batch`` for a card that is not here."""
+    if card.compute_capability is None:
+        return max(1, min(8, 2**16 // area_px))
+    image = ENCODE_GIB * area_px / 2**20 * itemsize / 4
+    first = VAE_GIB * itemsize / 4 + image
+    return max(1, min(4, 1 + int((card.total_gib / 2 - first) / image)))
+
+
+def _stage(
+    setting: Setting, name: str, found: Footprint, file_gib: float, disk_gib: float, per: str, times: float = 1.0
+) -> StageForecast:
+    card, held = setting.card, {kind: size / GIB for kind, size in found.held_bytes.items()}
+    peak, reserved = found.peak_bytes / GIB, found.reserved_bytes / GIB
+    limit = (name == "train" and setting.config.train.vram_gib) or card.usable_gib
+    reserved = max(found.needed_bytes / GIB, min(reserved, limit))
+    gradients = held.get("gradients", 0.0) if setting.step.accumulates and name == "train" else 0.0
+    on_gpu = card.compute_capability is not None
+    parts = {
+        "base": held["base"],
+        "adapter": held.get("adapter", 0.0) + gradients,
+        "optimizer": held.get("optimizer", 0.0),
+    }
+    parts["activations"] = peak - sum(parts.values())
+    parts |= {"allocator": max(0.0, reserved - peak), "context": CONTEXT_GIB if on_gpu else 0.0}
+    host = LIBRARIES_GIB + (CUDA_HOST_GIB + LOADING_SHARE * file_gib if on_gpu else peak)
+    work, seconds = found.work, times * _seconds(card, found)
+    return StageForecast(name, peak, reserved, parts, seconds, per, work.kernels, work.tflop, host, disk_gib)
+
+
+def _seconds(card: Card, found: Footprint) -> float:
+    work = found.work
+    return card.seconds(work.flops, work.streamed_bytes, work.kernels)
+
+
+def _download(setting: Setting, file_gib: float) -> float:
+    return 0.0 if setting.shape.is_local else file_gib

@@ -1,0 +1,85 @@
+"""Fitting a run to a card: plans, full memory, corrections after the first steps."""
+
+import json
+
+import pytest
+import torch
+
+from lora_utils import stages
+from lora_utils.fitting import PrecisionError
+from lora_utils.memory import GIB
+from lora_utils.runs import carry_out
+from lora_utils.training import MemoryFullError
+
+SMALL_GIB = 0.0185  # a step of the tiny U-Net fits into this with some of it recomputed
+
+
+@pytest.fixture
+def config(make_config):
+    return make_config(vram_gib=SMALL_GIB, rank=4, train_batch_size=1)
+
+
+def fill_memory(unet, times):
+    """The next forward passes end as they do on a full card."""
+    remaining = iter(range(times))
+
+    def fail(*_):
+        if next(remaining, None) is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return unet.get_submodule("mid_block").register_forward_pre_hook(fail)
+
+
+def test_a_small_budget_recomputes_a_part_and_says_so(config):
+    list(stages.train(config))
+    summary = json.loads((config.paths.output_dir / "summary.json").read_text())
+    assert "feed-forwards" in summary["recompute"]
+    assert 0 < summary["forecast_memory_gib"] <= SMALL_GIB + 0.005
+
+
+def test_a_step_that_does_not_fit_is_tried_again_with_more_recomputed(config, caplog):
+    expected = [report.loss for report in stages.train(config)]
+    prepared = stages.prepare_training(config)
+    share = prepared.fitted.plan.share
+    fill_memory(prepared.fitted.unet, times=2)
+    losses = [report.loss for report in carry_out(config, prepared)]
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert prepared.fitted.plan.share > share
+    assert "the same batch is tried again" in caplog.text
+
+
+def test_when_everything_is_recomputed_and_it_still_does_not_fit_the_advice_is_clear(config):
+    prepared = stages.prepare_training(config)
+    fill_memory(prepared.fitted.unet, times=1000)
+    with pytest.raises(MemoryFullError, match="base_precision=nf4"):
+        list(carry_out(config, prepared))
+    assert json.loads((config.paths.output_dir / "summary.json").read_text())["status"] == "failed"
+
+
+def test_without_a_plan_nothing_is_tried_in_silence(make_config):
+    config = make_config(gradient_checkpointing="none")
+    prepared = stages.prepare_training(config)
+    fill_memory(prepared.fitted.unet, times=1)
+    with pytest.raises(MemoryFullError, match="gradient_checkpointing"):
+        list(carry_out(config, prepared))
+
+
+@pytest.mark.parametrize(("factor", "changes"), [(1.01, False), (1.15, True)])
+def test_a_forecast_that_is_off_is_corrected(config, factor, changes):
+    fitted = stages.prepare_training(config).fitted
+    before = fitted.plan
+    said = fitted.correct(before.predicted_bytes * factor / GIB)
+    assert (said is not None) == changes
+    assert (fitted.plan != before) == changes
+
+
+def test_a_base_in_fp16_needs_a_computation_in_fp16(make_config):
+    with pytest.raises(PrecisionError, match="base_precision"):
+        list(stages.train(make_config(base_precision="fp16")))
+
+
+@pytest.mark.parametrize("base_precision", ["int8", "nf4"])
+def test_a_quantised_base_trains_alike(make_config, tmp_path, base_precision):
+    plain = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "plain"))]
+    quantised = make_config(output_dir=tmp_path / "quantised", base_precision=base_precision)
+    assert [report.loss for report in stages.train(quantised)] == pytest.approx(plain, rel=0.05)

@@ -1,0 +1,160 @@
+"""Forecasts: of the tiny model in detail, of SDXL against the bars."""
+
+import pytest
+import torch
+
+from lora_utils import architectures, steps
+from lora_utils.cards import CARDS, GIB, CardError, card, card_at_hand
+from lora_utils.footprints import vae_encode_bytes
+from lora_utils.forecast import forecast, largest_batch, plan_step, precision_for, replan, training_step
+from lora_utils.remember import remembered
+from lora_utils.schema import LoraConfig
+from lora_utils.steps import TrainingStep, training_footprint
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(kept, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
+
+
+def tiny_step(make_config, **overrides):
+    config = make_config(**overrides)
+    shape = architectures.find_architecture(config.model, None)
+    return training_step(config, card("t4"), shape, (256, 256))
+
+
+def tiny_footprint(make_config, **overrides):
+    return remembered(training_footprint, tiny_step(make_config, **overrides))
+
+
+def test_sdxl_trains_on_a_t4_with_nothing_recomputed():
+    step = TrainingStep(architectures.UNET, LoraConfig(rank=32), "fp16", "plain", "adamw", 1, (1024, 1024), 77)
+    found = training_footprint(step)
+    assert found.trainable == 46_448_640
+    assert found.weights == 2_567_463_684
+    assert found.peak_bytes / GIB == pytest.approx(9.5, abs=0.25)
+    assert found.reserved_bytes / GIB <= 10.3
+    assert found.work.kernels <= 7_100
+    assert found.work.tflop == pytest.approx(14.7, rel=0.02)
+
+
+def test_every_stage_is_forecast_and_its_parts_add_up(make_config):
+    found = forecast(make_config(resolution=256), card("t4"))
+    assert list(found.stages) == ["captions", "images", "train", "save", "compare"]
+    for stage in found.stages.values():
+        on_card = stage.reserved_gib + 0.35
+        assert sum(stage.parts_gib.values()) == pytest.approx(on_card, rel=1e-6)
+        assert 0 < stage.allocated_gib <= stage.reserved_gib <= found.card.usable_gib
+        assert min(stage.parts_gib.values()) >= 0
+        assert stage.host_ram_gib > 0
+    assert found.stages["train"].seconds > 0
+    assert found.stages["captions"].disk_gib < 1e-3  # a local folder is not downloaded
+    assert found.plan.label == "none"
+    assert not found.assumes_sdxl
+    assert found.is_counted
+
+
+def test_a_model_that_is_not_here_is_taken_for_sdxl(make_config):
+    config = make_config(pretrained_model_name_or_path="someone/something")
+    shape = architectures.find_architecture(config.model, None)
+    assert shape.is_assumed
+    assert shape.unet["cross_attention_dim"] == 2048
+
+
+def test_a_forecast_is_counted_once(make_config, monkeypatch):
+    config = make_config(resolution=256)
+    first = forecast(config, card("t4"))
+    monkeypatch.setattr(steps, "make_lean", None)
+    assert forecast(config, card("t4")) == first
+
+
+def test_what_keeps_more_needs_more(make_config):
+    def peak(**overrides):
+        return tiny_footprint(make_config, train_batch_size=8, **overrides).peak_bytes
+
+    usual = peak()
+    assert peak(base_precision="nf4") < peak(base_precision="int8") < usual
+    assert peak(optimizer="paged_adamw8bit") < usual
+    assert usual < peak(lean_step=False)
+    assert usual < peak(max_token_length=225)
+
+
+@pytest.mark.parametrize("share", [0.85, 0.6])
+def test_a_plan_keeps_its_budget(make_config, share):
+    step = tiny_step(make_config, train_batch_size=8)
+    plain = tiny_footprint(make_config, train_batch_size=8)
+    budget = share * plain.needed_bytes
+    found = plan_step(step, card("t4"), budget / GIB)
+    assert found.plan.label == "auto"
+    assert found.planned.needed_bytes <= budget
+    assert 0 < found.plan.share < 1
+    assert found.plan.predicted_bytes == found.planned.peak_bytes < plain.peak_bytes
+
+
+def test_no_budget_means_the_card(make_config):
+    config = make_config(resolution=256)
+    assert forecast(config, card("4gb")).budget_gib == card("4gb").usable_gib
+    assert forecast(make_config(resolution=256, vram_gib=2), card("t4")).budget_gib == 2
+
+
+def test_gradient_checkpointing_can_be_decided_by_hand(make_config):
+    tight = {"resolution": 256, "train_batch_size": 8, "vram_gib": 0.1}
+    assert forecast(make_config(gradient_checkpointing="none", **tight), card("t4")).plan.label == "none"
+    full = forecast(make_config(gradient_checkpointing="full", resolution=256), card("t4"))
+    assert full.plan.label == "full"
+
+
+def test_a_wrong_forecast_is_corrected(make_config):
+    step_gib = tiny_footprint(make_config, train_batch_size=8).needed_bytes / GIB
+    config = make_config(resolution=256, train_batch_size=8, vram_gib=0.8 * step_gib)
+    found = forecast(config, card("t4"))
+    expected = found.plan.predicted_bytes
+    assert replan(found, int(1.02 * expected)) is None
+    assert replan(found, int(1.2 * expected)).share > found.plan.share
+    assert replan(found, int(0.8 * expected)).share < found.plan.share
+
+
+def test_the_largest_batch_fits_and_the_next_one_does_not(make_config):
+    batch = largest_batch(make_config(resolution=256, vram_gib=0.4), card("t4"))
+    fits, does_not = (tiny_footprint(make_config, train_batch_size=size).needed_bytes for size in (batch, batch + 2))
+    assert fits <= 0.4 * GIB < does_not
+
+
+def test_without_simulation_a_rule_of_thumb_says_so(make_config, monkeypatch):
+    counted = tiny_footprint(make_config)
+    monkeypatch.setattr(steps, "is_supported", lambda: False)
+    guessed = training_footprint(tiny_step(make_config))
+    assert not guessed.is_counted
+    assert guessed.held_bytes == pytest.approx(counted.held_bytes, rel=0.1)
+    assert training_footprint(tiny_step(make_config, train_batch_size=4)).peak_bytes > guessed.peak_bytes
+
+
+def test_the_vae_needs_more_for_more_pixels():
+    small, large = (vae_encode_bytes(architectures.VAE, side, side, 1, torch.float32) for side in (512, 1024))
+    assert large / GIB == pytest.approx(2.82, abs=0.02)
+    assert small < large / 2
+
+
+def test_cards_have_names():
+    assert card("T4").usable_gib == 14.3
+    assert card("NVIDIA A100").compute_capability == (8, 0)
+    with pytest.raises(CardError, match="rtx3060"):
+        card("voodoo2")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_precision_follows_the_card(name):
+    assert precision_for(CARDS[name], "auto") == ("bf16" if CARDS[name].compute_capability >= (8, 0) else "fp16")
+    assert precision_for(CARDS[name], "fp32") == "fp32"
+
+
+def test_the_machine_at_hand_is_measured():
+    here = card_at_hand(torch.float32)
+    assert here.is_measured
+    assert min(here.gemm_tflops, here.conv_tflops, here.attention_tflops, here.bandwidth_gbs) > 0
+    assert 0 < here.usable_gib <= here.total_gib
