@@ -83,6 +83,8 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
     state = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
     state = convert_state_dict_to_diffusers(state)
+    # It renames attention layers alone, and of a file with both names diffusers reads one kind and drops the other.
+    state = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): state[name] for name in state}
     with tempfile.TemporaryDirectory() as staging:
         StableDiffusionXLPipeline.save_lora_weights(staging, unet_lora_layers=state, weight_name=WEIGHTS_NAME)
         write_atomically(folder / WEIGHTS_NAME, Path(staging, WEIGHTS_NAME).read_bytes())

@@ -108,3 +108,12 @@ def test_fifty_steps_go_the_same_way_by_any_road(make_config, tmp_path, options)
     plain = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "a", **common))]
     other = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "b", **common, **options))]
     assert other == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["other strength", "rsLoRA", "DoRA", "feed-forward", "convolutions"])
+def test_a_saved_adapter_does_the_same_in_diffusers(kind, tmp_path, fresh_pipeline):
+    unet = new_unet(True, torch.float32, **ADAPTERS[kind]).eval()
+    lora.save_lora(unet, tmp_path)
+    fresh_pipeline.load_lora_weights(tmp_path, weight_name=lora.WEIGHTS_NAME)
+    theirs = predict(fresh_pipeline.unet.eval(), torch.float32)
+    torch.testing.assert_close(predict(unet, torch.float32), theirs, rtol=1e-3, atol=1e-4)
