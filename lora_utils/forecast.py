@@ -141,16 +141,18 @@ def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | No
     step = training_step(config, card, shape, max(shapes or {config.data.resolution: 1}, key=math.prod))
     label = "full" if config.train.gradient_checkpointing == "full" else "none"
 
-    def needed(batch: int) -> int:
+    def counted(batch: int) -> Footprint:
         whole = replace(step, batch=batch, plan=Plan((), label))
-        return remembered(training_footprint, whole, folder=folder).needed_bytes
+        return remembered(training_footprint, whole, folder=folder)
 
-    one, two = needed(1), needed(2)
-    budget = (config.train.vram_gib or card.usable_gib) * GIB
-    batch = min(LARGEST_BATCH, max(0, 1 + math.floor((budget - one) / (two - one))))
-    while batch > 2 and (all_of_it := needed(batch)) > budget:  # the allocator's share is not quite linear
-        batch = min(batch - 1, 1 + math.floor((budget - one) * (batch - 1) / (all_of_it - one)))
-    return batch
+    budget, one, two = (config.train.vram_gib or card.usable_gib) * GIB, counted(1), counted(2)
+    room = budget - one.needed_bytes
+    batch = 1 + math.floor(room / (two.peak_bytes - one.peak_bytes))
+    for _ in range(TRIES):  # the allocator's share is not quite linear
+        if batch <= 2 or (needed := counted(batch).needed_bytes) <= budget:
+            break
+        batch = min(batch - 1, 1 + math.floor((batch - 1) * room / (needed - one.needed_bytes)))
+    return max(0, batch)
 
 
 def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:

@@ -161,6 +161,7 @@ def group_norm_silu(x: Tensor, norm: torch.nn.GroupNorm) -> Tensor:
 class _GroupNormSilu(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: torch.nn.GroupNorm) -> Tensor:
+        x = x.contiguous()  # CUDA's kernel takes nothing else
         normed, mean, rstd = torch.native_group_norm(x, norm.weight, norm.bias, *_sizes(x, norm), norm.eps)
         ctx.save_for_backward(x, mean, rstd)
         ctx.norm = norm
@@ -171,7 +172,7 @@ class _GroupNormSilu(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x, mean, rstd), norm = ctx.saved_tensors, ctx.norm
         normed = torch.native_group_norm(x, norm.weight, norm.bias, *_sizes(x, norm), norm.eps)[0]
-        grad = torch.ops.aten.silu_backward(grad, normed)
+        grad = torch.ops.aten.silu_backward(grad.contiguous(), normed)
         only_x = [True, False, False]
         sizes = _sizes(x, norm)
         return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, norm.weight, *sizes, only_x)[0], None

@@ -1,0 +1,164 @@
+"""What ``gpu`` runs, by importance, and the bars that its figures have to pass. No heavy imports: workers do those."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+BATCHES, SIDES_PX = (1, 2, 3, 4, 6, 8, 10, 12, 16), (512, 768, 1024, 1280, 1536, 1792, 2048)
+REHEARSED_SHARE = 16  # a rehearsal's pictures have a 16th of the side
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train, in a process of its own."""
+
+    name: str
+    way: str = "ours"
+    """ours, or one of ``_gpu_ways.PEERS``."""
+    plan: Literal["auto", "none", "full"] = "auto"
+    """What ours recomputes."""
+    base: Literal["fp16", "int8", "nf4"] = "fp16"
+    targets: Literal["attn", "attn+ff"] = "attn"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    rank: int = 32
+    batch: int = 1
+    side_px: int = 1024
+    options: tuple[str, ...] = ()
+    """channels_last, compile."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Anything else, by the name of a function in ``_gpu_stages`` or ``_gpu_checks``."""
+
+    name: str
+    function: str
+    side_px: int = 1024
+    batch: int = 1
+    dtype: Literal["fp32", "fp16"] = "fp32"
+    tile_px: int | None = None
+
+
+Job = Case | Stage
+CORE: list[Job] = [
+    Case("ours"),
+    Case("ours, all recomputed", plan="full"),
+    Case("example script", "script"),
+    Case("example script, cached latents", "script, cached"),
+    Case("sd-scripts", "sd-scripts", targets="attn+ff"),
+    Case("ours, 722 linears", targets="attn+ff"),
+    Case("OneTrainer", "OneTrainer", targets="attn+ff"),
+    Case("ours, nothing recomputed", plan="none"),
+    Case("ours, low memory", plan="full", base="nf4", optimizer="adamw8bit", rank=8),
+    Case("ours, batch 2", batch=2),
+    Case("ours, nf4, batch 4", base="nf4", batch=4),
+    Stage("gradients", "check_gradients", dtype="fp16"),
+    Stage("losses", "check_losses", dtype="fp16"),
+]
+REST: list[Job] = [
+    Case("example script, nothing recomputed", "script, no recomputation"),
+    Stage("vae encode", "vae_encode"),
+    Stage("vae encode, tiles", "vae_encode", tile_px=512),
+    Stage("vae encode, fp16", "vae_encode", dtype="fp16"),
+    Stage("captions", "captions", batch=16, dtype="fp16"),
+    Stage("sampling", "sampling", batch=2, dtype="fp16"),
+    Stage("vae decode", "vae_decode"),
+    Stage("save and load", "save_and_load", dtype="fp16"),
+    Case("ours, 512 px", side_px=512),
+    Case("ours, nf4, 1536 px", base="nf4", side_px=1536),
+    Case("ours, int8", base="int8"),
+    Case("ours, nf4", base="nf4"),
+    Case("ours, 8-bit Adam", optimizer="adamw8bit"),
+    Case("ours, batch 4", batch=4),
+    Case("ours, 768 px", side_px=768),
+    Case("ours, 1280 px", side_px=1280),
+    Case("ours, batch 2, all recomputed", plan="full", batch=2),
+    Case("ours, nf4, batch 4, all recomputed", plan="full", base="nf4", batch=4),
+    Case("ours, channels_last", options=("channels_last",)),
+    Case("ours, compiled", options=("compile",)),
+]
+
+
+def chosen(only: list[str], quick: bool) -> list[Job]:
+    """All jobs, or those whose names hold one of the given texts.
+
+    Raises:
+        SystemExit: None does.
+    """
+    jobs = CORE if quick else CORE + REST
+    if not only:
+        return jobs
+    found = [job for job in CORE + REST if job.name in only] or [
+        job for job in CORE + REST if any(text in job.name for text in only)
+    ]
+    if not found:
+        raise SystemExit(f"no case is called {' or '.join(only)}; there are: {'; '.join(job.name for job in jobs)}")
+    return found
+
+
+def rehearsed(jobs: list[Job]) -> list[Job]:
+    """The same on small pictures; those that then differ by their names alone are left out."""
+    kept: dict[Job, Job] = {}
+    for job in jobs:
+        smaller = replace(job, side_px=1024 // REHEARSED_SHARE, batch=min(job.batch, 2))
+        if isinstance(smaller, Stage) and smaller.tile_px:
+            smaller = replace(smaller, tile_px=smaller.tile_px // REHEARSED_SHARE)
+        kept.setdefault(replace(smaller, name=""), smaller)
+    return list(kept.values())
+
+
+def cap_grid(share: int) -> list[Case]:
+    """Batches and pictures that are tried under caps, all recomputed: what does not fit so does not fit at all.
+
+    Args:
+        share: Sides are divided by it.
+    """
+    kinds: list[Case] = []
+    for base in ("fp16", "nf4"):
+        whole = Case(base, plan="full", base=base, side_px=1024 // share)
+        kinds += [replace(whole, name=f"{base}, batch", batch=batch) for batch in BATCHES]
+        kinds += [replace(whole, name=f"{base}, side", side_px=side // share) for side in SIDES_PX]
+    return kinds
+
+
+def largest(grid: list[Case], forecasts: list[dict[str, Any]], cap_gib: float, spare_gib: float) -> list[Case]:
+    """Of each kind, the largest that fits with everything recomputed; to be planned anew."""
+    found: dict[str, Case] = {}
+    for case, forecast in zip(grid, forecasts, strict=True):
+        if forecast and forecast["needed_gib"] <= cap_gib - spare_gib:
+            found[case.name] = replace(case, plan="auto")  # they are in order of size
+    return list(found.values())
+
+
+def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the figures have to show; passed is None where a figure is missing."""
+    ours = [record for record in records.values() if record["job"].get("way") == "ours"]
+    stages = [record for record in records.values() if "function" in record["job"]]
+    fitting = [record for record in ours if record.get("forecast", {}).get("fits")]
+    full = sum(record["status"] == "out of memory" for record in fitting)
+    rows = [
+        _bar("forecast of our steps off by at most, % of what tensors took", _worst(ours), 3.0, at_most=True),
+        _bar("forecast of other stages off by at most, %", _worst(stages), 3.0, at_most=True),
+        _bar("our steps that should fit and ran out of memory", full if fitting else None, 0, at_most=True),
+    ]
+    for label, slow, bar in (
+        ("all recomputed / ours", "ours, all recomputed", 1.3),
+        ("example script / ours", "example script", 1.6),
+    ):
+        for figure, kind in (("ms", "events"), ("kernel_ms", "kernels alone")):
+            rows.append(_bar(f"{label}, {kind}", ratio(records, slow, "ours", figure), bar))
+    return rows
+
+
+def _worst(records: list[dict[str, Any]]) -> float | None:
+    return max((abs(record["error_percent"]) for record in records if "error_percent" in record), default=None)
+
+
+def ratio(records: dict[str, dict[str, Any]], first: str, second: str, figure: str) -> float | None:
+    """Of one figure of two cases."""
+    one, other = (records.get(name, {}).get(figure) for name in (first, second))
+    return one / other if one and other else None
+
+
+def _bar(what: str, value: float | None, bar: float, at_most: bool = False) -> dict[str, Any]:
+    passed = None if value is None else value <= bar if at_most else value >= bar
+    return {"what": what, "value": value, "bar": bar, "passed": passed}

@@ -1,0 +1,74 @@
+"""What the processes of ``gpu`` do. Importing this takes seconds: it brings everything that a job needs along."""
+
+from typing import Any
+
+import torch
+
+from benchmarks import _gpu_checks, _gpu_forecasts, _gpu_stages, results
+from benchmarks._gpu_cases import Case, Job, Stage
+from benchmarks._gpu_device import MESSAGE_LENGTH, Settings, attention, facts, measure, peaks, prepare
+from benchmarks._gpu_micro import micro
+from benchmarks._gpu_ways import our_step, peer_step
+from lora_utils import architectures
+from lora_utils.recompute import Plan
+
+SMALL_UNET = {
+    "block_out_channels": [32, 32, 64],
+    "attention_head_dim": [1, 1, 2],
+    "transformer_layers_per_block": 1,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+}
+SMALL_VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
+SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def answer(settings: dict[str, Any], function: str, *arguments: Any) -> dict[str, Any]:
+    """Prepare the device, do one job, and say how it ended."""
+    found = _settings(settings)
+    if function != "describe":
+        prepare(found)
+    try:
+        return {"status": "ok"} | FUNCTIONS[function](found, *arguments)
+    except torch.OutOfMemoryError as error:
+        return {"status": "out of memory", "message": str(error)[:MESSAGE_LENGTH], **peaks()}
+
+
+def forecast(settings: dict[str, Any], job: Job, cap_gib: float) -> dict[str, Any]:
+    """Of one job; see ``_gpu_forecasts``."""
+    _settings(settings)
+    return _gpu_forecasts.forecast(job, cap_gib)
+
+
+def _settings(settings: dict[str, Any]) -> Settings:
+    found = Settings(**settings)
+    if found.rehearse:
+        architectures.UNET.update(SMALL_UNET)
+        architectures.VAE.update(SMALL_VAE)
+        architectures.TEXT_ENCODER.update(SMALL_TEXT)
+        architectures.TEXT_ENCODER_2.update(SMALL_TEXT)
+    return found
+
+
+def _describe(settings: Settings) -> dict[str, Any]:
+    """The card, and how much of it torch can have."""
+    return {"gpu": None} if settings.rehearse else {"gpu": results.gpu_facts(), **facts()}
+
+
+def _case(settings: Settings, case: Case, plan: Plan | None) -> dict[str, Any]:
+    """Steps of one way; the loss tells that they compute something."""
+    with attention(settings):
+        if case.way == "ours":
+            step = our_step(case, plan or Plan((), "full" if case.plan == "full" else "none"), settings.device)
+        else:
+            step = peer_step(case, settings.device)
+        return measure(step, settings) | {"loss": float(step())}
+
+
+def _stage(settings: Settings, stage: Stage, plan: None) -> dict[str, Any]:
+    """Any other job."""
+    module = _gpu_checks if stage.function.startswith("check_") else _gpu_stages
+    return getattr(module, stage.function)(stage, settings)
+
+
+FUNCTIONS = {"describe": _describe, "case": _case, "stage": _stage, "micro": micro}

@@ -1,0 +1,210 @@
+"""Training steps that really run: ours, and what others' scripts do, on an SDXL-shaped U-Net with random weights.
+
+The others are models, built of diffusers' modules with each one's adapter, autocast and checkpointing, as ``_graphs``
+counts them. All ways share the loss scaler, the clipping and the optimiser; masters are fp32.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from benchmarks import _graphs
+from benchmarks._gpu_cases import Case
+from lora_utils import architectures, diffusion, lora
+from lora_utils.denoising import Batch, training_losses
+from lora_utils.lean import make_lean
+from lora_utils.optimizers import new_optimizer
+from lora_utils.quantisation import frozen_parameter, quantise_linears
+from lora_utils.recompute import BLOCK, Plan, apply_plan
+from lora_utils.schema import LoraConfig, TrainConfig
+from lora_utils.sdxl import NoiseSchedule
+
+SCALE = 8  # pixels to a latent
+TOKENS = 77
+Step = Callable[[], Tensor]
+Base = Literal["fp16", "int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How others do a step."""
+
+    recompute: str
+    """Nothing; full (diffusers' flag); reentrant."""
+    adapter: str = "peft"
+    """peft, or plain: base and update as separate operators."""
+    resident: bool = False
+    """VAE, fp32, and text encoders stay on the card."""
+    encodes: bool = False
+    """The VAE encodes the pictures again in every step."""
+
+
+PEERS = {
+    "script": Peer("full", resident=True, encodes=True),
+    "script, cached": Peer("full", resident=True),
+    "script, no recomputation": Peer("", resident=True),
+    "sd-scripts": Peer("reentrant", "plain"),
+    "OneTrainer": Peer("full", "plain"),
+}
+
+
+def our_step(case: Case, plan: Plan, device: torch.device) -> Step:
+    """The project's own step, recomputing what the plan says."""
+    unet = random_unet(case.base, torch.float16, device)
+    if "channels_last" in case.options:
+        unet.to(memory_format=torch.channels_last)
+    lora.add_lora(unet, LoraConfig(rank=case.rank, target_modules=[case.targets]), seed=0)
+    make_lean(unet)
+    apply_plan(unet, plan)
+    if "compile" in case.options:
+        blocks = [module for module in unet.modules() if type(module).__name__ == BLOCK]
+        for block in blocks if device.type == "cuda" else blocks[:1]:
+            block.compile(backend="inductor" if device.type == "cuda" else "eager")
+    config = TrainConfig(optimizer=case.optimizer)
+    batch, schedule = random_batch(case.batch, case.side_px, device), noise_schedule()
+    return updating(unet, lambda: training_losses(unet, batch, schedule, config).mean(), config, device)
+
+
+def peer_step(case: Case, device: torch.device) -> Step:
+    """A step as others do it, under autocast."""
+    peer, config = PEERS[case.way], TrainConfig(optimizer=case.optimizer)
+    unet = random_unet(case.base, torch.float16, device)
+    if peer.adapter == "peft":
+        lora.add_lora(unet, LoraConfig(rank=case.rank, target_modules=[case.targets]), seed=0)
+    else:
+        _add_plain_lora(unet, case, device)
+    if peer.recompute == "full":
+        unet.enable_gradient_checkpointing()
+    elif peer.recompute == "reentrant":
+        unet.enable_gradient_checkpointing(lambda module, *args: checkpoint(module, *args, use_reentrant=True))
+    encoders = [*text_encoders(torch.float16, device), random_vae(torch.float32, device)] if peer.resident else []
+    batch = random_batch(case.batch, case.side_px, device)
+    pixels = torch.randn(case.batch, 3, case.side_px, case.side_px, device=device).clamp(-1, 1)
+    alphas_cumprod = noise_schedule().alphas_cumprod.to(device)
+
+    def loss() -> Tensor:
+        latents = _encoded(encoders[-1], pixels) if peer.encodes else batch.latents
+        noisy = diffusion.add_noise(latents, batch.noise, batch.timesteps, alphas_cumprod).half()
+        noisy.requires_grad_(peer.recompute == "reentrant")  # else nothing of a reentrant checkpoint learns
+        added = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids}
+        told = {"encoder_hidden_states": batch.prompt_embeds, "added_cond_kwargs": added}
+        with torch.autocast(device.type, torch.float16):
+            prediction = unet(noisy, batch.timesteps, **told).sample
+        return functional.mse_loss(prediction.float(), batch.noise)
+
+    return updating(unet, loss, config, device)
+
+
+def updating(unet: nn.Module, loss: Step, config: TrainConfig, device: torch.device) -> Step:
+    """Forward, backward and update, as ``training.Trainer`` does them."""
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    optimizer = new_optimizer(unet, config)
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)  # low enough that no step is skipped
+
+    def step() -> Tensor:
+        value = loss()
+        scaler.scale(value).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return value.detach()
+
+    return step
+
+
+@torch.no_grad()
+def _encoded(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    return vae.encode(pixels).latent_dist.sample() * architectures.VAE["scaling_factor"]
+
+
+def _add_plain_lora(unet: UNet2DConditionModel, case: Case, device: torch.device) -> None:
+    unet.requires_grad_(False)
+    pattern = _graphs.ALL if case.targets == "attn+ff" else _graphs.ATTENTION
+    for name, module in list(unet.named_modules()):
+        if isinstance(module, nn.Linear) and re.search(pattern, name):
+            with device:
+                adapted = _graphs.PlainLora(module, case.rank)
+            nn.init.normal_(adapted.A, std=1 / case.rank)
+            nn.init.zeros_(adapted.B)
+            unet.set_submodule(name, adapted)
+
+
+def random_unet(base: Base, dtype: torch.dtype, device: torch.device, seed: int = 0) -> UNet2DConditionModel:
+    """SDXL's U-Net, made on the device; its values are initialised as torch does, so that fp16 stays finite."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(architectures.UNET)
+    if base != "fp16":
+        linears = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
+        quantise_linears(unet, [name for name in linears if ".attentions." in name], base, dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, old in list(unet.named_parameters()):
+        path, _, leaf = name.rpartition(".")
+        module, tensor = unet.get_submodule(path), torch.zeros(old.shape, dtype=dtype, device=device)
+        if old.ndim > 1:
+            bound = 1 / math.sqrt(math.prod(old.shape[1:]))
+            tensor.uniform_(-bound, bound, generator=generator)
+        elif leaf == "weight":
+            tensor.fill_(1)
+        module.register_parameter(leaf, frozen_parameter(module, leaf, tensor))
+    return unet.train()
+
+
+def random_vae(dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
+    """SDXL's VAE, likewise."""
+    return _made(lambda: AutoencoderKL.from_config(architectures.VAE), dtype, device)
+
+
+def text_encoders(dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
+    """Both of SDXL's, likewise."""
+    first, second = (CLIPTextConfig(**shape) for shape in (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2))
+    kinds = (partial(CLIPTextModel, first), partial(CLIPTextModelWithProjection, second))
+    return [_made(kind, dtype, device) for kind in kinds]
+
+
+def _made(make: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return make().eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def random_batch(batch: int, side_px: int, device: torch.device, seed: int = 0) -> Batch:
+    """Examples as the cache gives them, of one shape, drawn on the CPU so that every device gets the same."""
+    generator, side, config = torch.Generator().manual_seed(seed), side_px // SCALE, architectures.UNET
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    noise = draw(4, side, side)
+    return Batch(
+        latents=draw(4, side, side),
+        noise=noise,
+        input_noise=noise,
+        timesteps=torch.randint(1000, (batch,), generator=generator),
+        prompt_embeds=draw(TOKENS, config["cross_attention_dim"]).half(),
+        pooled_prompt_embeds=draw(pooled).half(),
+        time_ids=torch.tensor([[side_px, side_px, 0, 0, side_px, side_px]] * batch, dtype=torch.float32),
+        loss_mask=torch.ones(batch, 1, side, side),
+    ).to(device)
+
+
+def noise_schedule() -> NoiseSchedule:
+    """SDXL's."""
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return NoiseSchedule(scheduler.alphas_cumprod.float(), "epsilon", architectures.VAE["scaling_factor"])
