@@ -6,6 +6,7 @@ disabled ones, other kinds of blocks) goes on through its own forward.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -27,34 +28,46 @@ def make_lean(unet: UNet2DConditionModel) -> None:
 
     The compute copies of the adapter have the dtype of the base and are renewed before every forward pass.
     """
-    dtype = unet.conv_out.weight.dtype if isinstance(unet.conv_out, nn.Conv2d) else unet.dtype
+    modules: list[Any] = list(unet.modules())
+    dtype = unet.conv_in.weight.dtype
     leans: list[LeanLinears] = []
-    for module in unet.modules():
+    for module in modules:
         if isinstance(module, Attention):
             leans += _lean_attention(module, dtype)
     fused = {layer for lean in leans for layer in lean.layers}
-    for module in list(unet.modules()):
+    for module in modules:
         if isinstance(module, LoraLayer):
             if module not in fused and _is_plain_linear(module):
                 leans.append(LeanLinears([module], dtype))
-                module.forward = partial(_lora_forward, module, leans[-1])
+                _give(module, partial(_lora_forward, module, leans[-1]))
             elif _is_plain_conv(module):
-                module.forward = partial(_lora_conv_forward, module)
-        elif isinstance(module, GEGLU):
-            module.forward = partial(_geglu_forward, module)
-        elif isinstance(module, ResnetBlock2D) and _is_plain_resnet(module):
-            module.forward = partial(_resnet_forward, module)
-        elif isinstance(module, nn.Conv2d) and not module.weight.requires_grad and module.padding_mode == "zeros":
-            module.forward = partial(nodes.frozen_conv2d, conv=module)
-        elif _is_quantised(module):
-            module.forward = partial(nodes.frozen_linear, weight=partial(dequantised_weight, module), bias=module.bias)
+                _give(module, partial(_lora_conv_forward, module))
+        else:
+            _make_lean(module)
     unet.register_forward_pre_hook(partial(_renew, leans))
+
+
+def _make_lean(module: Any) -> None:
+    """A module without an adapter."""
+    if isinstance(module, GEGLU):
+        _give(module, partial(_geglu_forward, module))
+    elif isinstance(module, ResnetBlock2D) and _is_plain_resnet(module):
+        _give(module, partial(_resnet_forward, module))
+    elif isinstance(module, nn.Conv2d) and not module.weight.requires_grad and module.padding_mode == "zeros":
+        _give(module, partial(nodes.frozen_conv2d, conv=module))
+    elif _is_quantised(module):
+        linear: Any = module
+        _give(linear, partial(nodes.frozen_linear, weight=partial(dequantised_weight, linear), bias=linear.bias))
+
+
+def _give(module: Any, forward: Callable[..., Tensor]) -> None:
+    module.forward = forward
 
 
 class LeanLinears:
     """Peft's linear layers that share an input, as one node."""
 
-    def __init__(self, layers: Sequence[LoraLayer], dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype) -> None:
         self.layers = layers
         bases = [layer.get_base_layer() for layer in layers]
         weight: Callable[[], Tensor] = partial(dequantised_weight, bases[0])
@@ -99,12 +112,12 @@ class LeanAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *args: object,
-        **kwargs: object,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
         """(B, tokens, channels) to the same."""
         apart = (encoder_hidden_states is not None) != (len(self._together.layers) == 2)
@@ -119,7 +132,7 @@ class LeanAttention:
         return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
 
-def _lean_attention(attn: Attention, dtype: torch.dtype) -> list[LeanLinears]:
+def _lean_attention(attn: Any, dtype: torch.dtype) -> list[LeanLinears]:
     unusual = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross, attn.residual_connection)
     if type(attn.processor) is not AttnProcessor2_0 or any(unusual) or attn.rescale_output_factor != 1:
         return []
@@ -133,30 +146,30 @@ def _lean_attention(attn: Attention, dtype: torch.dtype) -> list[LeanLinears]:
     return [together]
 
 
-def _is_plain_linear(layer: nn.Module) -> bool:
+def _is_plain_linear(layer: Any) -> bool:
     plain = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear) and ADAPTER in layer.lora_A
     return plain and _is_vanilla(layer)
 
 
-def _is_plain_conv(layer: LoraLayer) -> bool:
+def _is_plain_conv(layer: Any) -> bool:
     return isinstance(layer, LoraConv2d) and ADAPTER in layer.lora_A and _is_vanilla(layer)
 
 
-def _is_vanilla(layer: LoraLayer) -> bool:
+def _is_vanilla(layer: Any) -> bool:
     return not layer.lora_variant and layer.lora_B[ADAPTER].bias is None
 
 
-def _is_stackable(layer: LoraLayer) -> bool:
+def _is_stackable(layer: Any) -> bool:
     base = layer.get_base_layer()
     return not _is_quantised(base) and base.bias is None and not getattr(layer.lora_dropout[ADAPTER], "p", 0)
 
 
-def _is_quantised(layer: nn.Module) -> bool:
+def _is_quantised(layer: Any) -> bool:
     """Whether this is a linear layer of bitsandbytes."""
     return isinstance(layer, nn.Linear) and (hasattr(layer.weight, "quant_type") or layer.weight.dtype == torch.int8)
 
 
-def _is_plain_resnet(block: ResnetBlock2D) -> bool:
+def _is_plain_resnet(block: Any) -> bool:
     unusual = (block.upsample, block.downsample, block.skip_time_act, block.dropout.p, block.output_scale_factor != 1)
     timed = block.time_emb_proj is not None and block.time_embedding_norm == "default"
     return timed and not any(unusual) and isinstance(block.nonlinearity, nn.SiLU)
@@ -171,13 +184,13 @@ def _renew(leans: Sequence[LeanLinears], *_: object) -> None:
         torch._foreach_copy_(copies, masters)
 
 
-def _lora_forward(layer: LoraLayer, lean: LeanLinears, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+def _lora_forward(layer: Any, lean: LeanLinears, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     if args or kwargs or not lean.usable:
         return type(layer).forward(layer, x, *args, **kwargs)
     return lean(x)
 
 
-def _lora_conv_forward(layer: LoraConv2d, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+def _lora_conv_forward(layer: Any, x: Tensor, *args: object, **kwargs: object) -> Tensor:
     if args or kwargs or layer.disable_adapters or layer.merged or layer.active_adapters != [ADAPTER]:
         return type(layer).forward(layer, x, *args, **kwargs)
     down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
@@ -187,11 +200,11 @@ def _lora_conv_forward(layer: LoraConv2d, x: Tensor, *args: object, **kwargs: ob
     return layer.base_layer(x) + update
 
 
-def _geglu_forward(block: GEGLU, hidden_states: Tensor) -> Tensor:
+def _geglu_forward(block: Any, hidden_states: Tensor) -> Tensor:
     return nodes.geglu(block.proj(hidden_states))
 
 
-def _resnet_forward(block: ResnetBlock2D, input_tensor: Tensor, temb: Tensor) -> Tensor:
+def _resnet_forward(block: Any, input_tensor: Tensor, temb: Tensor) -> Tensor:
     hidden = block.conv1(nodes.group_norm_silu(input_tensor, block.norm1))
     hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
     hidden = block.conv2(nodes.group_norm_silu(hidden, block.norm2))

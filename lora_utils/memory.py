@@ -37,7 +37,9 @@ def forget_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def vae_tile(size: tuple[int, int], dtype: torch.dtype, image_gib: float = ENCODE_GIB) -> int | None:
+def vae_tile(
+    size: tuple[int, int], dtype: torch.dtype, image_gib: float = ENCODE_GIB, device_gib: float | None = None
+) -> int | None:
     """Side of the tiles that the VAE must cut an image into, in pixels; None where all of it fits.
 
     By the size of the card, not by what is free: tiles change values a little, and equal images on one machine must
@@ -47,25 +49,27 @@ def vae_tile(size: tuple[int, int], dtype: torch.dtype, image_gib: float = ENCOD
         size: Width and height, pixels.
         dtype: Of the VAE.
         image_gib: ENCODE_GIB or DECODE_GIB.
+        device_gib: Memory of another device than the one that is here.
     """
-    usable_gib = _device_gib() - SPARE_GIB
+    usable_gib = (device_gib or _device_gib()) - SPARE_GIB
     if _vae_gib(size[0] * size[1], dtype, image_gib) <= usable_gib:
         return None
     fitting = (tile for tile in TILES_PX if _vae_gib(tile * tile, dtype, image_gib) <= usable_gib)
     return next(fitting, TILES_PX[-1])
 
 
-def vae_batch(area_px: int, dtype: torch.dtype) -> int:
+def vae_batch(area_px: int, dtype: torch.dtype, card_gib: float | None = None) -> int:
     """Images that the VAE encodes together: what fits in half of the card, at most 4; on a CPU 65,536 pixels.
 
     Args:
         area_px: Of one image, or of one tile, in pixels.
         dtype: Of the VAE.
+        card_gib: Memory of another card than the one that is here.
     """
-    if not torch.cuda.is_available():
+    if not card_gib and not torch.cuda.is_available():
         return max(1, min(8, CPU_BATCH_PX // area_px))
     one_gib, two_gib = (_vae_gib(count * area_px, dtype, ENCODE_GIB) for count in (1, 2))
-    return max(1, min(4, 1 + int((_device_gib() / 2 - one_gib) / (two_gib - one_gib))))
+    return max(1, min(4, 1 + int(((card_gib or _device_gib()) / 2 - one_gib) / (two_gib - one_gib))))
 
 
 def _vae_gib(area_px: int, dtype: torch.dtype, image_gib: float) -> float:

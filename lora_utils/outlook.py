@@ -88,7 +88,7 @@ def look_ahead(config: RunConfig, card: Card, examples: int | None = None) -> Ou
         examples: How many there are, where that is known.
     """
     found = forecast(config, card, {config.data.resolution: examples or 1})
-    judgements = {name: _judge(stage, found.budget_gib) for name, stage in found.stages.items()}
+    judgements: dict[str, Judgement] = {name: _judge(stage, found.budget_gib) for name, stage in found.stages.items()}
     helps = [] if judgements["train"] == "PASS" else _helps(config, card, found)
     steps = config.train.max_train_steps or (config.train.total_steps(examples) if examples else None)
     largest = largest_batch(config, card)
@@ -110,7 +110,8 @@ def _helps(config: RunConfig, card: Card, found: Forecast) -> list[Help]:
         step = training_step(other, card, shape, other.data.resolution)
         checkpointing = other.train.gradient_checkpointing
         planned = plan_step(step, card, found.budget_gib, checkpointing, config.paths.cache_dir)
-        needs = planned.planned.reserved_bytes / GIB
+        footprint = planned.planned
+        needs = max(footprint.needed_bytes / GIB, min(footprint.reserved_bytes / GIB, found.budget_gib))
         if needs < before or planned.plan.share < found.plan.share:
             helps.append(Help(setting, needs, before - needs, planned.plan))
     return sorted(helps, key=lambda help: (help.plan.share, help.reserved_gib))

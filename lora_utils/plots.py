@@ -34,7 +34,7 @@ def memory_bars(forecast: Forecast) -> Figure:
     kinds = list(stages[0].parts_gib)
     figure, axis = plt.subplots(figsize=(8, 0.55 * len(stages) + 1.2))
     left = [0.0] * len(stages)
-    for kind, colour in zip(kinds, plt.get_cmap("tab20c").colors[::3], strict=False):
+    for kind, colour in zip(kinds, [plt.get_cmap("tab20c")(place) for place in range(0, 20, 3)], strict=False):
         widths = [stage.parts_gib[kind] for stage in stages]
         axis.barh([stage.name for stage in stages], widths, left=left, label=kind, color=colour)
         left = [start + width for start, width in zip(left, widths, strict=True)]

@@ -20,7 +20,7 @@ from lora_utils.footprints import (
     decoding_footprint,
     encoding_footprint,
 )
-from lora_utils.memory import DECODE_GIB, ENCODE_GIB, SPARE_GIB, TILES_PX, VAE_GIB
+from lora_utils.memory import DECODE_GIB, ENCODE_GIB, vae_batch, vae_tile
 from lora_utils.operators import Work
 from lora_utils.remember import remembered
 from lora_utils.schema import RunConfig
@@ -95,9 +95,10 @@ def images_forecast(setting: Setting) -> StageForecast:
     """The VAE's encoder on a batch of the largest images, cut into tiles as precompute does."""
     model, data = setting.config.model, setting.config.data
     dtype = DTYPES[model.vae_precision]
-    tile = tile_px(setting.card, setting.largest, dtype.itemsize, ENCODE_GIB)
+    tile = vae_tile(setting.largest, dtype, ENCODE_GIB, setting.card.total_gib)
     side = min(math.prod(setting.largest), tile**2) if tile else math.prod(setting.largest)
-    batch = data.vae_batch_size or vae_batch(setting.card, side, dtype.itemsize)
+    card_gib = None if setting.card.compute_capability is None else setting.card.total_gib
+    batch = data.vae_batch_size or vae_batch(side, dtype, card_gib)
     found = setting.footprint(encoding_footprint, setting.shape.vae, setting.largest, batch, dtype, tile)
     channels = 2 * setting.shape.vae.get("latent_channels", 4)
     latents = sum(math.prod(size) * count for size, count in setting.shapes.items()) / setting.shape.scale_factor**2
@@ -143,7 +144,7 @@ def comparison_forecast(setting: Setting, training: Footprint) -> StageForecast:
     step = replace(setting.step, size_px=size)
     sampling = sampling_footprint(step, batch, training)
     area = math.prod(size) / math.prod(setting.step.size_px)
-    tile = tile_px(setting.card, size, 4, DECODE_GIB)
+    tile = vae_tile(size, DTYPES["fp32"], DECODE_GIB, setting.card.total_gib)
     decoding = setting.footprint(decoding_footprint, setting.shape.vae, size, DTYPES["fp32"], tile)
     largest = max(sampling, decoding, key=lambda one: one.peak_bytes)
     pictures = 2 * len(compare.prompt) * len(compare.seeds)
@@ -153,27 +154,6 @@ def comparison_forecast(setting: Setting, training: Footprint) -> StageForecast:
     tflop = compare.num_inference_steps * area * sampling.work.tflop + decoding.work.tflop
     kernels = compare.num_inference_steps * sampling.work.kernels + decoding.work.kernels
     return replace(drawn, seconds=seconds, tflop=tflop, kernels=kernels)
-
-
-def tile_px(card: Card, size: Size, itemsize: int, image_gib: float) -> int | None:
-    """``memory.vae_tile`` for a card that is not here."""
-    usable = card.total_gib - SPARE_GIB
-
-    def needed(area: int) -> float:
-        return (VAE_GIB + image_gib * area / 2**20) * itemsize / 4
-
-    if needed(math.prod(size)) <= usable:
-        return None
-    return next((tile for tile in TILES_PX if needed(tile * tile) <= usable), TILES_PX[-1])
-
-
-def vae_batch(card: Card, area_px: int, itemsize: int) -> int:
-    """``memory.vae_batch`` for a card that is not here."""
-    if card.compute_capability is None:
-        return max(1, min(8, 2**16 // area_px))
-    image = ENCODE_GIB * area_px / 2**20 * itemsize / 4
-    first = VAE_GIB * itemsize / 4 + image
-    return max(1, min(4, 1 + int((card.total_gib / 2 - first) / image)))
 
 
 def _stage(
