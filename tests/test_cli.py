@@ -108,3 +108,9 @@ def test_a_reader_that_stops_early_is_no_error(data_dir):
     command = f"{sys.executable} -m lora_utils check --train_data_dir {data_dir} --resolution 64 | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_bare_flag_of_diffusers_scripts_recomputes_everything():
+    assert parse(["train", "--gradient_checkpointing"])[1].train.gradient_checkpointing == "full"
+    assert parse(["train", "--gradient_checkpointing", "none"])[1].train.gradient_checkpointing == "none"
+    assert parse(["train"])[1].train.gradient_checkpointing == "auto"

@@ -114,3 +114,21 @@ def test_every_setting_takes_its_default_as_text():
             default = load_config().model_dump(mode="json")[settings()[leaf][0]][leaf]
             text = [str(one) for one in default] if isinstance(default, list) else str(default).lower()
             assert load_config(None, {leaf: text}) == load_config()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"use_8bit_adam": True, "optimizer": "prodigy"}, "leave one out"),
+        ({"snr_gamma": 5, "debiased_estimation_loss": True}, "leave one out"),
+        ({"min_timestep": 500, "max_timestep": 400}, "must be above min_timestep 500"),
+        ({"optimizer": "schedulefree", "lr_scheduler": "cosine"}, "set lr_scheduler to constant"),
+        ({"optimizer": "schedulefree", "use_ema": True}, "leave out use_ema"),
+        ({"optimizer": "prodigy", "loraplus_lr_ratio": 16}, "no loraplus_lr_ratio"),
+        ({"torch_compile": True}, "lean_step to false"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_exclude_each_other_are_refused_with_the_way_out(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, settings)
