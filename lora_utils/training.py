@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -168,7 +169,10 @@ class Trainer:
         self._scaler.step(self._optimizer)  # not where a gradient is infinite
         self._scaler.update()
         self._optimizer.zero_grad()
-        self._lr_scheduler.step()
+        with warnings.catch_warnings():
+            # A first step that was skipped looks to torch as if the order were wrong.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self._lr_scheduler.step()
         if self._average is not None:
             self._average.update(step)
         return grad_norm if math.isfinite(grad_norm) else None
