@@ -48,27 +48,34 @@ def main() -> None:
     """Time every way and print the ratios."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--resolution", type=int, default=128, help="pixels; the tiny VAE makes latents of a quarter")
-    parser.add_argument("--child", nargs=3, metavar=("WAY", "STEPS", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--resolutions", type=int, nargs="+", default=[64, 128], help="pixels; latents have a quarter")
+    parser.add_argument("--child", nargs=4, metavar=("WAY", "STEPS", "FOLDER", "PIXELS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        way, steps, folder = options.child
-        run(way, int(steps), Path(folder), options.resolution)
+        way, steps, folder, pixels = options.child
+        run(way, int(steps), Path(folder), int(pixels))
         return
+    figures, ratios = {}, {}
+    for resolution_px in options.resolutions:
+        seconds = _rounds(options.rounds, resolution_px)
+        figures[f"{resolution_px} px"] = seconds
+        medians = {way: statistics.median(times) for way, times in seconds.items()}
+        ratios[f"{resolution_px} px: bare over loop (bar 0.97)"] = medians["bare"] / medians["loop"]
+        for way in list(WAYS)[2:]:
+            ratios[f"{resolution_px} px: {way}, over loop"] = medians[way] / medians["loop"]
+    save("step", {"user-CPU seconds per step": figures, "ratios": ratios})
+
+
+def _rounds(count: int, resolution_px: int) -> dict[str, list[float]]:
+    """Seconds of a step in every round, by way."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch:
-        prepare(Path(scratch), options.resolution)
-        for _ in range(options.rounds):
+        prepare(Path(scratch), resolution_px)
+        for _ in range(count):
             for way in WAYS:
-                few, many = (_measure(way, steps, scratch, options.resolution) for steps in (FEW, MANY))
+                few, many = (_measure(way, steps, scratch, resolution_px) for steps in (FEW, MANY))
                 seconds[way].append((many - few) / (MANY - FEW))
-    medians = {way: statistics.median(times) for way, times in seconds.items()}
-    ratios = {
-        "bare / loop (bar 0.97)": medians["bare"] / medians["loop"],
-        "peft, all recomputed / loop (bar 1.8)": medians["peft, all recomputed"] / medians["loop"],
-        "peft, nothing recomputed / loop": medians["peft, nothing recomputed"] / medians["loop"],
-    }
-    save("step", {"user-CPU seconds per step": seconds, "median": medians, "ratios": ratios})
+    return seconds
 
 
 def prepare(folder: Path, resolution_px: int) -> None:
@@ -124,8 +131,5 @@ def _config(way: str, steps: int, folder: Path, resolution_px: int) -> RunConfig
 
 
 def _measure(way: str, steps: int, folder: str, resolution_px: int) -> float:
-    command = [sys.executable, "-m", "benchmarks", "step", "--child", way, str(steps), folder]
-    out = subprocess.run(
-        [*command, "--resolution", str(resolution_px)], check=True, capture_output=True, text=True
-    ).stdout
-    return float(out.splitlines()[-1])
+    command = [sys.executable, "-m", "benchmarks", "step", "--child", way, str(steps), folder, str(resolution_px)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

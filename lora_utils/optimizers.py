@@ -34,10 +34,9 @@ def new_optimizer(unet: nn.Module, config: TrainConfig) -> Optimizer:
     32-bit states takes their place, and a warning says what is lost.
 
     Raises:
-        OptimizerError: It is not installed, or does not go with the other settings.
+        OptimizerError: It is not installed.
     """
     name = "adamw8bit" if config.use_8bit_adam else config.optimizer
-    _check(name, config)
     groups = _parameter_groups(unet, config)
     name = _usable(name, [parameter for group in groups for parameter in group["params"]])
     settings: dict[str, Any] = {
@@ -131,17 +130,6 @@ def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
 
 def _size(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
-
-
-def _check(name: str, config: TrainConfig) -> None:
-    if name == "prodigy" and (config.loraplus_lr_ratio or 1) != 1:
-        raise OptimizerError("optimizer prodigy finds one learning rate for all weights; leave out loraplus_lr_ratio")
-    if name == "prodigy" and config.learning_rate == 0:
-        raise OptimizerError("optimizer prodigy scales the rate it finds by learning_rate; set it to 1")
-    if name == "schedulefree" and config.use_ema:
-        raise OptimizerError("optimizer schedulefree averages the weights by itself; leave out use_ema")
-    if name == "schedulefree" and config.adam_beta1 == 0:
-        raise OptimizerError("optimizer schedulefree needs an adam_beta1 above 0; 0.9 is the usual one")
 
 
 def _parameter_groups(unet: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -176,6 +176,8 @@ class TrainConfig(Section):
             raise ValueError("torch_compile compiles peft's way: set lean_step to false too")
         if self.optimizer == "schedulefree" and self.use_ema:
             raise ValueError("optimizer schedulefree averages the weights by itself; leave out use_ema")
+        if self.optimizer == "schedulefree" and self.adam_beta1 == 0:
+            raise ValueError("optimizer schedulefree needs an adam_beta1 above 0; 0.9 is the usual one")
         if self.optimizer == "prodigy" and (self.loraplus_lr_ratio is not None or self.learning_rate == 0):
             raise ValueError("optimizer prodigy finds one learning rate for all: no loraplus_lr_ratio, learning_rate 1")
         if self.optimizer == "schedulefree" and self.lr_scheduler not in ("constant", "constant_with_warmup"):

@@ -121,20 +121,6 @@ def test_what_is_not_installed_is_named_with_its_command(monkeypatch, name, pack
         optimizers.new_optimizer(Toy(), config_of(name))
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("prodigy", {"loraplus_lr_ratio": 16}),
-        ("prodigy", {"learning_rate": 0}),
-        ("schedulefree", {"use_ema": True}),
-        ("schedulefree", {"adam_beta1": 0}),
-    ],
-)
-def test_settings_that_an_optimiser_cannot_follow_are_refused(name, settings):
-    with pytest.raises(UserError, match=f"optimizer {name}"):
-        optimizers.new_optimizer(Toy(), config_of(name, **settings))
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "prodigy"])
 def test_lora_plus_gives_b_alone_a_higher_rate(name):
     toy = Toy()

@@ -157,9 +157,14 @@ def _on_cpus(results: Results) -> list[str]:
     forecast, step, full = (results.figures(name) for name in ("forecast", "step", "full_size"))
     ratios = [{"CPU seconds of a step": name, "ratio": value} for name, value in step.get("ratios", {}).items()]
     stages = [{"stage": name, **figure} for name, figure in full.items() if isinstance(figure, dict)]
+    precisions = results.figures("precisions")
+    learned = [
+        {"base": name, "steps": precisions["steps"], **found} for name, found in precisions.get("cases", {}).items()
+    ]
     whole = {name: figure for name, figure in full.items() if not isinstance(figure, dict)}
     tables: list[tuple[str, str, Iterable[dict[str, Any]]]] = [
         ("The step against peft's", "step", ratios),
+        ("Other precisions on the demo", "precisions", learned),
         ("The forecast against a real allocator", "forecast", forecast.get("accuracy", [])),
         ("What a T4's plan recomputes", "forecast", forecast.get("planner", [])),
         ("What a forecast costs", "forecast", [forecast.get("cost", {})]),
