@@ -79,6 +79,7 @@ def test_a_batch_is_the_same_whether_it_is_cut_or_whole(make_config):
     whole = run(make_config(train_batch_size=4, gradient_accumulation_steps=1))
     cut = run(make_config(train_batch_size=2, gradient_accumulation_steps=2))
     assert [report.loss for report in cut] == pytest.approx([report.loss for report in whole], rel=1e-4)
+    assert [report.grad_norm for report in cut] == pytest.approx([report.grad_norm for report in whole], rel=1e-3)
 
 
 def test_epochs_are_counted_when_no_steps_are_given(make_config):
