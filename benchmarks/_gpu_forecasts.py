@@ -8,9 +8,10 @@ from benchmarks._gpu_cases import Case, Job, Stage
 from benchmarks._gpu_ways import PEERS, TOKENS
 from lora_utils import architectures
 from lora_utils.allocator import least_limit
-from lora_utils.cards import FP32_SLOWDOWN, GIB, T4, WORKSPACE_GIB, Card
-from lora_utils.footprints import DTYPES, Footprint, captions_footprint, decoding_footprint, encoding_footprint
+from lora_utils.cards import FP32_SLOWDOWN, T4, WORKSPACE_GIB, Card
+from lora_utils.footprints import Footprint, captions_footprint, decoding_footprint, encoding_footprint
 from lora_utils.forecast import plan_step
+from lora_utils.memory import DTYPES, GIB
 from lora_utils.operators import Work
 from lora_utils.recompute import Plan
 from lora_utils.remember import remembered

@@ -13,7 +13,7 @@ from benchmarks._gpu_cases import Stage
 from benchmarks._gpu_device import Settings, attention, measure, peaks, synchronise
 from benchmarks._gpu_ways import TOKENS, random_batch, random_unet, random_vae, text_encoders
 from lora_utils import lora
-from lora_utils.footprints import DTYPES
+from lora_utils.memory import DTYPES
 from lora_utils.schema import LoraConfig
 from lora_utils.sdxl import tile_vae
 

@@ -16,9 +16,10 @@ from benchmarks import _accuracy
 from benchmarks._graphs import ALL, Graph, count
 from benchmarks.results import save
 from lora_utils import architectures
-from lora_utils.cards import GIB, T4
+from lora_utils.cards import T4
 from lora_utils.footprints import Footprint
 from lora_utils.forecast import plan_step
+from lora_utils.memory import GIB
 from lora_utils.recompute import Plan
 from lora_utils.schema import LoraConfig
 from lora_utils.steps import TrainingStep, training_footprint

@@ -1,47 +1,40 @@
 """The U-Net of a run: loaded, given its adapter, and fitted to the card that is here."""
 
+from collections.abc import Mapping
+
 import torch
 from diffusers import UNet2DConditionModel
 
-from lora_utils import UserError
 from lora_utils.cards import T4, card_at_hand
-from lora_utils.footprints import DTYPES
+from lora_utils.footprints import Size
 from lora_utils.forecast import Forecast, forecast, replan
 from lora_utils.lean import make_lean
 from lora_utils.lora import add_lora
 from lora_utils.memory import GIB
+from lora_utils.preflight import Precision
 from lora_utils.recompute import Plan, apply_plan, tighter
 from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
 
 
-class PrecisionError(UserError):
-    """The base cannot be kept as the settings ask for."""
-
-
 class FittedUnet:
     """The U-Net with its adapter, and the plan of what its backward pass recomputes."""
 
-    def __init__(self, config: RunConfig, shapes: dict[tuple[int, int], int], dtype: torch.dtype, device: torch.device):
+    def __init__(self, config: RunConfig, shapes: Mapping[Size, int], precision: Precision, device: torch.device):
         """Load the base onto the device, attach the adapter, forecast a step and plan for what is free.
 
         Args:
             config: Of the run.
             shapes: How many examples there are of each width and height in pixels.
-            dtype: What the U-Net computes in.
+            precision: What the U-Net computes in.
             device: Where it is to be.
 
         Raises:
             UserError: The base model or the adapter cannot be used.
         """
-        if config.model.base_precision == "fp16" and dtype != torch.float16:
-            raise PrecisionError(
-                f"base_precision=fp16 goes with a U-Net that computes in fp16, and this one computes in {dtype}; "
-                "set base_precision to auto, or mixed_precision to fp16"
-            )
         self._checkpointing = config.train.gradient_checkpointing
-        self.forecast = self._forecast(config, shapes, dtype, device)
-        self.unet = _load(config, dtype, device)
+        self.forecast = self._forecast(config, shapes, precision, device)
+        self.unet = _load(config, precision.dtype, device)
         self.plan = (
             self.forecast.plan if self.forecast else Plan(label="full" if self._checkpointing == "full" else "none")
         )
@@ -53,14 +46,17 @@ class FittedUnet:
         return round(self.plan.predicted_bytes / GIB, 2) if self.plan.predicted_bytes else None
 
     def correct(self, measured_gib: float) -> str | None:
-        """Plan anew after the first real step, where that was off by more than 3 %; says what changed."""
-        if self.forecast is None or self._checkpointing != "auto":
+        """Plan anew after the first real step, where that was off by more than 3 %; says what changed.
+
+        A plan that was tightened since stays: what did not fit once must not be tried again.
+        """
+        if self.forecast is None or self._checkpointing != "auto" or self.plan != self.forecast.plan:
             return None
-        found = replan(self.forecast, int(measured_gib * GIB))
+        found, expected_gib = replan(self.forecast, int(measured_gib * GIB)), self.forecast_gib
         if found is None:
             return None
         self._take(found)
-        return f"a step took {measured_gib:.2f} GiB, not the {self.forecast_gib} expected: from now on {found}"
+        return f"a step took {measured_gib:.2f} GiB, not the {expected_gib} expected: from now on {found}"
 
     def make_room(self) -> str | None:
         """Recompute one notch more; says what, or None when nothing more may be recomputed."""
@@ -77,15 +73,14 @@ class FittedUnet:
         apply_plan(self.unet, plan)
 
     def _forecast(
-        self, config: RunConfig, shapes: dict[tuple[int, int], int], dtype: torch.dtype, device: torch.device
+        self, config: RunConfig, shapes: Mapping[Size, int], precision: Precision, device: torch.device
     ) -> Forecast | None:
         """On a card, or where a budget is set; a CPU has memory enough to recompute nothing."""
         if device.type != "cuda" and config.train.vram_gib is None:
             return None
-        name = next(name for name, each in DTYPES.items() if each == dtype)
-        model = config.model.model_copy(update={"mixed_precision": name})
+        model = config.model.model_copy(update={"mixed_precision": precision.name})
         here = config.model_copy(update={"model": model})
-        return forecast(here, card_at_hand(dtype) if device.type == "cuda" else T4, shapes)
+        return forecast(here, card_at_hand(precision.dtype) if device.type == "cuda" else T4, shapes)
 
 
 def _load(config: RunConfig, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:

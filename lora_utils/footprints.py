@@ -14,7 +14,6 @@ from lora_utils.operators import META, Work
 from lora_utils.sdxl import tile_vae
 from lora_utils.simulation import Simulation, Unit, is_supported, on_meta
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Size = tuple[int, int]
 
 

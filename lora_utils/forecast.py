@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from lora_utils.architectures import Architecture, find_architecture
-from lora_utils.cards import GIB, Card
+from lora_utils.cards import Card, half_precision
 from lora_utils.footprints import Footprint, Size
+from lora_utils.memory import GIB
 from lora_utils.recompute import Plan, Price, Prices, choose, full_plan, none_plan
 from lora_utils.remember import remembered
 from lora_utils.schema import RunConfig
@@ -152,7 +153,7 @@ def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | No
         if batch <= 2 or (needed := counted(batch).needed_bytes) <= budget:
             break
         batch = min(batch - 1, 1 + math.floor((batch - 1) * room / (needed - one.needed_bytes)))
-    return max(0, batch)
+    return max(0, min(batch, LARGEST_BATCH))
 
 
 def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
@@ -198,7 +199,7 @@ def precision_for(card: Card, wanted: str) -> Literal["fp32", "fp16", "bf16"]:
         return wanted
     if card.compute_capability is None:
         return "fp32"
-    return "bf16" if card.compute_capability >= (8, 0) else "fp16"
+    return half_precision(card.compute_capability)
 
 
 def _prices(found: Footprint, card: Card) -> Prices:

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 GIB = 2**30
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # SDXL's VAE in fp32, and what it takes for an image of 1024x1024; counted on its graph, not yet measured on a GPU.
 VAE_GIB, ENCODE_GIB, DECODE_GIB = 0.31, 2.51, 3.0
 TILES_PX = (1024, 512)

@@ -45,7 +45,7 @@ def new_optimizer(unet: nn.Module, config: TrainConfig) -> Optimizer:
         "eps": config.adam_epsilon,
     }
     if name == "adamw":
-        return torch.optim.AdamW(groups, **settings)
+        return torch.optim.AdamW(groups, fused=True, **settings)
     if name == "adafactor":
         # The learning rate as it is, not relative to the weights: B starts from 0, and would hardly move.
         kind = _imported("transformers.optimization", "Adafactor")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_utils.architectures import find_architecture
-from lora_utils.cards import GIB, Card
+from lora_utils.cards import Card
 from lora_utils.forecast import Forecast, forecast, largest_batch, plan_step, training_step
+from lora_utils.memory import GIB
 from lora_utils.recompute import Plan
 from lora_utils.schema import RunConfig
 from lora_utils.stage_forecasts import StageForecast

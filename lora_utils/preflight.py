@@ -11,12 +11,11 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.version import Version
 
 from lora_utils import UserError
+from lora_utils.cards import half_precision
 from lora_utils.dataset import find_examples
-from lora_utils.memory import GIB
+from lora_utils.memory import DTYPES, GIB
 from lora_utils.runlog import versions
 from lora_utils.schema import RunConfig
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        return PRECISIONS[self.name]
+        return DTYPES[self.name]
 
 
 class MachineError(UserError):
@@ -59,8 +58,6 @@ def choose_preset(wanted: str) -> str:
 def choose_precision(wanted: str) -> Precision:
     """The precision for this machine.
 
-    A T4 answers True to ``is_bf16_supported`` though it only emulates bf16, so the compute capability decides.
-
     Args:
         wanted: The setting mixed_precision. auto follows ``accelerate launch --mixed_precision`` where that was given,
             else the card.
@@ -75,12 +72,11 @@ def choose_precision(wanted: str) -> Precision:
         return Precision(wanted, "mixed_precision says so")
     if not torch.cuda.is_available():
         return Precision("fp32", "there is no GPU")
-    if launched in PRECISIONS:
+    if launched in DTYPES:
         return Precision(launched, "accelerate launch says so")
     major, minor = torch.cuda.get_device_capability()
-    if major >= 8:
-        return Precision("bf16", f"sm_{major}{minor} has bf16 arithmetic")
-    return Precision("fp16", f"sm_{major}{minor} has no bf16 arithmetic")
+    name = half_precision((major, minor))
+    return Precision(name, f"sm_{major}{minor} has {'' if name == 'bf16' else 'no '}bf16 arithmetic")
 
 
 def describe(config: RunConfig) -> str:

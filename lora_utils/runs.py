@@ -56,7 +56,7 @@ def prepare(config: RunConfig, found: Precomputed, accelerator: Accelerator, pre
     base = BaseModel(config.model, config.paths.cache_dir)
     schedule = training_schedule(base.load_noise_schedule(), config.train)
     shapes = Counter(entry.size for entry in examples.entries)
-    fitted = FittedUnet(config, shapes, precision.dtype, accelerator.device)
+    fitted = FittedUnet(config, shapes, precision, accelerator.device)
     run = TrainingRun(
         accelerator.prepare_model(fitted.unet),
         precision.dtype,

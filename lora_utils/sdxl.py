@@ -148,9 +148,10 @@ class BaseModel:
     def _build_unet(
         self, dtype: torch.dtype, device: torch.device, base_precision: BasePrecision
     ) -> UNet2DConditionModel:
-        if base_precision == "fp16" and dtype == torch.float32:
+        if base_precision == "fp16" and dtype != torch.float16:
             raise ModelError(
-                "base_precision=fp16 cannot compute in fp32; leave it at auto, or set mixed_precision=fp16"
+                f"base_precision=fp16 goes with a U-Net that computes in fp16, and this one computes in {dtype}; "
+                "set base_precision to auto, or mixed_precision to fp16"
             )
         config = self._unet.config(UNet2DConditionModel)
         if "quantization_config" in config:

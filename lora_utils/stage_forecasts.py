@@ -11,16 +11,15 @@ from typing import Any
 
 from lora_utils import textstore
 from lora_utils.architectures import Architecture
-from lora_utils.cards import CONTEXT_GIB, FP32_SLOWDOWN, GIB, Card
+from lora_utils.cards import CONTEXT_GIB, FP32_SLOWDOWN, Card
 from lora_utils.footprints import (
-    DTYPES,
     Footprint,
     Size,
     captions_footprint,
     decoding_footprint,
     encoding_footprint,
 )
-from lora_utils.memory import DECODE_GIB, ENCODE_GIB, vae_batch, vae_tile
+from lora_utils.memory import DECODE_GIB, DTYPES, ENCODE_GIB, GIB, vae_batch, vae_tile
 from lora_utils.operators import Work
 from lora_utils.remember import remembered
 from lora_utils.schema import RunConfig

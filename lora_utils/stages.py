@@ -21,9 +21,10 @@ from lora_utils.examining import examine
 from lora_utils.files import write_atomically
 from lora_utils.findings import as_csv
 from lora_utils.lint import DataReport, lint
+from lora_utils.memory import DTYPES
 from lora_utils.outlook import Outlook, look_ahead
 from lora_utils.precomputing import Encoding, Precomputed, fill_cache
-from lora_utils.preflight import PRECISIONS, choose_precision, choose_preset, count_examples, describe
+from lora_utils.preflight import choose_precision, choose_preset, count_examples, describe
 from lora_utils.runs import Prepared, carry_out, prepare, warn_of_findings
 from lora_utils.sampling import Settings, Shot, draw_pairs
 from lora_utils.schema import RunConfig
@@ -125,7 +126,7 @@ def precompute(config: RunConfig) -> Precomputed:
     base = BaseModel(config.model, config.paths.cache_dir)
     folder = config.paths.precompute_dir or config.paths.output_dir / "precomputed"
     text_dtype = choose_precision(config.model.mixed_precision).dtype
-    encoding = Encoding(text_dtype, PRECISIONS[config.model.vae_precision])
+    encoding = Encoding(text_dtype, DTYPES[config.model.vae_precision])
     result = fill_cache(folder, examined, found.findings + findings, base, config.data, encoding)
     write_atomically(config.paths.output_dir / "data_report.csv", as_csv(result.findings))
     return result

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from lora_utils import nodes, optimizers
 from lora_utils.autocast import imitated_autocast
-from lora_utils.footprints import DTYPES, Footprint, Size, counts_of, footprint_of, held_by
+from lora_utils.footprints import Footprint, Size, counts_of, footprint_of, held_by
 from lora_utils.lean import make_lean
 from lora_utils.lora import add_lora
+from lora_utils.memory import DTYPES
 from lora_utils.operators import META, Work
 from lora_utils.quantisation import dequantised_weight
 from lora_utils.recompute import KINDS, Plan, apply_plan

@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "lora_utils"
 LAYERS = [
     {"__init__", "sources"},
     {
-        *("allocator", "autocast", "cards", "diffusion", "duplicates", "ema", "files", "findings", "images"),
+        *("allocator", "autocast", "diffusion", "duplicates", "ema", "files", "findings", "images"),
         *("memory", "nodes", "operators", "progress", "quantisation", "recompute", "section"),
     },
     {
-        *("data_config", "index", "objectives", "packs", "runlog", "simulation", "weights"),
+        *("cards", "data_config", "index", "objectives", "packs", "runlog", "simulation", "weights"),
         *("sources.archives", "sources.examples"),
     },
     {"cache", "framing", "schema", "sources.captions", "sources.columns", "sources.trees"},

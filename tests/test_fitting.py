@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lora_utils import stages
-from lora_utils.fitting import PrecisionError
 from lora_utils.memory import GIB
+from lora_utils.modelfiles import ModelError
 from lora_utils.runs import carry_out
 from lora_utils.training import MemoryFullError
 
@@ -70,11 +70,21 @@ def test_a_forecast_that_is_off_is_corrected(config, factor, changes):
     before = fitted.plan
     said = fitted.correct(before.predicted_bytes * factor / GIB)
     assert (said is not None) == changes
+    assert not said or f"not the {before.predicted_bytes / GIB:.2f} expected" in said
     assert (fitted.plan != before) == changes
 
 
+def test_a_plan_that_was_tightened_is_not_loosened_again(config):
+    fitted = stages.prepare_training(config).fitted
+    expected = fitted.plan.predicted_bytes
+    assert fitted.make_room()
+    tightened = fitted.plan
+    assert fitted.correct(0.8 * expected / GIB) is None
+    assert fitted.plan == tightened
+
+
 def test_a_base_in_fp16_needs_a_computation_in_fp16(make_config):
-    with pytest.raises(PrecisionError, match="base_precision"):
+    with pytest.raises(ModelError, match="base_precision"):
         list(stages.train(make_config(base_precision="fp16")))
 
 

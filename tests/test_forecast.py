@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from lora_utils import architectures, steps
-from lora_utils.cards import CARDS, GIB, CardError, card, card_at_hand
+from lora_utils.cards import CARDS, CardError, card, card_at_hand
 from lora_utils.footprints import vae_encode_bytes
 from lora_utils.forecast import forecast, largest_batch, plan_step, precision_for, replan, training_step
+from lora_utils.memory import GIB
 from lora_utils.remember import remembered
 from lora_utils.schema import LoraConfig
 from lora_utils.steps import TrainingStep, training_footprint
