@@ -201,7 +201,7 @@ def test_an_adapter_draws_on_a_quantised_base(kind, tmp_path):
 
 
 def test_what_cannot_be_quantised_is_refused_with_its_cure(folder, monkeypatch):
-    with pytest.raises(ModelError, match="leave it at auto"):
+    with pytest.raises(ModelError, match="set base_precision to auto"):
         model().load_unet(torch.float32, CPU, "fp16")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "bitsandbytes.nn", None)  # as if it were not installed
