@@ -21,10 +21,10 @@ from benchmarks.results import save
 from lora_utils import lora, stages
 from lora_utils.config import load_config
 from lora_utils.denoising import training_losses
+from lora_utils.microbatches import read_batch
 from lora_utils.optimizers import new_optimizer
 from lora_utils.schema import RunConfig
 from lora_utils.tiny.demo_data import draw_demo_data
-from lora_utils.training import _batch
 
 TINY = Path(stages.__file__).parent / "tiny"
 MID = {
@@ -106,7 +106,7 @@ def _bare_steps(config: RunConfig, steps: int) -> None:
     """Forward, backward and update on one batch again and again: what no loop can do without."""
     run = stages.prepare_training(config).run
     optimizer = new_optimizer(run.unet, config.train)
-    batch = _batch(run, 0, list(range(config.train.train_batch_size)))
+    batch = read_batch(run, 0, list(range(config.train.train_batch_size)))
     for _ in range(steps):
         training_losses(run.unet, batch, run.schedule, config.train).mean().backward()
         optimizer.step()

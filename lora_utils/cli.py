@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
 from lora_utils.config import load_config, settings
+from lora_utils.redaction import install, redacted
 from lora_utils.schema import RunConfig
 
 STAGES = {
@@ -25,6 +26,7 @@ STAGES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, 2 for something the user can put right, 130 when interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    install()
     try:
         stage, config = parse(sys.argv[1:] if arguments is None else arguments)
         name, _, card = stage.partition(" --card ")
@@ -34,15 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _RUNNERS[name](config)
         sys.stdout.flush()
     except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # | head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a folder that cannot be written, a full disk
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept, and the same command starts again", file=sys.stderr)
+        print("stopped; what was finished is kept (resume_from_checkpoint=latest goes on from it)", file=sys.stderr)
         return 130
     return 0
 
@@ -65,8 +67,13 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     return stage, load_config(known.config, overrides | stray)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))  # it quotes arguments
+
+
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m lora_utils",
         usage="python -m lora_utils STAGE [--config FILE] [--SETTING VALUE ...]",
         description="Fine-tune SDXL with LoRA on a small GPU.",

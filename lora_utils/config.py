@@ -5,21 +5,30 @@
 
 import difflib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError
+from lora_utils.redaction import ADVICE, holds_secret, redacted
 from lora_utils.schema import RunConfig
+from lora_utils.yamlfiles import YamlError, one_line, read_yaml, write_yaml
+
+MOST_PROBLEMS = 3
+"""That one message tells; the others are counted."""
 
 
 class ConfigError(UserError):
-    """A setting is unknown or impossible."""
+    """A setting is unknown or impossible; one line, without secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(redacted(message)))
 
 
+@cache
 def settings() -> dict[str, tuple[str, FieldInfo]]:
     """Every leaf name with its section and field."""
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
@@ -39,18 +48,21 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
         overrides: Leaf name to value; strings are converted to the setting's type.
 
     Raises:
-        ConfigError: A name is unknown or a value impossible; all problems in one message.
+        ConfigError: A name is unknown, a value impossible or a token; the first problems in one line.
     """
     leaves = _flatten(_read_yaml(file), f"{file}: ") if file else {}
     wanted = _flatten(overrides or {}, "")
     leaves = _without_other_source(leaves, wanted) | wanted
+    _refuse_misplaced(leaves)
     sections: dict[str, dict[str, Any]] = {}
     for leaf, value in leaves.items():
         sections.setdefault(settings()[leaf][0], {})[leaf] = value
     try:
         return RunConfig.model_validate(sections)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        problems = error.errors(include_url=False, include_context=False)
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise ConfigError("; ".join(map(_explain, problems[:MOST_PROBLEMS])) + more) from None
 
 
 def _without_other_source(leaves: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -64,20 +76,17 @@ def _without_other_source(leaves: dict[str, Any], wanted: dict[str, Any]) -> dic
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML that ``load_config`` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved config as YAML that ``load_config`` reads back; a secret that got past it is masked."""
+    return redacted(write_yaml(config.model_dump(mode="json")))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"there is no config file {file}; the ready-made ones are in configs/")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"{file} must hold settings such as 'rank: 16', not a {type(content).__name__}")
-    return content or {}
+        return read_yaml(file)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _flatten(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -98,15 +107,36 @@ def _flatten(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _known(name: object, where: str) -> str:
     if isinstance(name, str) and name in settings():
         return name
+    if str(name).endswith(("token", "api_key", "password", "secret")) and not str(name).startswith("keep"):
+        raise ConfigError(f"{where}there is no setting '{name}'; {ADVICE}")
     near = difflib.get_close_matches(str(name), settings(), n=1)
     hint = f"did you mean '{near[0]}'?" if near else "docs/settings.md lists them all"
     raise ConfigError(f"{where}there is no setting '{name}'; {hint}")
+
+
+def _refuse_misplaced(leaves: Mapping[str, Any]) -> None:
+    """Tokens, and several values where a setting takes one: validators of single values need not expect a list."""
+    if holds_secret(str(leaves)):
+        named = [leaf for leaf, value in leaves.items() if holds_secret(str(value))]
+        raise ConfigError(f"{' and '.join(named) or 'a setting'} holds a token or another secret; {ADVICE}")
+    for leaf, value in leaves.items():
+        several = isinstance(value, list | tuple | set)
+        if isinstance(value, Mapping) or (several and not _takes_several(settings()[leaf][1].annotation)):
+            raise ConfigError(f"{leaf}: takes one value, not {one_line(repr(value), 60)}")
+
+
+def _takes_several(annotation: Any) -> bool:
+    return get_origin(annotation) in (list, tuple) or any(map(_takes_several, get_args(annotation)))
 
 
 def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
     if len(problem["loc"]) < 2:  # settings that do not fit together
         return message
-    leaf = problem["loc"][1]
-    hint = "; YAML reads no as false: write fp32" if leaf == "mixed_precision" and problem["input"] is False else ""
-    return f"{leaf}: {message}, not {problem['input']!r}{hint}"
+    leaf, value = problem["loc"][1], problem["input"]
+    hint = ""
+    if leaf == "mixed_precision" and value in (False, "no"):
+        hint = "; full precision is fp32"
+    elif problem["type"] == "string_type" and isinstance(value, int | float):
+        hint = "; put it in quotes"
+    return f"{leaf}: {message}, not {one_line(repr(value), 60)}{hint}"

@@ -3,26 +3,29 @@
 import logging
 import math
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig as PeftLoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lora_utils import UserError
 from lora_utils.files import write_atomically
 from lora_utils.schema import LoraConfig
+from lora_utils.weights import FAILURES
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LINEARS = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]  # what sd-scripts adapts too
+DOWN = (".lora_A.weight", ".lora.down.weight")
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
 TARGETS = {"attn": ATTENTION, "attn+ff": LINEARS, "full": [*LINEARS, *CONVOLUTIONS]}
 logger = logging.getLogger(__name__)
@@ -109,9 +112,23 @@ def find_lora(path: Path) -> Path:
 class LoraWeights:
     """An adapter's file, read and found to fit."""
 
+    file: Path
     state: dict[str, Tensor]
     alphas: dict[str, float] | None
     metadata: dict[str, Any] | None
+
+
+class _Strength(pydantic.BaseModel):
+    """What an adapter's file may set of peft's configuration; a rank is its tensors'.
+
+    Other fields name modules to import, or hold patterns that take for ever to match.
+    """
+
+    lora_alpha: pydantic.FiniteFloat
+    alpha_pattern: dict[Annotated[str, pydantic.StringConstraints(pattern=r"^\^?[\w.]+$")], pydantic.FiniteFloat] = {}
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
 
 
 def read_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> LoraWeights:
@@ -120,35 +137,63 @@ def read_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> LoraWeights:
     Raises:
         LoraError: The file is damaged, or made for a base model of another shape.
     """
+    options = {"unet_config": pipeline.unet.config, "use_safetensors": True, "return_lora_metadata": True}
     try:
-        weights = LoraWeights(
-            *pipeline.lora_state_dict(
-                str(file.parent), weight_name=file.name, unet_config=pipeline.unet.config, return_lora_metadata=True
-            )
-        )
-    except (SafetensorError, OSError, ValueError) as error:
-        raise LoraError(f"{file} cannot be read as a LoRA ({error}); train or download it again") from error
-    _check_fit(weights.state, pipeline.unet, file)
-    if any(name.startswith("text_encoder") for name in weights.state):
+        state, alphas, metadata = pipeline.lora_state_dict(str(file.parent), weight_name=file.name, **options)
+        downs = _check_fit(state, pipeline.unet, file)
+        metadata = metadata and _peft_settings(metadata, downs)
+    except FAILURES as error:
+        reason = f"{type(error).__name__}: " + " ".join(str(error).split())[:300]
+        raise LoraError(f"{file} cannot be read as a LoRA ({reason}); train or download it again") from error
+    if any(name.startswith("text_encoder") for name in state):
         logger.warning("%s also changes the text encoders; that part is left out here", file)
-    return weights
+    return LoraWeights(file, state, alphas, metadata)
 
 
 def load_lora(pipeline: StableDiffusionXLPipeline, weights: LoraWeights) -> None:
-    """Put the adapter into the pipeline's U-Net, at scale 1."""
-    pipeline.load_lora_into_unet(
-        weights.state, weights.alphas, pipeline.unet, adapter_name=ADAPTER, metadata=weights.metadata
-    )
+    """Put the adapter into the pipeline's U-Net, at scale 1.
+
+    Raises:
+        LoraError: Its tensors do not fit each other.
+    """
+    try:
+        pipeline.load_lora_into_unet(
+            weights.state, weights.alphas, pipeline.unet, adapter_name=ADAPTER, metadata=weights.metadata
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LoraError(f"{weights.file} does not fit together ({reason}); train or download it again") from error
 
 
-def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> None:
+def _peft_settings(metadata: dict[str, Any], downs: dict[str, Tensor]) -> dict[str, Any] | None:
+    """Of the settings in a file those that decide what its tensors mean; None where they are not for the U-Net."""
+    given = {name.removeprefix("unet."): value for name, value in metadata.items() if name.startswith("unet.")}
+    if not given:
+        return None
+    strength = _Strength.model_validate(given)
+    if len(strength.alpha_pattern) > len(downs):
+        raise ValueError(f"{len(strength.alpha_pattern)} alphas for {len(downs)} layers")
+    ranks = {module: tensor.shape[0] for module, tensor in downs.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {module: rank for module, rank in ranks.items() if rank != usual}
+    settings = {"r": usual, "rank_pattern": others, "target_modules": list(ranks), **strength.model_dump()}
+    return {f"unet.{name}": value for name, value in settings.items()}
+
+
+def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path) -> dict[str, Tensor]:
+    """The tensor A of each layer, by the layer's name."""
     layers = dict(unet.named_modules())
-    downs = {name: tensor for name, tensor in state.items() if name.endswith((".lora_A.weight", ".lora.down.weight"))}
-    downs = {name: tensor for name, tensor in downs.items() if name.startswith("unet.")}
+    downs: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise LoraError(f"{name} in {file} is not finite; train it again with less learning_rate")
+        if name.startswith("unet.") and (ending := next((ending for ending in DOWN if name.endswith(ending)), None)):
+            downs[name.removeprefix("unet.").removesuffix(ending)] = tensor
     if not downs:
         raise LoraError(f"{file} holds no LoRA for an SDXL U-Net; choose another file as lora_path")
-    for name, tensor in downs.items():
-        module = name.removeprefix("unet.").removesuffix(".lora_A.weight").removesuffix(".lora.down.weight")
+    for module, tensor in downs.items():
         layer = layers.get(module)  # not the weight's shape: quantised weights are packed
         inputs = getattr(layer, "in_features", getattr(layer, "in_channels", None))
         if inputs != tensor.shape[1]:
@@ -157,3 +202,4 @@ def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path)
                 f"{file} was made for another base model: {module} {there} here; set "
                 "pretrained_model_name_or_path to the model that it was trained on"
             )
+    return downs

@@ -5,22 +5,24 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ConfigMixin, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, StrictDataclassError
 from transformers.utils import logging as transformers_logging
 
 from lora_utils import UserError
 from lora_utils.files import file_hash
-from lora_utils.weights import WeightsError, stream_weights
+from lora_utils.weights import FAILURES, WeightsError, stream_weights
 
 Loaded = TypeVar("Loaded")
 Model = TypeVar("Model", AutoencoderKL, UNet2DConditionModel)
+GREATEST_NUMBER = 2**20
+MOST_LAYERS = 32  # SDXL's second text encoder has as many
+MOST_PARTS = 16
 
 
 class ModelError(UserError):
@@ -39,10 +41,23 @@ class Part:
     source: dict[str, Any]
     """cache_dir and perhaps revision."""
 
-    def config(self, kind: type[AutoencoderKL] | type[UNet2DConditionModel]) -> dict[str, Any]:
-        """The part's config.json."""
+    def config(self, kind: type[ConfigMixin]) -> dict[str, Any]:
+        """The configuration of one of diffusers' classes."""
         subfolder = self.subfolder or None
-        return explained(self.model, lambda: kind.load_config(self.model, subfolder=subfolder, **self.source))
+        found = explained(self.model, lambda: kind.load_config(self.model, subfolder=subfolder, **self.source))
+        return _plausible(found, self.model)
+
+    def plain_config(self) -> dict[str, Any]:
+        """The config.json of one of transformers' models, which would read more than that and safetensors files.
+
+        Quantised weights and adapters go through further libraries, and an index may name files of any kind.
+        """
+        return explained(self.model, self._read_plain_config)
+
+    def build(self, kind: type[Model], config: dict[str, Any]) -> Model:
+        """A model of this configuration on the meta device, without weights."""
+        with torch.device("meta"):
+            return cast(Model, explained(self.model, lambda: kind.from_config(config)))
 
     def fill(self, model: Model, dtype: torch.dtype, device: torch.device) -> Model:
         """Stream the part's weights into a model on the meta device."""
@@ -53,24 +68,42 @@ class Part:
         """Hashes of a folder's files, or the commit on the Hub."""
         folder = Path(self.model, self.subfolder)
         if folder.is_dir():
-            files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
-            return " ".join(file_hash(path) for path in files)
+            return explained(self.model, lambda: _hashes(folder))
         path = explained(self.model, lambda: self._fetch(config))
         return f"{self.model}@{path.parents[1 if self.subfolder else 0].name}"  # .../snapshots/<commit>/<file>
 
-    def _weight_files(self) -> list[Path]:
+    def _weight_files(self, stem: str = "diffusion_pytorch_model") -> list[Path]:
         """One file, or the shards that an index names."""
         infix = f".{self.variant}" if self.variant else ""
+        index = self._find(f"{stem}.safetensors.index{infix}.json")
+        if index is None:
+            return [self._fetch(f"{stem}{infix}.safetensors")]
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        for shard in shards:
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise WeightsError(f"{index.name} names {shard!s:.60}, which is no safetensors file beside it")
+        return [self._fetch(shard) for shard in shards]
+
+    def _read_plain_config(self) -> dict[str, Any]:
+        config = _plausible(json.loads(self._fetch("config.json").read_text()), self.model)
+        if "quantization_config" in config or self._find("adapter_config.json"):
+            raise ModelError(f"{self.subfolder} of {self.model} is quantised or adapted; choose the plain model")
+        self._weight_files("model")
+        return config
+
+    def _find(self, filename: str) -> Path | None:
         try:
-            index = json.loads(self._fetch(f"diffusion_pytorch_model.safetensors.index{infix}.json").read_text())
+            return self._fetch(filename)
         except (FileNotFoundError, EntryNotFoundError):
-            return [self._fetch(f"diffusion_pytorch_model{infix}.safetensors")]
-        return [self._fetch(shard) for shard in sorted(set(index["weight_map"].values()))]
+            return None
 
     def _fetch(self, filename: str) -> Path:
-        if Path(self.model).is_dir():
-            return Path(self.model, self.subfolder, filename)
-        return Path(hf_hub_download(self.model, filename, subfolder=self.subfolder or None, **self.source))
+        if not Path(self.model).is_dir():
+            return Path(hf_hub_download(self.model, filename, subfolder=self.subfolder or None, **self.source))
+        path = Path(self.model, self.subfolder, filename)
+        if not path.is_file():  # a pipe would wait for ever
+            raise FileNotFoundError(f"there is no file {path}")
+        return path
 
 
 def load(kind: Any, name: str, **options: Any) -> Any:
@@ -95,8 +128,29 @@ def explained(name: str, work: Callable[[], Loaded]) -> Loaded:
             # From 0.42 the word is dtype, which diffusers 0.39 would ignore without a word.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             return work()
-    except (OSError, HfHubHTTPError, HFValidationError, SafetensorError, WeightsError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except torch.OutOfMemoryError:
+        raise  # the card is too small, and nothing is wrong with the files
+    except (WeightsError, HfHubHTTPError, StrictDataclassError, *FAILURES) as error:
+        kind = "" if isinstance(error, WeightsError | OSError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())[:300]
         raise ModelError(
             f"cannot load {name}: {reason} (check pretrained_model_name_or_path, variant and the connection)"
         ) from error
+
+
+def _plausible(config: Any, model: str) -> dict[str, Any]:
+    """A configuration that builds in a moment: a number can ask for more memory than there is."""
+    for name, value in config.items():
+        values, most = [value], MOST_LAYERS if "layers" in name else GREATEST_NUMBER
+        while values:
+            value = values.pop()
+            if isinstance(value, list) and (len(value) <= MOST_PARTS or name == "trained_betas"):
+                values += value
+            elif isinstance(value, list) or (isinstance(value, int) and abs(value) > most):
+                raise ModelError(f"cannot load {model}: its {name} is larger than SDXL's can be; choose another")
+    return config
+
+
+def _hashes(folder: Path) -> str:
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt"))
+    return " ".join(file_hash(path) for path in files if path.is_file())

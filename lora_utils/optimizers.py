@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from lora_utils.schema import TrainConfig
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
+SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")  # of a group; the rest of it may be states
 logger = logging.getLogger(__name__)
 
 
@@ -84,6 +86,22 @@ def new_lr_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> L
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
+
+
+def load_states(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Take an optimiser's states from a ``state_dict`` of its class; its settings stay what they are."""
+    settings = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
+
+
+def go_to_step(scheduler: LRScheduler, step: int) -> None:
+    """Put a new schedule where it is after so many steps: it is a function of their count alone."""
+    scheduler.last_epoch = step - 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        scheduler.step()
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def look_ahead(config: RunConfig, card: Card, examples: int | None = None) -> Ou
     """
     found = forecast(config, card, {config.data.resolution: examples or 1})
     judgements: dict[str, Judgement] = {name: _judge(stage, found.budget_gib) for name, stage in found.stages.items()}
-    helps = [] if judgements["train"] == "PASS" else _helps(config, card, found)
+    helps = [] if judgements["train"] == "PASS" else what_helps(config, found)
     steps = config.train.max_train_steps or (config.train.total_steps(examples) if examples else None)
     largest = largest_batch(config, card)
     return Outlook(found, judgements, helps, largest, config.train.train_batch_size, steps)
@@ -102,15 +102,16 @@ def _judge(stage: StageForecast, budget_gib: float) -> Judgement:
     return "TIGHT" if stage.reserved_gib <= budget_gib else "FAIL"
 
 
-def _helps(config: RunConfig, card: Card, found: Forecast) -> list[Help]:
+def what_helps(config: RunConfig, found: Forecast) -> list[Help]:
+    """Settings that would make a forecast step smaller, best first, each forecast itself."""
     shape = find_architecture(config.model, config.paths.cache_dir)
     before, helps = found.stages["train"].reserved_gib, []
     for setting, section, changes in _candidates(config):
         part = getattr(config, section).model_copy(update=changes)
         other = config.model_copy(update={section: part})
-        step = training_step(other, card, shape, other.data.resolution)
+        step = training_step(other, found.card, shape, other.data.resolution)
         checkpointing = other.train.gradient_checkpointing
-        planned = plan_step(step, card, found.budget_gib, checkpointing, config.paths.cache_dir)
+        planned = plan_step(step, found.card, found.budget_gib, checkpointing, config.paths.cache_dir)
         footprint = planned.planned
         needs = max(footprint.needed_bytes / GIB, min(footprint.reserved_bytes / GIB, found.budget_gib))
         if needs < before or planned.plan.share < found.plan.share:

@@ -118,11 +118,11 @@ class Pack:
             PackError: It is damaged, or the file is not as long as it says.
         """
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for ever
         weakref.finalize(self, os.close, self._descriptor)
         try:
             self._read_header()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise PackError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
     def __len__(self) -> int:
@@ -181,6 +181,11 @@ class Pack:
         described = ((name, one["dtype"], tuple(one["shape"][1:])) for name, one in header.items())
         self.layout = Layout(tuple(sorted(described)))
         count = fixed["keys"]["shape"][0]
+        sides = [side for _, _, shape in self.layout.tensors for side in shape]
+        if not header or not all(type(size) is int and size > 0 for size in (count, *sides)):
+            raise ValueError("a shape is impossible")
+        if not _are_notes(self.notes):
+            raise ValueError("the notes are no notes")
         if text.rstrip() != encode_header(self.layout, count, self.notes)[8:].rstrip():
             raise ValueError("the header does not agree with itself")
         self._count, self._begin = count, 8 + length
@@ -190,3 +195,12 @@ class Pack:
             start += count * size
         if os.fstat(self._descriptor).st_size != start:
             raise ValueError(f"{os.fstat(self._descriptor).st_size} bytes instead of {start}")
+
+
+def _are_notes(found: object) -> bool:
+    """JSON that has the right hash may hold anything."""
+    if not isinstance(found, dict):
+        return False
+    notes = [note for several in found.values() if isinstance(several, list) for note in several]
+    lists = all(isinstance(several, list) for several in found.values())
+    return lists and all(isinstance(note, list) and [type(part) for part in note] == [str] * 3 for note in notes)

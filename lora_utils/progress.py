@@ -10,12 +10,29 @@ Item = TypeVar("Item")
 LOG_INTERVAL_SECONDS = 10.0
 
 
-def progress_bar(items: Iterable[Item], title: str, total: int | None = None, shown: bool = True) -> "tqdm[Item]":
+def progress_bar(
+    items: Iterable[Item], title: str, total: int | None = None, shown: bool = True, done: int = 0
+) -> "tqdm[Item]":
     """A bar on standard output; where that is no terminal it moves every ten seconds, so that logs stay short.
 
     Not tqdm.auto: its widget stays at 0 % in a notebook that runs headless.
+
+    Args:
+        items: What to go through.
+        title: In front of the bar.
+        total: How many there are in all.
+        shown: False shows nothing.
+        done: How many of them lie behind already.
     """
     interval = 0.2 if sys.stdout.isatty() else LOG_INTERVAL_SECONDS
     return tqdm(
-        items, title, total, file=sys.stdout, mininterval=interval, maxinterval=interval, disable=not shown, ncols=110
+        items,
+        title,
+        total,
+        initial=done,
+        file=sys.stdout,
+        mininterval=interval,
+        maxinterval=interval,
+        disable=not shown,
+        ncols=110,
     )

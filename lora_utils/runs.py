@@ -1,32 +1,25 @@
-"""One training run from the cache to the adapter's file: put together, watched, logged, saved."""
+"""One training run, put together: examples, base model, adapter, precision."""
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 
-from lora_utils import lora
-from lora_utils.config import dump_config
 from lora_utils.denoising import training_schedule
 from lora_utils.findings import table
+from lora_utils.fingerprints import data_digest
 from lora_utils.fitting import FittedUnet
-from lora_utils.memory import forget_peak_memory
+from lora_utils.microbatches import TrainingRun
 from lora_utils.precomputing import Precomputed
 from lora_utils.preflight import Precision
-from lora_utils.progress import progress_bar
-from lora_utils.runlog import RunLog, SilentLog
 from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
-from lora_utils.training import StepReport, Trainer, TrainingRun
 from lora_utils.validation import HeldOutLoss
 from lora_utils.visits import CachedExamples
 
 LOGGER = logging.getLogger(__name__)
-FULL_STEP = 2  # the first step runs before the optimiser has made its states
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,10 @@ class Prepared:
     fitted: FittedUnet
     precision: Precision
     held_out: HeldOutLoss | None
+    identity: dict[str, str]
+    """base and data: what identifies the base's weights and the examples."""
+    started: float
+    """``time.monotonic`` when the stage began."""
 
     def measure(self) -> float:
         """The held-out loss of the U-Net as it is."""
@@ -44,9 +41,30 @@ class Prepared:
         with self.run.autocast():
             return self.held_out.measure(self.run.unet, self.run.accelerator.device)
 
+    def facts(self) -> dict[str, Any]:
+        """For the run's summary."""
+        run = self.run
+        return {
+            "max_train_steps": run.steps,
+            "training_examples": len(run.examples),
+            "held_out_examples": len(self.held_out) if self.held_out else 0,
+            "mixed_precision": self.precision.name,
+            "device": str(run.accelerator.device),
+            "forecast_memory_gib": self.fitted.forecast_gib,
+        }
 
-def prepare(config: RunConfig, found: Precomputed, accelerator: Accelerator, precision: Precision) -> Prepared:
+
+def prepare(
+    config: RunConfig, found: Precomputed, accelerator: Accelerator, precision: Precision, started: float
+) -> Prepared:
     """Load and fit the U-Net for the examples in the cache.
+
+    Args:
+        config: Of the run.
+        found: The cache.
+        accelerator: Device and processes.
+        precision: What the U-Net computes in.
+        started: ``time.monotonic`` when the stage began.
 
     Raises:
         UserError: The base model or a setting cannot be used.
@@ -69,39 +87,9 @@ def prepare(config: RunConfig, found: Precomputed, accelerator: Accelerator, pre
         accelerator,
         fitted.make_room,
     )
-    return Prepared(run, fitted, precision, HeldOutLoss(held_out, schedule) if held_out else None)
-
-
-def carry_out(config: RunConfig, prepared: Prepared) -> Iterator[StepReport]:
-    """Take the steps; logs, measures, corrects the plan, and saves the adapter however the run ends."""
-    run, fitted, is_main = prepared.run, prepared.fitted, prepared.run.accelerator.is_main_process
-    trainer = Trainer(run)
-    new_log = RunLog if is_main else SilentLog
-    with new_log(config.paths.output_dir, dump_config(config)) as log:
-        log.summarise(**_facts(prepared))
-        if prepared.held_out:
-            before = prepared.measure()
-            log.add({"step": 0, "held_out_loss": before})
-            log.summarise(held_out_loss_before=before)
-        started, report = time.monotonic(), None
-        forget_peak_memory()
-        bar = progress_bar(trainer.steps(), "train", run.steps, shown=is_main)
-        try:
-            for report in bar:
-                report = _watch(prepared, trainer, report)
-                log.add(asdict(report) | {"forecast_memory_gib": fitted.forecast_gib})
-                if report.held_out_loss is not None:
-                    log.summarise(held_out_loss=report.held_out_loss)
-                bar.set_postfix_str(_describe(report, fitted), refresh=False)
-                yield report
-        finally:
-            bar.close()
-            if report and is_main:
-                with trainer.averaged():
-                    weights = lora.save_lora(run.accelerator.unwrap_model(run.unet), config.paths.output_dir)
-                log.summarise(steps=report.step, loss=report.loss, peak_memory_gib=report.peak_memory_gib)
-                log.summarise(recompute=str(fitted.plan), forecast_memory_gib=fitted.forecast_gib)
-                log.summarise(seconds=round(time.monotonic() - started, 1), weights=str(weights))
+    measured = HeldOutLoss(held_out, schedule) if held_out else None
+    identity = {"base": base.unet_identity(), "data": data_digest(found.entries, found.unconditional_key)}
+    return Prepared(run, fitted, precision, measured, identity, started)
 
 
 def warn_of_findings(config: RunConfig, found: Precomputed) -> None:
@@ -112,37 +100,3 @@ def warn_of_findings(config: RunConfig, found: Precomputed) -> None:
     if len(found.findings) > len(refused):
         count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
         LOGGER.warning("%d remarks on what is used, such as cut captions and turned pictures: %s", count, report)
-
-
-def _watch(prepared: Prepared, trainer: Trainer, report: StepReport) -> StepReport:
-    run, measured_gib = prepared.run, report.peak_memory_gib
-    if report.step == FULL_STEP and measured_gib and (changed := prepared.fitted.correct(measured_gib)):
-        LOGGER.warning("step %d: %s", report.step, changed)
-        forget_peak_memory()
-    if prepared.held_out and (report.step % run.config.validation_steps == 0 or report.step == run.steps):
-        with trainer.averaged():
-            return replace(report, held_out_loss=prepared.measure())
-    return report
-
-
-def _facts(prepared: Prepared) -> dict[str, Any]:
-    run, held_out = prepared.run, prepared.held_out
-    return {
-        "max_train_steps": run.steps,
-        "training_examples": len(run.examples),
-        "held_out_examples": len(held_out) if held_out else 0,
-        "mixed_precision": prepared.precision.name,
-        "device": str(run.accelerator.device),
-        "recompute": str(prepared.fitted.plan),
-        "forecast_memory_gib": prepared.fitted.forecast_gib,
-    }
-
-
-def _describe(report: StepReport, fitted: FittedUnet) -> str:
-    parts = [f"loss {report.loss:.4f}", f"{report.step_seconds:.2f} s/step"]
-    if report.data_seconds >= 0.1 * report.step_seconds:
-        parts.append(f"of it {report.data_seconds:.2f} s data")
-    if report.peak_memory_gib:
-        expected = f" ({fitted.forecast_gib:.1f} expected)" if fitted.forecast_gib else ""
-        parts.append(f"{report.peak_memory_gib:.1f} GiB{expected}")
-    return ", ".join(parts)

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from lora_utils.checkpoint_config import CheckpointConfig
 from lora_utils.data_config import DataConfig
 from lora_utils.section import Fraction, Numbers, Section, Texts
 
@@ -27,7 +28,8 @@ Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "ada
 
 def _from_flag(value: Any) -> Any:
     """The words that diffusers' bare flag --gradient_checkpointing stands for."""
-    return {True: "full", False: "none", "true": "full", "false": "none"}.get(value, value)
+    words = {"true": "full", "yes": "full", "on": "full", "false": "none", "no": "none", "off": "none"}
+    return words.get(str(value).lower(), value) if isinstance(value, bool | str) else value
 
 
 Checkpointing = Annotated[Literal["auto", "none", "full"], BeforeValidator(_from_flag)]
@@ -161,6 +163,8 @@ class TrainConfig(Section):
     """Keep convolutions' tensors as NHWC; faster on some cards."""
     torch_compile: bool = False
     """Compile the repeated blocks, with lean_step false; needs minutes at the start and a card from sm_80."""
+    max_skipped_steps: PositiveInt = 20
+    """Steps in a row without a finite loss and gradient, after which the run stops."""
     validation_steps: PositiveInt = 100
     """Steps between measurements of the held-out loss."""
 
@@ -217,4 +221,5 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     compare: CompareConfig = CompareConfig()

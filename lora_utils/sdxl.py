@@ -6,12 +6,14 @@ to the device where they will stay: the host never holds a copy of a file.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
+    SchedulerMixin,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -57,24 +59,19 @@ class BaseModel:
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> AutoencoderKL:
         """The VAE, in fp32 unless it was made for fp16: SDXL's own overflows there."""
-        config = self.vae_config()
-        with torch.device("meta"):
-            vae = cast(AutoencoderKL, AutoencoderKL.from_config(config))
-        return self._vae.fill(vae, dtype, device)
+        return self._vae.fill(self._vae.build(AutoencoderKL, self.vae_config()), dtype, device)
 
     def load_text_pipeline(self, dtype: torch.dtype, device: torch.device = CPU) -> StableDiffusionXLPipeline:
         """Tokenizers and text encoders in a pipeline without U-Net and VAE, for its ``encode_prompt``."""
-        pipeline = self._load_pipeline(absent=("unet", "vae", *TEXT_PARTS[:2]))
-        for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
-            if not _knows_words(tokenizer):
-                raise ModelError(
-                    f"{self.name} has a tokenizer without words; its vocab.json and merges.txt are missing"
-                )
-        pipeline.register_modules(
-            text_encoder=self._load_text_encoder(CLIPTextModel, TEXT_PARTS[0], dtype, device),
-            text_encoder_2=self._load_text_encoder(CLIPTextModelWithProjection, TEXT_PARTS[1], dtype, device),
+        index = self._index()
+        tokenizers = [load(CLIPTokenizer, self.name, subfolder=part, **self._source) for part in TEXT_PARTS[2:]]
+        if not all(map(_knows_words, tokenizers)):
+            raise ModelError(f"{self.name} has a tokenizer without words; its vocab.json and merges.txt are missing")
+        encoders = (
+            self._load_text_encoder(CLIPTextModel, TEXT_PARTS[0], dtype, device),
+            self._load_text_encoder(CLIPTextModelWithProjection, TEXT_PARTS[1], dtype, device),
         )
-        return pipeline
+        return self._assemble(index, **dict(zip(TEXT_PARTS, (*encoders, *tokenizers), strict=True)))
 
     def find_tokenizers(self) -> list[CLIPTokenizer] | None:
         """Both tokenizers, if they are on this machine already; nothing is downloaded."""
@@ -89,8 +86,8 @@ class BaseModel:
         self, dtype: torch.dtype, device: torch.device = CPU, base_precision: BasePrecision = "auto"
     ) -> StableDiffusionXLPipeline:
         """U-Net and scheduler in a pipeline without encoders and VAE: embeddings in, latents out."""
-        unet = self._build_unet(dtype, device, base_precision)
-        return self._load_pipeline(absent=("vae", *TEXT_PARTS), unet=unet)
+        index = self._index()
+        return self._assemble(index, unet=self._build_unet(dtype, device, base_precision))
 
     def load_noise_schedule(self) -> NoiseSchedule:
         """Noise levels and prediction type of the base model's scheduler.
@@ -98,8 +95,8 @@ class BaseModel:
         Raises:
             ModelError: The base predicts something that SDXL's LoRA training does not cover.
         """
-        scheduler = load(DDPMScheduler, self.name, subfolder="scheduler", **self._source)
-        kind = scheduler.config.prediction_type
+        scheduler = self._load_scheduler(DDPMScheduler)
+        kind = scheduler.config["prediction_type"]
         if kind not in ("epsilon", "v_prediction"):
             raise ModelError(f"{self.name} predicts '{kind}'; choose a base that predicts epsilon or v_prediction")
         scaling_factor = self.vae_config().get("scaling_factor", 0.18215)  # diffusers' default
@@ -118,7 +115,8 @@ class BaseModel:
 
     def vae_scale_factor(self) -> int:
         """Pixels to a latent: 8 in SDXL."""
-        return 2 ** (len(self.vae_config()["block_out_channels"]) - 1)
+        config = self.vae_config()
+        return explained(self.name, lambda: 2 ** (len(config["block_out_channels"]) - 1))
 
     def load_unet(
         self, dtype: torch.dtype, device: torch.device = CPU, base_precision: BasePrecision = "auto"
@@ -132,14 +130,17 @@ class BaseModel:
         """
         return self._build_unet(dtype, device, base_precision)
 
+    def unet_identity(self) -> str:
+        """What identifies the U-Net's weights: hashes of a folder's files, or the commit on the Hub."""
+        return f"{self._variant} {self._unet.identity()}"
+
     def vae_identity(self) -> str:
         """What identifies the VAE's weights: hashes of a folder's files, or the commit on the Hub."""
         return self._vae.identity() if self._own_vae else f"{self._variant} {self._vae.identity()}"
 
     def text_identity(self) -> str:
         """What identifies tokenizers and text encoders, likewise, and what stands for no prompt."""
-        index = explained(self.name, lambda: StableDiffusionXLPipeline.load_config(self.name, **self._source))
-        zeros = index.get("force_zeros_for_empty_prompt", True)
+        zeros = self._index().get("force_zeros_for_empty_prompt", True)
         parts = [Part(self.name, part, self._variant, self._source) for part in TEXT_PARTS]
         names = ["tokenizer_config.json" if "tokenizer" in part else "config.json" for part in TEXT_PARTS]
         identities = [part.identity(name) for part, name in zip(parts, names, strict=True)]
@@ -156,8 +157,7 @@ class BaseModel:
         config = self._unet.config(UNet2DConditionModel)
         if "quantization_config" in config:
             raise ModelError(f"{self.name} holds quantised weights; choose the plain model and base_precision=nf4")
-        with torch.device("meta"):
-            unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(config))
+        unet = self._unet.build(UNet2DConditionModel, config)
         if base_precision in ("int8", "nf4"):
             # Transformers alone: 86 % of the weights. Embeddings are small and sensitive.
             names = [name for name, part in unet.named_modules() if isinstance(part, nn.Linear)]
@@ -167,6 +167,7 @@ class BaseModel:
     def _load_text_encoder(
         self, kind: type[PreTrainedModel], part: str, dtype: torch.dtype, device: torch.device
     ) -> PreTrainedModel:
+        Part(self.name, part, self._variant, self._source).plain_config()
         encoder, found = load(
             kind,
             self.name,
@@ -175,6 +176,7 @@ class BaseModel:
             device_map={"": device},
             variant=self._variant,
             use_safetensors=True,
+            attn_implementation="sdpa",  # config.json could name a kernel on the Hub, which would run
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are found just below, by name
             **self._source,
@@ -185,13 +187,35 @@ class BaseModel:
             raise ModelError(f"cannot load {self.name}: the files of {part} do not fit it: {', '.join(wrong[:3])}")
         return encoder
 
-    def _load_pipeline(self, absent: tuple[str, ...], **parts: nn.Module) -> StableDiffusionXLPipeline:
-        options = {**dict.fromkeys(absent), **parts, **self._source}
-        pipeline = load(StableDiffusionXLPipeline, self.name, add_watermarker=False, **options)
-        if not isinstance(pipeline, StableDiffusionXLPipeline):
-            raise ModelError(f"{self.name} is a {type(pipeline).__name__}, not SDXL; choose an SDXL base model")
+    def _index(self) -> dict[str, Any]:
+        """model_index.json."""
+        index = explained(self.name, lambda: StableDiffusionXLPipeline.load_config(self.name, **self._source))
+        kind = index.get("_class_name") if isinstance(index, dict) else None
+        if not isinstance(kind, str) or not kind.startswith("StableDiffusionXL"):
+            raise ModelError(
+                f"{self.name} is {kind!s:.60} to its model_index.json, not SDXL; choose an SDXL base model"
+            )
+        return index
+
+    def _assemble(self, index: dict[str, Any], **parts: Any) -> StableDiffusionXLPipeline:
+        """A pipeline of these parts alone; diffusers' ``from_pretrained`` would run what model_index.json names."""
+        named = index.get("scheduler")
+        library, name = named if isinstance(named, list) and len(named) == 2 else (None, None)
+        kind = getattr(diffusers, str(name), None) if library == "diffusers" else None
+        if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
+            raise ModelError(f"{self.name} names {named!s:.60}, no scheduler of diffusers'; choose another base model")
+        pipeline = StableDiffusionXLPipeline(
+            **dict.fromkeys(("unet", "vae", *TEXT_PARTS)) | parts,
+            scheduler=self._load_scheduler(kind),
+            force_zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
+            add_watermarker=False,
+        )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _load_scheduler(self, kind: Any) -> Any:
+        config = Part(self.name, "scheduler", None, self._source).config(kind)
+        return explained(self.name, lambda: kind.from_config(config))
 
 
 def tile_vae(vae: AutoencoderKL, tile_px: int | None) -> None:

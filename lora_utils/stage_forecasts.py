@@ -112,15 +112,15 @@ def images_forecast(setting: Setting) -> StageForecast:
 
 def training_forecast(setting: Setting, found: Footprint) -> StageForecast:
     """The planned step, with all its micro-batches and the update."""
-    train = setting.config.train
+    train, kept = setting.config.train, setting.config.checkpoint.checkpoints_total_limit + 1  # one is being written
     file = setting.file_gib(found.weights)
-    checkpoint = (found.trainable * 4 + found.held_bytes["optimizer"]) / GIB
+    checkpoints = kept * (found.trainable * 4 + found.held_bytes["optimizer"]) / GIB
     return _stage(
         setting,
         "train",
         found,
         file,
-        checkpoint + _download(setting, file),
+        checkpoints + _download(setting, file),
         "step",
         train.gradient_accumulation_steps,
     )

@@ -4,6 +4,7 @@ Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +15,21 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from lora_utils import cards, lora, sampling
+from lora_utils import cards, lora, redaction, sampling
 from lora_utils.config import dump_config, load_config
+from lora_utils.course import carry_out
 from lora_utils.dataset import find_examples
 from lora_utils.examining import examine
-from lora_utils.files import write_atomically
+from lora_utils.files import commit_file, write_atomically
 from lora_utils.findings import as_csv
 from lora_utils.lint import DataReport, lint
 from lora_utils.memory import DTYPES
 from lora_utils.outlook import Outlook, look_ahead
 from lora_utils.precomputing import Encoding, Precomputed, fill_cache
 from lora_utils.preflight import choose_precision, choose_preset, count_examples, describe
-from lora_utils.runs import Prepared, carry_out, prepare, warn_of_findings
+from lora_utils.restoring import restore
+from lora_utils.runlog import read_summary
+from lora_utils.runs import Prepared, prepare, warn_of_findings
 from lora_utils.sampling import Settings, Shot, draw_pairs
 from lora_utils.schema import RunConfig
 from lora_utils.sdxl import BaseModel
@@ -74,6 +78,7 @@ def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, 
     Raises:
         UserError: The preset or a setting is unknown or impossible.
     """
+    redaction.install()
     file = CONFIGS / f"{choose_preset(preset)}.yaml"
     given = {name: value for name, value in fields.items() if value not in ("", None, [])}
     config = load_config(file, given | dict(overrides or {}))
@@ -123,11 +128,11 @@ def precompute(config: RunConfig) -> Precomputed:
     examined, findings = examine(found.examples, config.data)
     if config.paths.output_dir.is_file():
         raise DataError(f"output_dir {config.paths.output_dir} is a file; choose a folder")
+    _bring_back(config)
     base = BaseModel(config.model, config.paths.cache_dir)
-    folder = config.paths.precompute_dir or config.paths.output_dir / "precomputed"
     text_dtype = choose_precision(config.model.mixed_precision).dtype
     encoding = Encoding(text_dtype, DTYPES[config.model.vae_precision])
-    result = fill_cache(folder, examined, found.findings + findings, base, config.data, encoding)
+    result = fill_cache(_cache_folder(config), examined, found.findings + findings, base, config.data, encoding)
     write_atomically(config.paths.output_dir / "data_report.csv", as_csv(result.findings))
     return result
 
@@ -135,7 +140,8 @@ def precompute(config: RunConfig) -> Precomputed:
 def train(config: RunConfig) -> Iterator[StepReport]:
     """Train the adapter on the precomputed examples, encoding first what is missing; yields after every step.
 
-    ``pytorch_lora_weights.safetensors`` is written at the end, and when the caller stops early or is interrupted.
+    Goes on from a checkpoint where ``resume_from_checkpoint`` says so. A checkpoint and
+    ``pytorch_lora_weights.safetensors`` are written at the end, and when the caller stops early or is interrupted.
 
     Raises:
         UserError: The data, the base model or a setting cannot be used, or the loss diverged.
@@ -145,9 +151,9 @@ def train(config: RunConfig) -> Iterator[StepReport]:
 
 
 def ensure_trained(config: RunConfig) -> Path:
-    """The LoRA of the run folder, trained first where there is none yet."""
+    """The LoRA of the run folder, trained first, or further, where the run is not complete."""
     file = config.paths.output_dir / lora.WEIGHTS_NAME
-    if not file.exists():
+    if not file.exists() or read_summary(config.paths.output_dir).get("status") not in (None, "done"):
         for _ in train(config):
             pass
     return file
@@ -179,18 +185,36 @@ def compare(config: RunConfig) -> Comparison:
         for index, (shot, image) in enumerate(zip(shots, images, strict=True)):
             path = folder / f"{name}_{index:03d}_seed{shot.seed}.png"
             sampling.save_image(image, path, shot, settings, scale)
-    sheet.save(folder / "sheet.png")
+    commit_file(folder / "sheet.png", lambda file: sheet.save(file, "PNG"))
     write_atomically(folder / "config.yaml", dump_config(config).encode())
     return Comparison(folder, shots, baseline, finetuned, sheet)
 
 
 def prepare_training(config: RunConfig) -> Prepared:
     """Everything that ``train`` does before its first step; raises as it does."""
-    precision = choose_precision(config.model.mixed_precision)
+    precision, started = choose_precision(config.model.mixed_precision), time.monotonic()
     AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's processes
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():
         found = precompute(config)
     if accelerator.is_main_process:
         warn_of_findings(config, found)
-    return prepare(config, found, accelerator, precision)
+    return prepare(config, found, accelerator, precision, started)
+
+
+def _bring_back(config: RunConfig) -> None:
+    """What the mirror has of a run that goes on, onto a machine that has nothing of it."""
+    mirror_dir, output_dir = config.checkpoint.mirror_dir, config.paths.output_dir
+    if mirror_dir is None or config.checkpoint.resume_from_checkpoint != "latest":
+        return
+    found = restore(mirror_dir, output_dir, _cache_folder(config))
+    if found is None:
+        return
+    for problem in found.skipped:
+        LOGGER.warning("%s", problem)
+    step = "no checkpoint yet" if found.step is None else f"the checkpoint of step {found.step}"
+    LOGGER.warning("brought back from the mirror in %s: %s and %d files of the cache", mirror_dir, step, found.packs)
+
+
+def _cache_folder(config: RunConfig) -> Path:
+    return config.paths.precompute_dir or config.paths.output_dir / "precomputed"

@@ -4,26 +4,24 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import islice
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lora_utils import UserError, diffusion
-from lora_utils.denoising import Batch, collate, training_losses, visit
+from lora_utils import UserError
 from lora_utils.ema import WeightAverage
 from lora_utils.memory import free_memory, peak_memory_gib
-from lora_utils.optimizers import averaged_weights, new_lr_scheduler, new_optimizer
-from lora_utils.schema import TrainConfig
-from lora_utils.sdxl import NoiseSchedule
-from lora_utils.visits import CachedExamples, Record, micro_batches
+from lora_utils.microbatches import TrainingRun, batch_loss, read_batch
+from lora_utils.optimizers import averaged_weights, go_to_step, load_states, new_lr_scheduler, new_optimizer
+from lora_utils.visits import micro_batches
 
 LOGGER = logging.getLogger(__name__)
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class StepReport:
 
     step: int
     loss: float
-    """Mean over the step's examples, weighted as the objective says."""
+    """Mean over the step's examples, weighted as the objective says; not finite where a forward pass overflowed."""
     learning_rate: float
     grad_norm: float | None
-    """Before clipping; None where fp16 gradients overflowed, so that the step was skipped and the loss scale halved."""
+    """Before clipping; None where it was not finite: the step was skipped, and in fp16 the loss scale halved."""
     held_out_loss: float | None = None
     """Unweighted, on fixed noise and timesteps; at step 0 and every validation_steps."""
     step_seconds: float = field(default=0.0, compare=False)
@@ -45,48 +43,11 @@ class StepReport:
 
 
 class DivergenceError(UserError):
-    """The loss is no longer finite."""
+    """Loss or gradients were not finite for too many steps."""
 
 
 class MemoryFullError(UserError):
     """A step does not fit the GPU, however much is recomputed."""
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """Everything that the loop works on."""
-
-    unet: UNet2DConditionModel
-    """With adapter, trainable parameters fp32, prepared by the accelerator."""
-    dtype: torch.dtype
-    """What the U-Net computes in; fp16 gets a scaled loss."""
-    examples: CachedExamples
-    """What is learned from."""
-    unconditional: Record
-    """prompt_embeds and pooled_prompt_embeds of no caption."""
-    caption_dropout_rate: float
-    """Share of visits that see no caption."""
-    latent_mode: Literal["sample", "mean"]
-    """Fresh latents on every visit, or the posterior's mean."""
-    schedule: NoiseSchedule
-    """Of the base model, as training uses it."""
-    config: TrainConfig
-    accelerator: Accelerator
-    """Device and processes; precision and accumulation are the loop's."""
-    make_room: Callable[[], str | None] = lambda: None
-    """Called when a step did not fit: recomputes more and says what, or None when nothing is left to recompute."""
-
-    @property
-    def steps(self) -> int:
-        """Optimiser updates in all."""
-        visits = sum(entry.repeats for entry in self.examples.entries)
-        return self.config.total_steps(visits, self.accelerator.num_processes)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """What forward passes run in: nothing where the lean step fits all dtypes by itself."""
-        if self.config.lean_step or self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, self.dtype)
 
 
 class Trainer:
@@ -100,11 +61,18 @@ class Trainer:
         """Make optimiser, schedule, loss scaler and average afresh."""
         self.run = run
         unet = run.accelerator.unwrap_model(run.unet)
-        self._parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        self._adapter = {name: one for name, one in unet.named_parameters() if one.requires_grad}
         self._optimizer = new_optimizer(unet, run.config)
         self._lr_scheduler = new_lr_scheduler(self._optimizer, run.config, run.steps)
         self._scaler = torch.amp.GradScaler(run.accelerator.device.type, enabled=run.dtype == torch.float16)
         self._average = WeightAverage(unet, run.config.ema_decay) if run.config.use_ema else None
+        self._skipped = 0
+        self.step = 0
+
+    @property
+    def optimizer_name(self) -> str:
+        """The class that is used, which may be another than was asked for."""
+        return type(self._optimizer).__name__
 
     def averaged(self) -> AbstractContextManager[None]:
         """The weights that are saved and measured, for as long as it is entered."""
@@ -113,14 +81,17 @@ class Trainer:
     def steps(self) -> Iterator[StepReport]:
         """Update the adapter, yielding a report after each step. A generator: the caller plots, saves or stops.
 
+        Goes on after ``step``. While it waits at a yield, ``state_dict`` is the state after that step.
+
         Raises:
-            DivergenceError: The loss became NaN or infinite.
+            DivergenceError: Loss or gradients were not finite for ``max_skipped_steps`` in a row.
             MemoryFullError: A step does not fit the GPU.
         """
         config = self.run.config
         size = config.train_batch_size * self.run.accelerator.num_processes
         order = micro_batches(self.run.examples.entries, size, config.seed)
-        for step in range(1, self.run.steps + 1):
+        order = islice(order, self.step * config.gradient_accumulation_steps, None)
+        for step in range(self.step + 1, self.run.steps + 1):
             started, learning_rate = time.monotonic(), float(self._lr_scheduler.get_last_lr()[0])
             numbers = [next(order) for _ in range(config.gradient_accumulation_steps)]
             while (outcome := self._gradients(step, numbers)) is None:
@@ -128,10 +99,47 @@ class Trainer:
             losses, data_seconds = outcome
             grad_norm = self._update(step)
             loss = float(self.run.accelerator.reduce(torch.stack(losses).mean(), "mean"))
-            if not math.isfinite(loss):
-                raise DivergenceError(f"step {step}: the loss is {loss}; try a lower learning_rate")
+            self._count_skipped(step, numbers, grad_norm)
+            self.step = step
             seconds = time.monotonic() - started
             yield StepReport(step, loss, learning_rate, grad_norm, None, seconds, data_seconds, peak_memory_gib())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on besides the settings: tensors as they are, not copies."""
+        return {
+            "step": self.step,
+            "micro_batches": self.step * self.run.config.gradient_accumulation_steps,
+            "skipped": self._skipped,
+            "adapter": {name: parameter.detach() for name, parameter in self._adapter.items()},
+            "average": self._average.state_dict() if self._average else {},
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], optimizer_too: bool = True) -> None:
+        """Go on after the step of a state; rates and other settings of the optimiser stay those of this run.
+
+        Args:
+            state: From ``state_dict`` of a run with the same adapter.
+            optimizer_too: Leave the optimiser's states fresh where those of the state are another class's.
+
+        Raises:
+            ValueError: The adapter has other layers or shapes; nothing was changed.
+        """
+        shapes = {name: tensor.shape for name, tensor in state["adapter"].items()}
+        if shapes != {name: parameter.shape for name, parameter in self._adapter.items()}:
+            raise ValueError("its adapter has other layers or another rank")
+        with torch.no_grad():
+            for name, parameter in self._adapter.items():
+                parameter.copy_(state["adapter"][name])
+        if optimizer_too:
+            load_states(self._optimizer, state["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"] or state["adapter"])
+        if state["scaler"] and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        self.step, self._skipped = state["step"], state["skipped"]
+        go_to_step(self._lr_scheduler, self.step)
 
     def _gradients(self, step: int, numbers: list[list[int]]) -> tuple[list[Tensor], float] | None:
         """Add up the gradients of a step: the micro-batches' losses and the seconds their data took; None if full."""
@@ -141,10 +149,10 @@ class Trainer:
                 waits = run.accelerator.no_sync(run.unet) if place < len(numbers) - 1 else nullcontext()
                 first = ((step - 1) * len(numbers) + place) * len(examples)
                 started = time.monotonic()
-                batch = _batch(run, first, examples)
+                batch = read_batch(run, first, examples)
                 data_seconds += time.monotonic() - started
                 with waits:
-                    loss = _loss(run, batch, first)
+                    loss = batch_loss(run, batch, first)
                     self._scaler.scale(loss / len(numbers)).backward()
                 losses.append(loss.detach())
         except torch.OutOfMemoryError:
@@ -158,15 +166,16 @@ class Trainer:
         if done is None:
             raise MemoryFullError(
                 f"step {step} does not fit the GPU's memory, and no more may be recomputed; set base_precision=nf4, "
-                "gradient_checkpointing=auto, or a lower resolution or train_batch_size (python -m lora_utils check "
-                "says what each would save)"
+                "gradient_checkpointing=auto, or a lower resolution or train_batch_size"
             )
         LOGGER.warning("step %d did not fit the GPU's memory; %s, and the same batch is tried again", step, done)
 
     def _update(self, step: int) -> float | None:
         self._scaler.unscale_(self._optimizer)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, self.run.config.max_grad_norm))
-        self._scaler.step(self._optimizer)  # not where a gradient is infinite
+        norm = torch.nn.utils.clip_grad_norm_(self._adapter.values(), self.run.config.max_grad_norm)
+        grad_norm = float(norm)
+        if math.isfinite(grad_norm) or self._scaler.is_enabled():  # which leaves out such a step by itself
+            self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
         with warnings.catch_warnings():
@@ -177,28 +186,19 @@ class Trainer:
             self._average.update(step)
         return grad_norm if math.isfinite(grad_norm) else None
 
-
-def _batch(run: TrainingRun, first: int, numbers: list[int]) -> Batch:
-    """Read and join the share of this process in a micro-batch whose first visit has the given number."""
-    size = run.config.train_batch_size
-    mine = run.accelerator.process_index * size
-    visits = [_visit_number(run, first + place, numbers[place]) for place in range(mine, mine + size)]
-    return collate(visits).to(run.accelerator.device)
-
-
-def _loss(run: TrainingRun, batch: Batch, first: int) -> Tensor:
-    devices = [run.accelerator.device] if run.accelerator.device.type == "cuda" else []
-    mine = run.accelerator.process_index * run.config.train_batch_size
-    with torch.random.fork_rng(devices), run.autocast():
-        seed = diffusion.derived_seed(run.config.seed, first + mine, 1)
-        torch.manual_seed(seed)  # LoRA dropout draws from global state
-        return training_losses(run.unet, batch, run.schedule, run.config).mean()
-
-
-def _visit_number(run: TrainingRun, visit_number: int, example_number: int) -> Batch:
-    generator = diffusion.visit_generator(run.config.seed, visit_number)
-    dropped = torch.rand((), generator=generator) < run.caption_dropout_rate
-    example = run.examples.draw(example_number, generator)
-    if dropped:
-        example = example | run.unconditional
-    return visit(example, generator, run.schedule, latent_mode=run.latent_mode, config=run.config)
+    def _count_skipped(self, step: int, numbers: list[list[int]], grad_norm: float | None) -> None:
+        self._skipped = 0 if grad_norm is not None else self._skipped + 1
+        if not self._skipped:
+            return
+        run = self.run
+        seen = sorted({run.examples.entries[number].source for batch in numbers for number in batch})
+        shown = ", ".join(seen[:SHOWN]) + (f" and {len(seen) - SHOWN} more" if len(seen) > SHOWN else "")
+        scale = f"loss scale {self._scaler.get_scale():g}, " if self._scaler.is_enabled() else ""
+        where = f"{scale}learning rate {self._lr_scheduler.get_last_lr()[0]:g}, examples {shown}"
+        if self._skipped >= run.config.max_skipped_steps:
+            raise DivergenceError(
+                f"step {step}: no finite loss and gradient for {self._skipped} steps, which were left out ({where}); "
+                "try a lower learning_rate, or mixed_precision=fp32"
+            )
+        if not self._scaler.is_enabled():  # there an overflow now and then finds the right scale
+            LOGGER.warning("step %d is left out: loss or gradient is not finite (%s)", step, where)

@@ -8,13 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lora_utils import UserError
 from lora_utils.quantisation import frozen_parameter
 
 SHOWN = 3
+FAILURES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+    *(ImportError, SafetensorError),
+)
+"""What libraries raise on files that are damaged, of another kind, or made to do harm."""
 
 
 class WeightsError(UserError):

@@ -205,6 +205,6 @@ def test_dropped_captions_are_what_guidance_steers_away_from(make_config, tiny_p
 
 
 def visit_of(training, number):
-    from lora_utils.training import _visit_number
+    from lora_utils.microbatches import _visit_number
 
     return _visit_number(training, number, number % len(training.examples))

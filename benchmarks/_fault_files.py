@@ -1,0 +1,70 @@
+"""Crashes, power cuts, errors and damage at every operation on files, for benchmarks/faults.py."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_utils import lora, stages
+from lora_utils.schema import LoraConfig, ModelConfig
+from lora_utils.sdxl import BaseModel
+from tests import crash_scenarios as scenarios
+from tests.crash_scenarios import Scenario, crash_everywhere, cut_power_everywhere
+from tests.damage import corrupt
+from tests.disk_errors import ERRORS, listening, survive_all
+from tests.faults import SHARES
+
+TINY = Path(stages.__file__).parent / "tiny"
+DAMAGES, SEED = 500, 0
+
+
+def crashes(work: Path, minutes: float) -> dict[str, Any]:
+    """The process ends before every operation, and in the middle of every one that is about bytes."""
+    found: dict[str, Any] = {"crashes": 0, "old_or_new_whole": 0}
+    for name, scenario in _scenarios().items():
+        operations, outcomes = crash_everywhere(scenario, work / name, SHARES)  # raises where neither is whole
+        count = sum(outcomes.values())
+        found[name] = {"operations": sum(operations.values()), "crashes": count, "outcomes": dict(outcomes)}
+        found["crashes"] += count
+        found["old_or_new_whole"] += count
+    return found
+
+
+def power_cuts(work: Path, minutes: float) -> dict[str, Any]:
+    """Every state of the model in tests/power.py, before every operation."""
+    found: dict[str, Any] = {"states": 0, "old_or_new_whole": 0}
+    for name, scenario in _scenarios().items():
+        if name == "log":
+            continue  # its lines are in every checkpoint too
+        outcomes = cut_power_everywhere(scenario, work / name)
+        found[name] = dict(outcomes)
+        found["states"] += sum(outcomes.values())
+        found["old_or_new_whole"] += sum(outcomes.values())
+    return found
+
+
+def errors(work: Path, minutes: float) -> dict[str, Any]:
+    """Four errors at every operation of a checkpoint, reads too, once and from then on."""
+    with listening() as heard:
+        outcomes = survive_all(work, ERRORS, heard)
+    return {"errors": sum(outcomes.values()), "nothing_lost": sum(outcomes.values()), "outcomes": dict(outcomes)}
+
+
+def damage(work: Path, minutes: float) -> dict[str, Any]:
+    """Damages of the newest checkpoint, of nine kinds in turn."""
+    with listening() as heard:
+        found: Counter[str] = corrupt(work, DAMAGES, SEED, lambda: "\n".join(heard()))
+    return {"damages": DAMAGES, "found": sum(found.values()), "kinds": dict(found)}
+
+
+def _scenarios() -> dict[str, Scenario]:
+    unet = BaseModel(ModelConfig(pretrained_model_name_or_path=str(TINY)), None).load_unet(torch.float32)
+    lora.add_lora(unet, LoraConfig(rank=1), seed=0)
+    return {
+        "checkpoint": scenarios.checkpoints(),
+        "checkpoint in place of a damaged one": scenarios.damaged_checkpoints(),
+        "cache": scenarios.cache_packs(),
+        "log": scenarios.run_log(),
+        "export": scenarios.export(unet),
+    }

@@ -1,0 +1,38 @@
+"""Mirrors runs to a fake Google Drive on bad days: ``python -m benchmarks drive [--rounds 1000]``; CPU, no network.
+
+A round is one to three checkpoints while the drive fails, is late or loses what it was given; after every second one,
+on average, the machine is lost, and another restores from what is left.
+"""
+
+import argparse
+import logging
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from benchmarks import results
+from tests.drive_campaign import Campaign
+
+ROUNDS_PER_RUN = 40
+
+
+def main() -> None:
+    """Run the campaign, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("lora_utils").setLevel(logging.ERROR)
+    counts, wrong, started = Counter(), [], time.monotonic()
+    for number in range(-(-options.rounds // ROUNDS_PER_RUN)):
+        with tempfile.TemporaryDirectory() as work:
+            campaign = Campaign(Path(work), options.seed + number)
+            campaign.play(min(ROUNDS_PER_RUN, options.rounds - number * ROUNDS_PER_RUN))
+            counts += campaign.counts
+            wrong += [f"seed {options.seed + number}: {what}" for what in campaign.wrong]
+    seconds = round(time.monotonic() - started)
+    results.save("drive", {**dict(sorted(counts.items())), "broken promises": wrong, "seconds": seconds})

@@ -1,0 +1,47 @@
+"""What a run survives: ``python -m benchmarks faults [PART ...] [--minutes 15]``; CPU, tiny SDXL, no GPU needed.
+
+Without a part all of them run, one after the other. Each adds its figures to benchmarks/results/faults.json.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import _fault_files, _fault_runs, results
+
+PARTS = {
+    "kills": _fault_runs.kills,
+    "cuts": _fault_runs.cuts,
+    "accelerate": _fault_runs.accelerate,
+    "crashes": _fault_files.crashes,
+    "power": _fault_files.power_cuts,
+    "errors": _fault_files.errors,
+    "damage": _fault_files.damage,
+}
+
+
+def main() -> None:
+    """Run the parts, print and keep their figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=15, help="for the cuts, which then stop")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for name in options.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.monotonic()
+            figures = PARTS[name](Path(folder), options.minutes)
+            figures |= {"minutes": round((time.monotonic() - started) / 60, 1)}
+        keep({name: figures})
+
+
+def keep(figures: dict[str, Any]) -> None:
+    """Put figures beside those of the other parts."""
+    before = results.read("faults")
+    results.save("faults", (before["figures"] if before else {}) | figures)

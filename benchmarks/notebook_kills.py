@@ -1,0 +1,50 @@
+"""Kills the kernel in every cell of every notebook, then runs all cells: ``python -m benchmarks notebook_kills``.
+
+CPU, tiny SDXL. In each cell the kill comes at a random moment; the run folder is that of the kill before, so later
+notebooks also meet what earlier ones left behind.
+"""
+
+import argparse
+import os
+import random
+import tempfile
+from pathlib import Path
+
+from benchmarks.results import save
+from lora_utils import lora
+from lora_utils.tiny.demo_data import draw_demo_data
+from tests.notebook_kills import code_cells, kill_in_cell, run_all, with_parameters
+
+NOTEBOOKS = ("01_setup", "02_precompute", "03_train", "04_compare")
+OPTIONS = {"max_train_steps": 8, "checkpointing_steps": 2, "num_inference_steps": 2}
+
+
+def main() -> None:
+    """Count kills and continuations; an error of a notebook ends the campaign."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--longest_seconds", type=float, default=6.0, help="from a cell's start to the kill")
+    options = parser.parse_args()
+    os.environ["LORA_PRESET"] = "ci"
+    generator, kills, cells, weights = random.Random(0), 0, 0, set()
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch, "data")
+        draw_demo_data(data)
+        for name in NOTEBOOKS:
+            notebook = with_parameters(
+                name, preset="ci", train_data_dir=str(data), output_dir=f"{scratch}/{name}", overrides=OPTIONS
+            )
+            for place in code_cells(notebook):
+                kills += kill_in_cell(notebook, place, generator.uniform(0, options.longest_seconds))
+                cells += 1
+                run_all(notebook)
+        for name in NOTEBOOKS[2:]:
+            weights.add(Path(scratch, name, lora.WEIGHTS_NAME).read_bytes())
+    figures = {
+        "notebooks": len(NOTEBOOKS),
+        "cells": cells,
+        "killed inside a cell": kills,
+        "killed after it": cells - kills,
+        "run-alls that went on": cells,
+        "different final LoRAs": len(weights),
+    }
+    save("notebook_kills", figures)

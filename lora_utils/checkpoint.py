@@ -1,0 +1,202 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in folders that are committed whole.
+
+A checkpoint is ``step-000000123`` with the adapter in fp32, the optimiser's states, a weight average where there is one
+(safetensors), ``state.json`` with counts and settings, and ``metrics.jsonl`` so far. Nothing in it can run code, and
+nothing of the base model is in it.
+"""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lora_utils import UserError
+from lora_utils.commits import DamagedError, commit_folder, newest, problem_of, read_folder, remove, set_aside
+from lora_utils.nested import put_together, take_apart
+
+LOGGER = logging.getLogger(__name__)
+SCHEMA = 1
+NAME = re.compile(r"^step-(\d{9})$")
+STATE, METRICS, OTHERS = "state.json", "metrics.jsonl", "optimizer"
+WEIGHTS = ("adapter", "average")
+FOREIGN = ("optimizer.bin", "random_states_0.pkl", "optimizer.pt", "trainer_state.json", "scheduler.bin")
+NOTHING = {"fingerprint": {"fixed": {}, "free": {}}, "seconds": 0.0, "history": [], "held_out_loss_before": None}
+MARGIN_BYTES = 64 * 2**20
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be made, read or used."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that was read and found sound."""
+
+    folder: Path
+    state: dict[str, Any]
+    """For ``Trainer.load_state_dict``."""
+    about: dict[str, Any]
+    """What was written beside it: fingerprint, versions, history."""
+    metrics: bytes
+    """metrics.jsonl up to its step."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser updates that it has behind it."""
+        return self.state["step"]
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder's name gives; None of every other name."""
+    match = NAME.match(name)
+    return int(match[1]) if match else None
+
+
+def write_checkpoint(parent: Path, state: Mapping[str, Any], about: Mapping[str, Any], metrics: bytes) -> Path:
+    """Commit a checkpoint; one of this step that is there already is replaced only if it is damaged.
+
+    Args:
+        parent: The run's checkpoints.
+        state: Of ``Trainer.state_dict``.
+        about: What JSON can hold.
+        metrics: Of the run's log.
+
+    Raises:
+        CheckpointError: The adapter holds NaN or infinity, and is not written.
+        OSError: The disk is full, or failed; nothing was changed.
+    """
+    folder = parent / f"step-{state['step']:09d}"
+    for kind in WEIGHTS:
+        for name, tensor in state[kind].items():
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{name} is not finite, so step {state['step']} was not saved")
+    tensors, rest = take_apart(dict(state))
+    files = {f"{kind}.safetensors": {} for kind in (*WEIGHTS, OTHERS)}
+    for name, tensor in tensors.items():
+        kind = name.partition(".")[0]
+        files[f"{kind if kind in WEIGHTS else OTHERS}.safetensors"][name] = tensor
+    contents = {name: save(part) for name, part in files.items() if part}
+    plain = {"schema": SCHEMA, "state": rest, "about": about}
+    contents |= {STATE: json.dumps(plain).encode(), METRICS: metrics}
+    if folder.exists():
+        if problem_of(folder) is None:
+            return folder
+        set_aside(folder)
+    commit_folder(folder, contents)
+    return folder
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """A checkpoint, every byte checked.
+
+    Raises:
+        CheckpointError: Another program or version made it; says what to do.
+        DamagedError: It is not what was committed, or no checkpoint.
+    """
+    if foreign := next((name for name in FOREIGN if (folder / name).exists()), None):
+        raise CheckpointError(
+            f"{folder} was made by another program ({foreign}): its files can run code when they are opened, and it "
+            "lacks what an exact continuation needs; start anew with resume_from_checkpoint=none"
+        )
+    contents = read_folder(folder)
+    try:
+        plain = json.loads(contents[STATE])
+        if plain["schema"] != SCHEMA:
+            raise CheckpointError(f"{folder} has layout {plain['schema']}; go on with the version that wrote it")
+        tensors = {}
+        for name, content in contents.items():
+            if name.endswith(".safetensors"):
+                tensors |= load(content)
+        found = Checkpoint(folder, put_together(tensors, plain["state"]), NOTHING | plain["about"], contents[METRICS])
+        _check(found)
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise DamagedError(f"it lacks what a checkpoint has ({type(error).__name__}: {str(error)[:300]})") from error
+    if step_of(folder.name) not in (None, found.step):
+        raise DamagedError(f"it holds step {found.step}")
+    return found
+
+
+def newest_checkpoint(parent: Path) -> Checkpoint | None:
+    """The newest sound checkpoint; those above it that are not sound are set aside, with a warning."""
+    problems = []
+    for folder in newest(parent, step_of):
+        try:
+            found = read_checkpoint(folder)
+        except DamagedError as error:
+            aside, step = set_aside(folder), step_of(folder.name)
+            problems.append((step, f"the checkpoint of step {step} is damaged ({error}) and now called {aside.name}"))
+            continue
+        for step, problem in problems:
+            repeated = (step or 0) - found.step
+            LOGGER.warning("%s; going on from step %d: %d steps are repeated", problem, found.step, repeated)
+        return found
+    for _, problem in problems:
+        LOGGER.warning("%s; there is no older one, so the run starts anew", problem)
+    return None
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Delete all but the newest sound checkpoints; damaged ones are set aside."""
+    sound = 0
+    for folder in newest(parent, step_of):
+        if sound >= keep:
+            remove(folder)
+        elif (problem := problem_of(folder)) is None:
+            sound += 1
+        else:
+            step, aside = step_of(folder.name), set_aside(folder)
+            LOGGER.warning("the checkpoint of step %d is damaged (%s) and now called %s", step, problem, aside.name)
+
+
+def require_space(parent: Path, size_bytes: int) -> None:
+    """Ask for room for two more checkpoints and a margin.
+
+    Raises:
+        CheckpointError: There is less.
+    """
+    existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    free, needed = shutil.disk_usage(existing).free, 2 * size_bytes + MARGIN_BYTES
+    if free < needed:
+        raise CheckpointError(
+            f"checkpoints need {needed / 2**20:,.0f} MiB in {parent} and {free / 2**20:,.0f} MiB are free; free some, "
+            "or choose another output_dir"
+        )
+
+
+def _check(found: Checkpoint) -> None:
+    """What hashes do not tell: a folder that somebody made by hand has the right ones too.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError, RuntimeError: Something cannot be what was written.
+    """
+    state, about = found.state, found.about
+    wrong = [name for name in ("step", "skipped") if type(state[name]) is not int or not 0 <= state[name] < 10**9]
+    wrong += [name for name in (*WEIGHTS, "optimizer", "scaler") if not isinstance(state[name], dict)]
+    wrong += [name for name in ("fixed", "free") if not isinstance(about["fingerprint"][name], dict)]
+    wrong += [name for name in ("seconds", "held_out_loss_before") if not _is_number(about[name] or 0.0)]
+    wrong += [name for name in ("history",) if not isinstance(about[name], list)]
+    wrong += [name for name, number in state["scaler"].items() if not _is_number(number)]
+    for kind in WEIGHTS:
+        tensors = state[kind].items()
+        wrong += [name for name, tensor in tensors if not (tensor.is_floating_point() and tensor.isfinite().all())]
+    if state["average"] and _shapes(state["average"]) != _shapes(state["adapter"]):
+        wrong.append("average")
+    if wrong:
+        raise ValueError(f"{', '.join(map(str, wrong[:3]))} cannot be what was written")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # false for NaN

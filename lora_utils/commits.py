@@ -1,0 +1,154 @@
+"""Folders that are committed whole: written beside their place, hashed, on disk and read back before they count.
+
+A committed folder holds its files and ``manifest.json`` with their sizes and SHA-256, written last. A process killed at
+any moment leaves no folder or a whole one, and at most litter whose name starts with a dot. No other name is ever
+touched.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from io import BufferedReader
+from pathlib import Path
+
+from lora_utils import UserError
+from lora_utils.files import sync_folder, write_new
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+MANIFEST_BYTES = 2**20
+PARTIAL, DELETED, BAD = ".partial-", ".deleted-", ".bad-"
+
+
+class DamagedError(UserError):
+    """A folder is not what was committed."""
+
+
+def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a new folder whole or not at all; on disk, and read back, when this returns.
+
+    Args:
+        folder: Must not exist yet.
+        files: Plain names, without folders, to contents.
+
+    Raises:
+        OSError: It could not be written; nothing carries its name then.
+        DamagedError: What was read back is not what was written; the folder was set aside.
+    """
+    manifest = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f"{PARTIAL}{folder.name}-{uuid.uuid4().hex[:8]}")
+    partial.mkdir()
+    try:
+        for name, content in files.items():
+            write_new(partial / name, content)
+        write_new(partial / MANIFEST, json.dumps({"schema": SCHEMA, "files": manifest}, indent=1).encode())
+        sync_folder(partial)
+        partial.rename(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    if problem := problem_of(folder):
+        set_aside(folder)
+        raise DamagedError(f"{folder} was written, but does not read back: {problem}; check the disk")
+
+
+def problem_of(folder: Path) -> str | None:
+    """What is wrong with a folder, in a few words; None when every file is what was committed."""
+    try:
+        for name, (size, sha256) in _manifest(folder).items():
+            with _opened(folder, name) as file:
+                found = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+            _compare(name, found, (size, sha256))
+    except DamagedError as error:
+        return str(error)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    return None
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """The contents of a committed folder's files, each checked against the manifest.
+
+    Raises:
+        DamagedError: Something is absent, cut short, changed or unreadable; says what.
+    """
+    contents = {}
+    try:
+        for name, wanted in _manifest(folder).items():
+            with _opened(folder, name) as file:
+                size = os.fstat(file.fileno()).st_size
+                contents[name] = file.read() if size == wanted[0] else b""
+            _compare(name, (size, _sha256(contents[name])), wanted)
+    except OSError as error:
+        raise DamagedError(f"it cannot be read ({error.strerror})") from error
+    return contents
+
+
+def set_aside(folder: Path) -> Path:
+    """Give a folder a name under which nothing looks for it, and keep it."""
+    aside = folder.with_name(f"{BAD}{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(aside)
+    sync_folder(folder.parent)
+    return aside
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; killed on the way, it is whole under its name, or litter."""
+    litter = folder.with_name(f"{DELETED}{folder.name}-{uuid.uuid4().hex[:8]}")
+    folder.rename(litter)
+    shutil.rmtree(litter)
+
+
+def sweep(parent: Path) -> None:
+    """Delete what killed processes left behind; only one process may work in the folder."""
+    for stray in parent.iterdir() if parent.is_dir() else []:
+        if stray.name.startswith((PARTIAL, DELETED)) and stray.is_dir() and not stray.is_symlink():
+            shutil.rmtree(stray)
+
+
+def newest(parent: Path, number_of: Callable[[str], int | None]) -> list[Path]:
+    """Folders whose name is a number to ``number_of``, the highest first; all other names are left alone."""
+    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    numbered = [(number, path) for path in folders if (number := number_of(path.name)) is not None]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of each file."""
+    with _opened(folder, MANIFEST) as file:
+        content = file.read(MANIFEST_BYTES)
+    try:
+        manifest = json.loads(content)
+        if manifest["schema"] != SCHEMA:
+            raise DamagedError(f"{MANIFEST} has layout {manifest['schema']} instead of {SCHEMA}")
+        files = manifest["files"]
+        wanted = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise DamagedError(f"{MANIFEST} is damaged") from None
+    for name in wanted:
+        if Path(name).name != name or name.startswith("."):
+            raise DamagedError(f"{MANIFEST} names '{name}', which is no file of this folder")
+    return wanted
+
+
+def _opened(folder: Path, name: str) -> BufferedReader:
+    path = folder / name
+    if path.is_symlink() or not path.is_file():
+        raise DamagedError(f"{name} is missing")
+    return path.open("rb")
+
+
+def _compare(name: str, found: tuple[int, str], wanted: tuple[int, str]) -> None:
+    if found[0] != wanted[0]:
+        raise DamagedError(f"{name} has {found[0]:,} bytes instead of {wanted[0]:,}")
+    if found[1] != wanted[1]:
+        raise DamagedError(f"{name} is damaged")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,214 @@
+"""Copies into a mounted folder that may lie about what it stored, such as Google Drive's.
+
+A copy counts when it was read back under its own name with the hashes of its source; until then its name starts with a
+dot. That fsync returned means little on such a mount, and some do not have it.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lora_utils.commits import DELETED, MANIFEST, PARTIAL, DamagedError, read_folder
+from lora_utils.files import file_hash, sync_folder
+from lora_utils.index import INDEX_NAME
+from lora_utils.mirrorfolder import beside, delete, discard, packs_in, read_mounted, sweep
+
+CHUNK_BYTES = 8 * 2**20
+LATE_SECONDS = (0.5, 2.0)
+"""Waits for what was written to become visible."""
+RESERVED_BYTES = 2 * 2**30
+"""Of the mirror's space, which the cache leaves to the checkpoints: it can be made anew, they cannot."""
+NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def read_manifest(source: Path) -> bytes:
+    """What a local folder says that it holds.
+
+    Raises:
+        DamagedError: It is gone.
+    """
+    try:
+        return (source / MANIFEST).read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{source} is gone") from error
+
+
+def is_copy(folder: Path, manifest: bytes) -> bool:
+    """Whether a folder of the mirror reads back as what this manifest describes.
+
+    Raises:
+        OSError: It cannot be read now.
+    """
+    try:
+        for name in os.listdir(folder):
+            _forget_pages(folder / name)
+        if (folder / MANIFEST).read_bytes() != manifest:
+            return False
+        read_mounted(folder)
+    except (DamagedError, FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a committed folder; what has the target's name is replaced, once the copy is verified.
+
+    Raises:
+        DamagedError: The source is gone or damaged.
+        OSError: The copy failed, or does not read back.
+    """
+    manifest, files = read_manifest(source), read_folder(source)
+    with _partial(target) as partial:
+        partial.mkdir()
+        for name, content in (*files.items(), (MANIFEST, manifest)):
+            with (partial / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                _sync(file.fileno())
+        files, content = {}, b""  # checkpoints can be large, and to verify is to read one more
+        _wait_until(lambda: is_copy(partial, manifest), partial)
+        with suppress(FileNotFoundError):
+            target.rename(beside(target, DELETED))
+        partial.rename(target)
+    _sync_names(target.parent)
+    _wait_until(lambda: is_copy(target, manifest), target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a finished file; where the same is there already, it is left.
+
+    Raises:
+        DamagedError: The source is gone.
+        OSError: The copy failed, or does not read back.
+    """
+    try:
+        file = source.open("rb")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{source} is gone") from error
+    with file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if _reads_as(target, sha256):
+            return
+        file.seek(0)
+        with _partial(target) as partial:
+            with partial.open("xb") as copy:
+                shutil.copyfileobj(file, copy, CHUNK_BYTES)
+                copy.flush()
+                _sync(copy.fileno())
+            _wait_until(lambda: _reads_as(partial, sha256), partial)
+            partial.replace(target)
+    _sync_names(target.parent)
+    _wait_until(lambda: _reads_as(target, sha256), target)
+
+
+class CacheCopy:
+    """Follows a cache folder: packs that come are copied, and packs that go are deleted after them."""
+
+    def __init__(self, source: Path, target: Path) -> None:
+        self._source, self._target = source, target
+        self._there: set[str] = set()
+
+    def advance(self) -> bool:
+        """Copy one pack, or what is left to do after the last; True when the mirror has all.
+
+        Raises:
+            OSError: The copy failed, does not read back, or would take the checkpoints' space.
+        """
+        packs = packs_in(self._source) if self._source.is_dir() else set()
+        if not packs:
+            return True  # and the mirror's stay: a cache that is gone here was lost, not joined
+        self._target.mkdir(exist_ok=True)
+        for name in sorted(packs - self._there):
+            if self._bring(name):
+                return False
+        if (self._source / INDEX_NAME).is_file():
+            copy_file(self._source / INDEX_NAME, self._target / INDEX_NAME)
+        if packs_in(self._source) != packs:
+            return False
+        for name in packs_in(self._target) - packs:
+            discard(self._target / name)
+        sweep(self._target)
+        return True
+
+    def _bring(self, name: str) -> bool:
+        """Whether something had to be done; a pack's name is random and its bytes never change."""
+        source, target = self._source / name, self._target / name
+        try:
+            size = source.stat().st_size
+            if (there := _size_of(target) == size) is False:
+                self._require_space(size)
+                copy_file(source, target)
+        except (DamagedError, FileNotFoundError):
+            if source.exists():
+                raise
+            return True  # joined to others meanwhile
+        self._there.add(name)
+        return not there
+
+    def _require_space(self, size: int) -> None:
+        usage = shutil.disk_usage(self._target)
+        if usage.total and usage.free < size + RESERVED_BYTES:  # a mount that cannot tell says 0
+            free_gib = usage.free / 2**30
+            raise OSError(errno.ENOSPC, f"{free_gib:.1f} GiB free, which the cache leaves to checkpoints")
+
+
+@contextmanager
+def _partial(target: Path) -> Iterator[Path]:
+    partial = beside(target, PARTIAL)
+    try:
+        yield partial
+    finally:
+        with suppress(OSError):  # it has its name by now; or it is out of reach, and swept later
+            delete(partial)
+
+
+def _size_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _reads_as(path: Path, sha256: str) -> bool:
+    try:
+        _forget_pages(path)
+        return file_hash(path) == sha256
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(holds: Callable[[], bool], path: Path) -> None:
+    for pause_seconds in (*LATE_SECONDS, None):
+        if holds():
+            return
+        if pause_seconds is None:
+            raise OSError(errno.EIO, f"{path.name} does not read back as it was written")
+        time.sleep(pause_seconds)
+
+
+def _forget_pages(path: Path) -> None:
+    """Let the next read ask the mount, not the memory that holds what was just written."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+
+
+def _sync_names(folder: Path) -> None:
+    with suppress(OSError):  # whether the copy is there, reading it will tell
+        sync_folder(folder)

@@ -1,0 +1,40 @@
+"""Signals that ask a run to stop: heard at the end of a step, so that nothing of it is lost."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+LOGGER = logging.getLogger(__name__)
+HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether SIGINT (Ctrl-C, a notebook's stop button) or SIGTERM has come."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the first signal instead of stopping at once; a second one interrupts as it always does.
+
+        Python hears signals in its main thread alone; elsewhere nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in HEARD}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            signal.default_int_handler(number, frame)
+        self.came = True
+        LOGGER.warning("stopping at the end of this step, with a checkpoint; once more stops at once")

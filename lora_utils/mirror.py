@@ -1,0 +1,219 @@
+"""A second home for what a run cannot lose: checkpoints, the cache and the weights, copied while it trains.
+
+Training works on the local disk; a thread follows it into a folder such as one on Google Drive. Whatever that folder
+does, training neither waits for it nor fails with it.
+"""
+
+import errno
+import logging
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_utils.commits import DamagedError
+from lora_utils.copying import CacheCopy, copy_file, copy_folder, is_copy, read_manifest
+from lora_utils.mirrorfolder import (
+    CHECKPOINTS,
+    PRECOMPUTED,
+    MirrorError,
+    open_mirror,
+    prune,
+    same_disk,
+    set_aside_newer,
+    step_of,
+    sweep,
+)
+
+LOGGER = logging.getLogger(__name__)
+RETRY_SECONDS = (2.0, 5.0, 15.0, 30.0, 60.0)
+"""Pauses after failures in a row; the last one is repeated."""
+TOLD_AFTER = 3
+"""Failures in a row, before which most of them pass by themselves."""
+CACHE, CHECKPOINT = "the cache", "checkpoint"
+
+
+@dataclass(frozen=True, eq=False)
+class _Offer:
+    path: Path
+
+
+class Mirror:
+    """Copies what it is offered into ``mirror_dir``, in a folder named like the run's."""
+
+    def __init__(
+        self,
+        mirror_dir: Path,
+        output_dir: Path,
+        cache_folder: Path,
+        retry_seconds: tuple[float, ...] = RETRY_SECONDS,
+    ) -> None:
+        """Start the thread.
+
+        Raises:
+            MirrorError: ``mirror_dir`` is not there or cannot be read; says what to do.
+        """
+        self._mirror_dir, self._output_dir = mirror_dir, output_dir.resolve()
+        try:
+            open_mirror(mirror_dir)
+            self._is_mount = not same_disk(mirror_dir, self._output_dir)
+        except OSError as error:
+            raise MirrorError(f"mirror_dir cannot be used ({error}); mount the drive again, or unset it") from error
+        if not self._is_mount:
+            LOGGER.warning("mirror_dir %s is on the disk of output_dir, and would be lost with it", mirror_dir)
+        self.folder = mirror_dir / self._output_dir.name
+        self.safe_step: int | None = None
+        """Newest step whose copy was read back from the mirror."""
+        self._retry_seconds = retry_seconds
+        self._cache = CacheCopy(cache_folder, self.folder / PRECOMPUTED)
+        self._offered: dict[str, _Offer] = {}
+        self._pending: dict[str, _Offer] = {}
+        self._dropped: dict[str, str] = {}
+        self._reason, self._told = "there was not enough time", False
+        self._changed = threading.Condition()
+        self._closing = self._in_a_hurry = self._over = False
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+        self._thread.start()
+
+    def offer(self, folder: Path) -> None:
+        """Have a committed checkpoint copied, and the cache's new packs before it; returns at once."""
+        self.offer_cache()
+        self._put(CHECKPOINT, folder)
+
+    def offer_cache(self) -> None:
+        """Have the cache's new packs copied; returns at once."""
+        self._put(CACHE, self._output_dir)
+
+    def offer_file(self, path: Path) -> None:
+        """Have a finished file of the run folder copied; returns at once."""
+        self._put(path.name, path)
+
+    def close(self, seconds: float) -> str | None:
+        """Wait so long for what is pending, and read the newest copies once more.
+
+        Returns:
+            None when all that was offered is safe; else what is not, why, and what to do.
+        """
+        with self._changed:
+            if not self._over:
+                self._pending |= {key: _Offer(one.path) for key, one in self._offered.items() if one.path.exists()}
+            self._closing = self._in_a_hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._over or not self._pending, seconds)
+            self._over = True
+            self._changed.notify_all()
+            missing = self._pending.keys() | self._dropped.keys()
+            if not missing:
+                return None
+            safe = "no checkpoint" if self.safe_step is None else f"step {self.safe_step}"
+            named = " and ".join(self._name(key) for key in sorted(missing))
+            return (
+                f"{self.folder} may lack {named} ({self._reason}; verified there: {safe}); copy {self._output_dir} "
+                "yourself before this machine ends"
+            )
+
+    def _put(self, key: str, path: Path) -> None:
+        with self._changed:
+            self._offered[key] = self._pending[key] = _Offer(path)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        failures = 0
+        try:
+            while self._wait(failures):
+                problem = self._turn()
+                failures = failures + 1 if problem else 0
+                self._tell(problem, failures)
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+    def _wait(self, failures: int) -> bool:
+        """Until there is work and it is time for it; False when all is over."""
+        with self._changed:
+            if failures:
+                number = 0 if self._closing else min(failures, len(self._retry_seconds)) - 1
+                self._changed.wait_for(lambda: self._in_a_hurry or self._over, self._retry_seconds[number])
+            self._in_a_hurry = False
+            self._changed.wait_for(lambda: self._over or self._pending)
+            return not self._over
+
+    def _turn(self) -> str | None:
+        """Take up everything that is pending once; returns why something failed."""
+        with self._changed:
+            pending = dict(self._pending)
+        problem = None
+        for key in sorted(pending, key=lambda key: (key != CACHE, key != CHECKPOINT)):
+            dropped, done = None, False
+            try:
+                self._require_mounted()
+                done = self._copy(key, pending[key].path)
+            except DamagedError as error:
+                dropped, done = str(error), True
+            except (OSError, MemoryError) as error:
+                problem = f"{getattr(error, 'strerror', None) or type(error).__name__}, at {self._name(key)}"
+            if done:
+                self._settle(key, pending[key], dropped)
+        return problem
+
+    def _settle(self, key: str, offer: _Offer, dropped: str | None) -> None:
+        with self._changed:
+            if self._pending.get(key) is offer:
+                del self._pending[key]
+            self._dropped.pop(key, None)
+            if dropped:
+                self._dropped[key] = self._reason = dropped
+            self._changed.notify_all()
+        if dropped and offer.path.exists():  # else training has pruned it, and a newer one comes
+            LOGGER.warning("%s is not mirrored: %s", offer.path, dropped)
+
+    def _copy(self, key: str, path: Path) -> bool:
+        """Whether it is done with."""
+        self.folder.mkdir(exist_ok=True)  # without parents: an unmounted drive must not be built on the local disk
+        if key == CACHE:
+            return self._cache.advance()
+        if key == CHECKPOINT:
+            self._copy_checkpoint(path)
+        else:
+            copy_file(path, self.folder / path.name)
+            sweep(self.folder)
+        return True
+
+    def _copy_checkpoint(self, source: Path) -> None:
+        checkpoints, step = self.folder / CHECKPOINTS, step_of(source.name) or 0
+        checkpoints.mkdir(exist_ok=True)
+        target = checkpoints / source.name
+        if not is_copy(target, read_manifest(source)):
+            if self.safe_step == step:
+                self.safe_step = None  # it was there, and was lost
+            copy_folder(source, target)
+        for aside in set_aside_newer(checkpoints, step):
+            LOGGER.warning("the mirror held a later step than this run's %d; it is called %s now", step, aside.name)
+        self._claim(step)
+        with suppress(OSError):  # the next checkpoint prunes again
+            prune(checkpoints, step)
+        sweep(checkpoints)
+
+    def _claim(self, step: int) -> None:
+        self.safe_step = step
+
+    def _require_mounted(self) -> None:
+        if self._is_mount and same_disk(self._mirror_dir, self._output_dir):
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    def _name(self, key: str) -> str:
+        return self._offered[key].path.name if key == CHECKPOINT else key
+
+    def _tell(self, problem: str | None, failures: int) -> None:
+        if problem:
+            self._reason = problem
+            if failures == TOLD_AFTER:
+                LOGGER.warning(
+                    "copying to %s fails (%s); training goes on, and it is tried again", self.folder, problem
+                )
+                self._told = True
+        elif self._told:
+            LOGGER.warning("copying to %s works again", self.folder)
+            self._told = False

@@ -1,0 +1,135 @@
+"""The mirror as a folder: its names, what is read from it, and what is kept in it.
+
+It may be a mount, such as Google Drive's, that fails for a while. So nothing here asks ``exists`` or ``is_dir`` of it,
+which take an error for an absence. A run's folder in it holds ``checkpoints`` and ``precomputed``.
+"""
+
+import os
+import re
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from lora_utils import UserError
+from lora_utils.commits import BAD, DELETED, PARTIAL, DamagedError, read_folder
+
+STEP = re.compile(r"^step-(\d{9})$")
+PACK = re.compile(r"^(images|texts)-\d{6,}-[0-9a-f]{8}\.safetensors$")
+CHECKPOINTS, PRECOMPUTED = "checkpoints", "precomputed"
+KEPT = 2
+
+
+class MirrorError(UserError):
+    """The mirror cannot be used or read."""
+
+
+def open_mirror(mirror_dir: Path) -> None:
+    """Make sure that the folder is there; it is made only where its parent is, so that a mount is never faked.
+
+    Raises:
+        MirrorError: The parent is absent too.
+        OSError: It cannot be read.
+    """
+    try:
+        mirror_dir.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise MirrorError(
+            f"mirror_dir {mirror_dir} does not exist; mount Google Drive first "
+            "(from google.colab import drive; drive.mount('/content/drive')) or create the folder"
+        ) from None
+    os.listdir(mirror_dir)
+
+
+def same_disk(mirror_dir: Path, output_dir: Path) -> bool:
+    """Whether both are lost together; output_dir need not be there yet."""
+    existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
+    return os.stat(mirror_dir).st_dev == os.stat(existing).st_dev
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder's name gives; None of every other name, such as ``step-000000004 (1)``."""
+    match = STEP.match(name)
+    return int(match[1]) if match else None
+
+
+def steps_in(checkpoints: Path) -> list[Path]:
+    """Folders of checkpoints, the newest first."""
+    return [checkpoints / name for name in sorted(os.listdir(checkpoints), reverse=True) if step_of(name) is not None]
+
+
+def packs_in(precomputed: Path) -> set[str]:
+    """Names of the cache's packs."""
+    return {name for name in os.listdir(precomputed) if PACK.match(name)}
+
+
+def read_mounted(folder: Path) -> dict[str, bytes]:
+    """``read_folder`` that tells a connection that failed from contents that are bad.
+
+    Raises:
+        DamagedError: The contents are bad, or absent.
+        OSError: They cannot be read now.
+    """
+    try:
+        return read_folder(folder)
+    except DamagedError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise cause from error
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.listdir(folder)  # from Python 3.14 on, is_file says False where the mount is away; this does not
+        raise
+
+
+def prune(checkpoints: Path, step: int) -> None:
+    """Delete what is older than the newest whole copies; ``step`` was just verified."""
+    whole = 1
+    for folder in steps_in(checkpoints):
+        if (step_of(folder.name) or 0) < step:
+            if whole == KEPT:
+                discard(folder)
+            elif _is_whole(folder):
+                whole += 1
+
+
+def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
+    """Rename what an earlier run left above this step, lest restoring or pruning takes it for this run's."""
+    newer = [folder for folder in steps_in(checkpoints) if (step_of(folder.name) or 0) > step]
+    return [folder.rename(beside(folder, BAD)) for folder in newer]
+
+
+def discard(path: Path) -> None:
+    """Delete a file or folder of ours, under another name first."""
+    delete(path.rename(beside(path, DELETED)))
+
+
+def sweep(folder: Path) -> None:
+    """Delete what was cut short, as far as that works: it takes space and nothing else."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith((PARTIAL, DELETED)):
+                with suppress(OSError):
+                    delete(folder / name)
+
+
+def delete(litter: Path) -> None:
+    """Files are emptied first: Google Drive moves them to its bin, which counts against the quota."""
+    inside = [litter / name for name in os.listdir(litter)] if litter.is_dir() else None
+    for file in [litter] if inside is None else inside:
+        if not file.is_symlink():
+            os.truncate(file, 0)
+        file.unlink()
+    if inside is not None:
+        litter.rmdir()
+
+
+def beside(path: Path, prefix: str) -> Path:
+    """A name that nobody has, and that nothing looks for."""
+    return path.with_name(f"{prefix}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_mounted(folder)
+    except DamagedError:
+        return False
+    return True

@@ -1,0 +1,60 @@
+"""This package as a ``Contender`` of tests/campaigns.py."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_utils import lora, stages
+from lora_utils.checkpoint import read_checkpoint, step_of
+from lora_utils.commits import newest
+from lora_utils.config import load_config
+from lora_utils.nested import take_apart
+from tests.campaigns import Result
+
+RUN = Path("run")
+TIMES = ("step_seconds", "data_seconds", "peak_memory_gib", "forecast_memory_gib")
+
+
+@dataclass(frozen=True)
+class Ours:
+    """``train`` with ``resume_from_checkpoint=latest``, the same settings at every start."""
+
+    settings: dict[str, Any]
+
+    def steps(self) -> Iterator[int]:
+        """Closed, it makes a checkpoint."""
+        running = stages.train(
+            load_config(None, self.settings | {"output_dir": RUN, "resume_from_checkpoint": "latest"})
+        )
+        try:
+            for report in running:
+                yield report.step
+        finally:
+            running.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def checkpoints(self) -> list[Path]:
+        """Folders named after their step."""
+        return newest(RUN / "checkpoints", step_of)
+
+    def result(self) -> Result:
+        """Weights file, all tensors and numbers of the last checkpoint, log."""
+        weights = hashlib.sha256((RUN / lora.WEIGHTS_NAME).read_bytes()).hexdigest()
+        lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+        records = [tuple((key, one[key]) for key in one if key not in TIMES) for one in lines]
+        state = read_checkpoint(self.checkpoints()[0]).state
+        return Result(weights, digest(state), tuple(records))
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of a nested state: structure, numbers and the bits of tensors."""
+    tensors, rest = take_apart(state)
+    hasher = hashlib.sha256(json.dumps(rest).encode())
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()

@@ -1,0 +1,214 @@
+"""What a run writes, each as work that can be interrupted anywhere, and what must hold afterwards."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+import yaml
+
+from lora_utils import lora
+from lora_utils.cache import STALE_SECONDS, Cache, record_key
+from lora_utils.files import write_atomically
+from lora_utils.runlog import RunLog
+from tests.faults import CRASHED, crash, kinds, operations, places
+from tests.power import DATA, NAMES, Disk
+from tests.small_checkpoints import assert_next_save_is_clean, metrics_at, newest_step, save, save_two
+
+PACKS = 4  # so many small ones are joined
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Work in a folder."""
+
+    set_up: Callable[[Path], object]
+    work: Callable[[Path], object]
+    check: Callable[[Path], str]
+    """Says whether the folder is as before the work or after it; asserts that it is one of them, bit by bit."""
+    go_on: Callable[[Path], object]
+    """What the next run does; asserts that it ends well and leaves no litter."""
+
+
+def crash_everywhere(scenario: Scenario, folder: Path, shares: tuple[float, ...]) -> tuple[Counter[str], Counter[str]]:
+    """Crash before every operation and in the middle of it; how many operations of each kind, how many outcomes.
+
+    Args:
+        scenario: What is crashed.
+        folder: An empty one.
+        shares: What torn bytes have of themselves.
+    """
+    root, outcomes = folder / "crashed", Counter()
+    _renew(scenario, root)
+    found = operations(root, lambda: scenario.work(root))
+    for number, tear in places(found, shares):
+        _renew(scenario, root)
+        assert crash(root, lambda: scenario.work(root), number, tear) == CRASHED
+        outcomes[scenario.check(root) + ("" if tear is None else ", torn")] += 1
+        scenario.go_on(root)
+    return kinds(found), outcomes
+
+
+def cut_power_everywhere(scenario: Scenario, folder: Path) -> Counter[str]:
+    """Every state that a power cut before any operation, or after the last, can leave; how many outcomes."""
+    root, left, outcomes = folder / "recorded", folder / "left", Counter()
+    _renew(scenario, root)
+    disk = Disk(root)
+    done = operations(root, lambda: scenario.work(root))
+    for number, one in enumerate([None, *done]):
+        disk.apply([] if one is None else [one])
+        for data, names in product(DATA, NAMES):
+            shutil.rmtree(left, ignore_errors=True)
+            disk.cut_power(left, data, names)
+            outcome = scenario.check(left)
+            assert number < len(done) or outcome == "after", "what was written is not on the disk yet"
+            outcomes[outcome] += 1
+            scenario.go_on(left)
+    return outcomes
+
+
+def _renew(scenario: Scenario, root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    scenario.set_up(root)
+
+
+def checkpoints() -> Scenario:
+    """The third of three checkpoints, of which two are kept; at no moment does one have its name and is not whole."""
+
+    def check(root: Path) -> str:
+        newest = newest_step(root)
+        assert not list(root.glob(".bad-*"))
+        return {2: "before", 3: "after"}[newest]
+
+    return Scenario(
+        save_two,
+        lambda root: save(root, 3),
+        check,
+        lambda root: assert_next_save_is_clean(root, 4),
+    )
+
+
+def damaged_checkpoints() -> Scenario:
+    """A checkpoint whose place is taken by a damaged one, as after a fall-back."""
+
+    def set_up(root: Path) -> None:
+        save_two(root)
+        save(root, 3)
+        (root / "step-000000003" / "adapter.safetensors").write_bytes(b"")
+
+    checks = {2: "before", 3: "after"}
+    return Scenario(
+        set_up,
+        lambda root: save(root, 3),
+        lambda root: checks[newest_step(root)],
+        lambda root: assert_next_save_is_clean(root, 4),
+    )
+
+
+def cache_packs() -> Scenario:
+    """Two records more, written and joined with the packs of the first four."""
+
+    def fill(root: Path, numbers: range) -> None:
+        cache = Cache(root)
+        for number in numbers:
+            if _key(number) not in cache:
+                cache.add("images", _key(number), _record(number), [])
+                cache.commit()
+        cache.compact()
+
+    def set_up(root: Path) -> None:
+        cache = Cache(root)
+        for number in range(PACKS):
+            cache.add("images", _key(number), _record(number), [])
+            cache.commit()
+
+    def check(root: Path) -> str:
+        cache = Cache(root)
+        assert not cache.findings, cache.findings
+        held = [number for number in range(PACKS + 2) if _key(number) in cache]
+        assert held[:PACKS] == list(range(PACKS)), f"records are lost: {held}"
+        for number in held:
+            assert torch.equal(cache.read(_key(number))["moments"], _record(number)["moments"])
+        return "after" if len(held) == PACKS + 2 else "before"
+
+    def go_on(root: Path) -> None:
+        for stray in root.glob(".*.partial"):
+            os.utime(stray, (0, os.stat(stray).st_mtime - 2 * STALE_SECONDS))  # else they might be another run's
+        fill(root, range(PACKS + 2))
+        fill(root, range(PACKS + 2, PACKS + 2 + PACKS))
+        assert check(root) == "after"
+        assert not list(root.glob(".*")), list(root.glob(".*"))
+
+    return Scenario(set_up, lambda root: fill(root, range(PACKS, PACKS + 2)), check, go_on)
+
+
+def run_log() -> Scenario:
+    """The records of a run that goes on from step 2."""
+
+    def work(root: Path) -> None:
+        with RunLog(root, "seed: 1\n", metrics_at(2)) as log:
+            log.summarise(steps=2)
+            log.add({"step": 3, "loss": 0.5})
+
+    def check(root: Path) -> str:
+        assert yaml.safe_load((root / "config.yaml").read_text())["seed"] in (0, 1)
+        assert json.loads((root / "versions.json").read_text())["python"]
+        status = json.loads((root / "summary.json").read_text())["status"]
+        *lines, last = (root / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        assert all(json.loads(line) for line in ([*lines, last] if last.endswith(b"\n") else lines))
+        return "before" if status == "failed" else "after"
+
+    def set_up(root: Path) -> None:
+        for name, text in {"config.yaml": "seed: 0\n", "versions.json": '{"python": "3"}'}.items():
+            write_atomically(root / name, text.encode())
+        write_atomically(root / "summary.json", b'{"status": "failed"}')
+        write_atomically(root / "metrics.jsonl", metrics_at(4))
+
+    def go_on(root: Path) -> None:
+        work(root)
+        assert (root / "metrics.jsonl").read_bytes().count(b"\n") == 3
+        assert json.loads((root / "summary.json").read_text())["status"] == "done"
+
+    return Scenario(set_up, work, check, go_on)
+
+
+def export(unet: torch.nn.Module) -> Scenario:
+    """The adapter over one that is there."""
+    old = b"an older adapter"
+
+    def work(root: Path) -> None:
+        lora.save_lora(unet, root)
+
+    def check(root: Path) -> str:
+        content = (root / lora.WEIGHTS_NAME).read_bytes()
+        assert content == old or content == reference(root)
+        return "before" if content == old else "after"
+
+    def reference(root: Path) -> bytes:
+        return (root.parent / "reference" / lora.WEIGHTS_NAME).read_bytes()
+
+    def set_up(root: Path) -> None:
+        if not (root.parent / "reference").exists():
+            lora.save_lora(unet, root.parent / "reference")
+        write_atomically(root / lora.WEIGHTS_NAME, old)
+
+    def go_on(root: Path) -> None:
+        work(root)
+        assert check(root) == "after"
+
+    return Scenario(set_up, work, check, go_on)
+
+
+def _key(number: int) -> str:
+    return record_key(number=number)
+
+
+def _record(number: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    return {"moments": torch.randn(8, 4, 4, generator=generator), "time_ids": torch.full((6,), float(number))}

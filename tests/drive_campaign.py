@@ -1,0 +1,214 @@
+"""A run that is mirrored to the fake drive, loses its machine again and again, and is restored on another."""
+
+import random
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+from lora_utils.commits import DamagedError, commit_folder, problem_of, read_folder, remove
+from lora_utils.mirror import Mirror
+from lora_utils.mirrorfolder import MirrorError, packs_in, steps_in
+from lora_utils.restoring import restore
+from tests.fake_drive import BAD_DAY, CALM, FakeDrive
+from tests.mirrored_run import RETRY_SECONDS, MortalMirror, quick
+from tests.small_cache import MOST, all_sound, encode, whole
+
+UNEASY = CALM | {"burst": 0.02, "late": 0.15}
+
+
+class WatchedMirror(MortalMirror):
+    """Has the campaign read back what is claimed to be safe, at the moment of the claim."""
+
+    def __init__(self, campaign, *args):
+        self._campaign = campaign
+        super().__init__(*args)
+
+    def _claim(self, step):
+        self._campaign.check_claim(step)
+        super()._claim(step)
+
+
+class Campaign:
+    """One history of a run; ``counts`` says what came of it, ``wrong`` what must not have."""
+
+    def __init__(self, work: Path, seed: int) -> None:
+        self.random, self.counts, self.wrong = random.Random(seed), Counter(), []
+        self.output, self.cache = work / "run", work / "precomputed"
+        self.mirror_dir = work / "drive" / "lora"
+        self.drive = FakeDrive(work / "drive", seed)
+        self.drive.root.mkdir()
+        self.run = self.mirror_dir / "run"
+        self.truth: dict[int, list[dict[str, bytes]]] = {}
+        self.earlier: dict[int, list[dict[str, bytes]]] = {}
+        """Of a run before this one, until this one has something in the mirror."""
+        self.step, self.safe, self.kept, self.losses_then, self.late = 0, 0, 0, 0, False
+
+    def play(self, rounds: int) -> None:
+        """Play so many rounds; the last machine is lost after a good end."""
+        with self.drive, quick():
+            mirror = self.start()
+            for _ in range(rounds):
+                self.counts["rounds"] += 1
+                self.drive.rates = dict(self.random.choice((CALM, BAD_DAY, BAD_DAY)))
+                self.drive.connected = self.random.random() > 0.15
+                self.drive.has_fsync = self.random.random() > 0.5
+                self.train(mirror)
+                if self.random.random() < 0.5:
+                    self.lose_machine(mirror)
+                    if self.random.random() < 0.1:
+                        self.start_anew()
+                    else:
+                        self.restore()
+                    mirror = self.start()
+            self.calm_down()
+            self.train(mirror)
+            self.expect(mirror.close(20) is None, "a calm drive did not get everything")
+            self.expect(mirror.safe_step == self.step, "the last step is not safe")
+            self.lose_machine(mirror)
+            self.restore()
+        faults = {kind: count for kind, count in self.drive.faults.items() if kind != "loss"}  # counted when it strikes
+        self.counts.update({f"fault: {kind}": count for kind, count in faults.items()})
+
+    def start(self) -> Mirror:
+        """A mirror on this machine; the user mounts again until it can be opened."""
+        for _ in range(100):
+            try:
+                return WatchedMirror(self, self.mirror_dir, self.output, self.cache, RETRY_SECONDS)
+            except MirrorError:
+                self.counts["starts refused, right when run again"] += 1
+                self.drive.connected = True
+        raise AssertionError("the mirror never opens")
+
+    def train(self, mirror: Mirror) -> None:
+        """Commit and offer checkpoints; sometimes the mirror has time to follow, sometimes not."""
+        for _ in range(self.random.randint(1, 3)):
+            self.step += self.random.randint(1, 5)
+            names = ("adapter.safetensors", "state.json")
+            files = {name: self.random.randbytes(self.random.randint(1, 2000)) for name in names}
+            self.truth.setdefault(self.step, []).append(files)
+            folder = self.output / "checkpoints" / f"step-{self.step:09d}"
+            commit_folder(folder, files)
+            if self.random.random() < 0.3:
+                encode(self.cache, self.random.randrange(MOST), join=self.random.random() < 0.3)
+            started = time.monotonic()
+            mirror.offer(folder)
+            self.expect(time.monotonic() - started < 1, "offer() waited")
+            self.counts["offers"] += 1
+            if self.random.random() < 0.7:
+                with mirror._changed:
+                    mirror._changed.wait_for(lambda: not mirror._pending, self.random.choice((0.005, 0.02, 0.2)))
+            for old in steps_in(folder.parent)[self.random.choice((1, 2)) :]:
+                remove(old)
+
+    def lose_machine(self, mirror: Mirror) -> None:
+        """Stop the thread wherever it is, and take the local disk away."""
+        self.counts["machines lost"] += 1
+        self.expect(mirror._thread.is_alive() or mirror._over, "the thread died")
+        self.drive.power = False
+        with mirror._changed:
+            mirror._over = True
+            mirror._changed.notify_all()
+        mirror._thread.join(20)
+        self.expect(not mirror._thread.is_alive(), "the thread hangs")
+        shutil.rmtree(self.output, ignore_errors=True)
+        shutil.rmtree(self.cache, ignore_errors=True)
+        self.drive.rates = dict(self.random.choice((CALM, UNEASY)))
+        self.drive.connected = self.random.random() > 0.1
+        late = self.drive.faults["late"]
+        self.drive.mount_elsewhere()
+        self.late = self.drive.faults["late"] > late
+
+    def restore(self) -> None:
+        """On another machine: the newest whole copy comes back, or there is an error while there cannot be one."""
+        newest, skipped, packs = self.look()
+        self.check_kept(None)
+        try:
+            found = restore(self.mirror_dir, self.output, self.cache)
+        except MirrorError as error:
+            self.counts["restores refused, right when run again"] += 1
+            self.calm_down()
+            found = self.again(newest, error)
+        if newest is None:
+            self.expect(found is None or found.step is None, "a step came from nowhere")
+            self.step = self.safe = self.kept = 0
+            return
+        step = int(newest.name[5:])
+        self.expect(found is not None and found.step == step, f"{found} instead of step {step}")
+        files = read_folder(self.output / "checkpoints" / newest.name)
+        made = self.truth.get(step, []) + self.earlier.get(step, [])
+        self.expect(files in made, f"step {step} has bytes that this run never committed")
+        brought = packs_in(self.cache) if self.cache.is_dir() else set()
+        self.expect(brought <= packs, "a pack that is not whole came")
+        self.expect(brought == packs or self.late, "not every whole pack came")  # a late one is not listed
+        self.expect(all_sound(self.cache), "a record differs")
+        named = found.skipped if found else ()
+        self.expect(all(any(one.name in text for text in named) for one in skipped), "a damaged copy is not named")
+        if self.drive.faults["lost later"] == self.losses_then and not self.earlier:
+            self.expect(step >= self.safe, f"step {step} although step {self.safe} was safe")
+        self.counts["restored"] += 1
+        self.counts["restored an older one, newer ones named as damaged"] += bool(skipped)
+        self.counts["packs restored"] += len(brought)
+        self.step = self.safe = step
+
+    def start_anew(self) -> None:
+        """The user does not resume: what is in the mirror belongs to an earlier run."""
+        self.counts["started anew over an earlier run"] += 1
+        for step, made in self.truth.items():
+            self.earlier.setdefault(step, []).extend(made)
+        self.truth, self.step, self.kept = {}, 0, 0
+
+    def again(self, newest, error):
+        """The user runs the same command again, with the drive mounted; what cannot be used is moved away."""
+        try:
+            return restore(self.mirror_dir, self.output, self.cache)
+        except MirrorError as second:
+            self.expect(newest is None and "is whole" in str(second), f"{second} after {error}")
+            self.counts["nothing whole left"] += 1
+            self.run.rename(self.run.with_name(f"old-{self.counts['nothing whole left']}"))
+            return None
+
+    def look(self):
+        """What is really in the mirror: newest whole checkpoint, those above it, whole packs."""
+        skipped, packs = [], set()
+        with self.drive.calm():
+            if (self.run / "precomputed").is_dir():
+                packs = {name for name in packs_in(self.run / "precomputed") if whole(self.run / "precomputed" / name)}
+            for folder in steps_in(self.run / "checkpoints") if (self.run / "checkpoints").is_dir() else []:
+                try:
+                    read_folder(folder)
+                    return folder, skipped, packs
+                except DamagedError:
+                    skipped.append(folder)
+        return None, skipped, packs
+
+    def check_claim(self, step: int) -> None:
+        """In the mirror's thread, before ``safe_step`` changes."""
+        self.counts["claims"] += 1
+        with self.drive.calm():
+            try:
+                files = read_folder(self.run / "checkpoints" / f"step-{step:09d}")
+            except DamagedError as error:
+                files = str(error)
+        self.expect(files == self.truth[step][-1], f"step {step} was claimed, and is not there")
+        self.check_kept(step)
+        self.safe, self.losses_then, self.earlier = step, self.drive.faults["lost later"], {}
+        self.kept = min(2, len(self.whole_steps()))
+
+    def check_kept(self, new: int | None) -> None:
+        """Pruning leaves two whole copies, where there were two."""
+        if self.drive.faults["lost later"] == self.losses_then:
+            there = self.whole_steps() - {new}
+            self.expect(len(there) >= self.kept - (new == self.safe), f"{there} left of {self.kept} whole copies")
+
+    def whole_steps(self) -> set[int]:
+        with self.drive.calm():
+            folders = steps_in(self.run / "checkpoints") if (self.run / "checkpoints").is_dir() else []
+            return {int(folder.name[5:]) for folder in folders if problem_of(folder) is None}
+
+    def calm_down(self) -> None:
+        self.drive.connected, self.drive.has_fsync, self.drive.rates = True, False, dict(CALM)
+
+    def expect(self, holds: bool, message: str) -> None:
+        if not holds:
+            self.wrong.append(message)

@@ -1,0 +1,84 @@
+"""Checkpoints that somebody made by hand: every hash is right, and what is hashed is not."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_utils.checkpoint import STATE, write_checkpoint
+from lora_utils.commits import MANIFEST, commit_folder, read_folder
+from tests.malicious import DEEP
+from tests.small_checkpoints import ABOUT, metrics_at, state_at
+
+
+def state_json(**changes: object) -> bytes:
+    """The state.json of a checkpoint of step 1, as take_apart writes it, but for entries of its state."""
+    entries = {"step": 1, "micro_batches": 2, "skipped": 0, "scaler": {"dict": []}, "average": {"dict": []}}
+    entries |= {"adapter": {"dict": []}, "optimizer": {"dict": []}} | changes
+    return plain_json(state={"dict": list(entries.items())})
+
+
+def plain_json(**changes: object) -> bytes:
+    """A state.json of which the uppermost entries are given."""
+    return json.dumps({"schema": 1, "state": {"dict": []}, "about": ABOUT} | changes).encode()
+
+
+STATES = {
+    "a nesting of 100,000": DEEP.encode(),
+    "a nesting of 100,000 in a list": b'{"schema": 1, "about": {}, "state": '
+    + b'{"list": [' * 50_000
+    + b"]}" * 50_000
+    + b"}",
+    "a number of 5,000 digits": state_json().replace(b'"step", 1', b'"step", 1' + b"0" * 5000),
+    "a step of 10**400": state_json(step=10**400),
+    "a step that is NaN": state_json(step=float("nan")),
+    "a step without end": state_json(step=float("inf")),
+    "a step below 0": state_json(step=-1),
+    "a step that is text": state_json(step="1"),
+    "a step that is a list": state_json(step={"list": []}),
+    "an adapter that is not there": state_json(adapter={"dict": [["a", {"tensor": "adapter.absent"}]]}),
+    "an adapter that is a number": state_json(adapter=3),
+    "an adapter of numbers": state_json(adapter={"dict": [["a", 3]]}),
+    "a tensor by the name of a list": state_json(adapter={"tensor": []}),
+    "a kind that is not known": state_json(optimizer={"object": ["os.system"]}),
+    "a kind without name": state_json(optimizer={}),
+    "two kinds at once": state_json(optimizer={"dict": [], "list": []}),
+    "a scale without end": state_json(scaler={"dict": [["scale", float("inf")]]}),
+    "no state": b'{"schema": 1}',
+    "a state that is a list": plain_json(state=[]),
+    "a list": b"[]",
+    "nothing": b"",
+    "a schema that is a list": plain_json(schema=[1]),
+    "no fingerprint": plain_json(about={"fingerprint": None}, state=json.loads(state_json())["state"]),
+    "a history that is a number": plain_json(about=ABOUT | {"history": 1}, state=json.loads(state_json())["state"]),
+    "seconds that are text": plain_json(about=ABOUT | {"seconds": "1"}, state=json.loads(state_json())["state"]),
+    "facts that are a list": plain_json(about=[1], state=json.loads(state_json())["state"]),
+}
+
+
+def _naming(name: str) -> object:
+    return {"files": {name: {"bytes": 1, "sha256": "0"}}}
+
+
+NAMES = {
+    **{ascii(name): _naming(name) for name in ("../../x", "/etc/hostname", "a/b", "..", "", "a\0b", "\ud800")},
+    "a name of 5,000 letters": _naming("a" * 5000),
+    "a size without end": {"files": {STATE: {"bytes": float("inf"), "sha256": "0"}}},
+    "a size that is NaN": {"files": {STATE: {"bytes": float("nan"), "sha256": "0"}}},
+    "files that are a list": {"files": [STATE]},
+    "a list": [],
+}
+
+
+def checkpoint(folder: Path, contents: Mapping[str, bytes]) -> Path:
+    """A committed checkpoint of step 1, every hash right, with the contents of some files replaced."""
+    whole = read_folder(write_checkpoint(folder.parent / "whole", state_at(1), ABOUT, metrics_at(1)))
+    manifest = contents.get(MANIFEST)
+    commit_folder(folder, whole | {name: content for name, content in contents.items() if name != MANIFEST})
+    if manifest is not None:
+        (folder / MANIFEST).write_bytes(manifest)
+    return folder
+
+
+def checkpoint_with_manifest(folder: Path, manifest: object) -> Path:
+    """A checkpoint whose manifest is another one."""
+    return checkpoint(folder, {MANIFEST: json.dumps(manifest).encode()})

@@ -1,0 +1,63 @@
+"""A run, its cache and a fake drive, without any pauses."""
+
+import time
+from contextlib import contextmanager, suppress
+from unittest import mock
+
+from lora_utils import copying, restoring
+from lora_utils.commits import commit_folder
+from lora_utils.mirror import Mirror
+from lora_utils.mirrorfolder import step_of, steps_in
+from tests.fake_drive import FakeDrive, PowerCut
+
+RETRY_SECONDS = (0.0, 0.01)
+
+
+@contextmanager
+def quick():
+    """No pauses: the fake drive counts operations, not seconds."""
+    with (
+        mock.patch.multiple(copying, LATE_SECONDS=(0.0, 0.0), RESERVED_BYTES=0),
+        mock.patch.multiple(restoring, LATE_SECONDS=(0.0,) * 8, RETRY_SECONDS=(0.0,) * 5),
+    ):
+        yield
+
+
+class MortalMirror(Mirror):
+    """Its thread ends without a word when the machine is gone."""
+
+    def _work(self):
+        with suppress(PowerCut):
+            super()._work()
+
+
+class Place:
+    """A run, its cache and a drive."""
+
+    def __init__(self, folder):
+        self.drive = FakeDrive(folder / "drive", 0)
+        self.drive.root.mkdir(parents=True)
+        self.mirror_dir, self.output, self.cache = folder / "drive" / "lora", folder / "run", folder / "cache"
+        self.copies = self.mirror_dir / "run" / "checkpoints"
+
+    def mirror(self):
+        return MortalMirror(self.mirror_dir, self.output, self.cache, RETRY_SECONDS)
+
+    def commit(self, step):
+        folder = self.output / "checkpoints" / f"step-{step:09d}"
+        commit_folder(folder, files_of(step))
+        return folder
+
+    def steps(self):
+        return [step_of(folder.name) for folder in steps_in(self.copies)]
+
+
+def files_of(step):
+    return {"adapter.safetensors": bytes([step]) * 1000, "state.json": f'{{"step": {step}}}'.encode()}
+
+
+def wait_for(holds):
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)

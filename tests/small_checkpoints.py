@@ -1,0 +1,90 @@
+"""Checkpoints of a few hundred numbers: what is wrong with files does not depend on their size."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_utils.checkpoint import Checkpoint, newest_checkpoint, prune, step_of, write_checkpoint
+from lora_utils.commits import sweep
+
+KEEP = 2
+ABOUT = {"fingerprint": {"fixed": {}, "free": {}}, "seconds": 1.5, "history": [], "held_out_loss_before": None}
+
+
+def state_at(step: int) -> dict[str, Any]:
+    """What ``Trainer.state_dict`` gives, with other numbers at every step."""
+    generator = torch.Generator().manual_seed(step)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    states = {
+        0: {"step": torch.tensor(float(step)), "exp_avg": numbers(4, 8), "exp_avg_sq": numbers(4, 8)},
+        1: {"step": torch.tensor(float(step)), "exp_avg": numbers(8, 4), "exp_avg_sq": numbers(8, 4)},
+    }
+    groups = [{"lr": 1e-3 / step, "betas": (0.9, 0.999), "fused": None, "params": [0, 1]}]
+    return {
+        "step": step,
+        "micro_batches": 2 * step,
+        "skipped": 0,
+        "adapter": {"down.weight": numbers(4, 8), "up.weight": numbers(8, 4)},
+        "average": {"down.weight": numbers(4, 8), "up.weight": numbers(8, 4)},
+        "optimizer": {"state": states, "param_groups": groups},
+        "scaler": {},
+    }
+
+
+def metrics_at(step: int) -> bytes:
+    """A log with a line for each step."""
+    return b"".join(b'{"step": %d, "loss": 0.5}\n' % number for number in range(1, step + 1))
+
+
+def save(folder: Path, step: int) -> Path:
+    """Write the checkpoint of a step and prune, as a run does."""
+    written = write_checkpoint(folder, state_at(step), ABOUT, metrics_at(step))
+    prune(folder, KEEP)
+    return written
+
+
+def save_two(folder: Path) -> None:
+    """Steps 1 and 2."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in (1, 2):
+        save(folder, step)
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, after comparing every bit of it with what was saved."""
+    found = newest_checkpoint(folder)
+    assert found is not None, "no checkpoint is left"
+    assert_is(found, found.step)
+    return found.step
+
+
+def assert_is(found: Checkpoint, step: int) -> None:
+    """It holds, bit by bit, what was saved at this step."""
+    assert equal(found.state, state_at(step)), f"step {step} is not what was saved"
+    assert (found.metrics, found.about) == (metrics_at(step), ABOUT)
+
+
+def assert_next_save_is_clean(folder: Path, step: int) -> None:
+    """After a crash the next run sweeps, saves, and leaves nothing but its checkpoints and what it set aside."""
+    sweep(folder)
+    save(folder, step)
+    assert newest_step(folder) == step
+    names = [path.name for path in folder.iterdir()]
+    assert len([name for name in names if step_of(name) is not None]) == KEEP
+    assert all(step_of(name) is not None or name.startswith(".bad-") for name in names), names
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Whether two nested states are alike in types, numbers and bits."""
+    if isinstance(first, torch.Tensor):
+        same = isinstance(second, torch.Tensor) and first.dtype == second.dtype and first.shape == second.shape
+        return same and first.numpy().tobytes() == second.numpy().tobytes()
+    if isinstance(first, dict):
+        return isinstance(second, dict) and equal(list(first.items()), list(second.items()))
+    if isinstance(first, list | tuple):
+        return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))
+    return type(first) is type(second) and first == second
