@@ -28,9 +28,11 @@ PARTS = {
 def main() -> None:
     """Run the parts, print and keep their figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--minutes", type=float, default=15, help="for the cuts, which then stop")
     options = parser.parse_args()
+    if unknown := set(options.parts) - PARTS.keys():
+        parser.error(f"no part is called {', '.join(unknown)}")
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     for name in options.parts or PARTS:

@@ -7,7 +7,6 @@ nothing of the base model is in it.
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +19,20 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.commits import DamagedError, commit_folder, newest, problem_of, read_folder, remove, set_aside
+from lora_utils.commits import (
+    DamagedError,
+    commit_folder,
+    newest,
+    problem_of,
+    read_folder,
+    remove,
+    set_aside,
+    step_of,
+)
 from lora_utils.nested import put_together, take_apart
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = 1
-NAME = re.compile(r"^step-(\d{9})$")
 STATE, METRICS, OTHERS = "state.json", "metrics.jsonl", "optimizer"
 WEIGHTS = ("adapter", "average")
 FOREIGN = ("optimizer.bin", "random_states_0.pkl", "optimizer.pt", "trainer_state.json", "scheduler.bin")
@@ -53,12 +60,6 @@ class Checkpoint:
     def step(self) -> int:
         """Optimiser updates that it has behind it."""
         return self.state["step"]
-
-
-def step_of(name: str) -> int | None:
-    """The step that a folder's name gives; None of every other name."""
-    match = NAME.match(name)
-    return int(match[1]) if match else None
 
 
 def write_checkpoint(parent: Path, state: Mapping[str, Any], about: Mapping[str, Any], metrics: bytes) -> Path:

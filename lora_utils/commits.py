@@ -8,7 +8,9 @@ touched.
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Mapping
 from io import BufferedReader
@@ -18,6 +20,7 @@ from lora_utils import UserError
 from lora_utils.files import sync_folder, write_new
 
 MANIFEST = "manifest.json"
+STEP = re.compile(r"^step-(\d{9})$")
 SCHEMA = 1
 MANIFEST_BYTES = 2**20
 PARTIAL, DELETED, BAD = ".partial-", ".deleted-", ".bad-"
@@ -111,6 +114,12 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(stray)
 
 
+def step_of(name: str) -> int | None:
+    """The step that a checkpoint's folder name gives; None of every other name, such as ``step-000000004 (1)``."""
+    match = STEP.match(name)
+    return int(match[1]) if match else None
+
+
 def newest(parent: Path, number_of: Callable[[str], int | None]) -> list[Path]:
     """Folders whose name is a number to ``number_of``, the highest first; all other names are left alone."""
     folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
@@ -138,7 +147,11 @@ def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
 
 def _opened(folder: Path, name: str) -> BufferedReader:
     path = folder / name
-    if path.is_symlink() or not path.is_file():
+    try:
+        is_file = stat.S_ISREG(path.lstat().st_mode)  # is_file would take a drive that is away for an absence
+    except (FileNotFoundError, NotADirectoryError):
+        is_file = False
+    if not is_file:
         raise DamagedError(f"{name} is missing")
     return path.open("rb")
 

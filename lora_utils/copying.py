@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_utils.commits import DELETED, MANIFEST, PARTIAL, DamagedError, read_folder
-from lora_utils.files import file_hash, sync_folder
+from lora_utils.files import file_hash, sync, sync_folder
 from lora_utils.index import INDEX_NAME
 from lora_utils.mirrorfolder import beside, delete, discard, packs_in, read_mounted, sweep
 
@@ -23,7 +23,6 @@ LATE_SECONDS = (0.5, 2.0)
 """Waits for what was written to become visible."""
 RESERVED_BYTES = 2 * 2**30
 """Of the mirror's space, which the cache leaves to the checkpoints: it can be made anew, they cannot."""
-NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def read_manifest(source: Path) -> bytes:
@@ -69,7 +68,7 @@ def copy_folder(source: Path, target: Path) -> None:
             with (partial / name).open("xb") as file:
                 file.write(content)
                 file.flush()
-                _sync(file.fileno())
+                sync(file.fileno())
         files, content = {}, b""  # checkpoints can be large, and to verify is to read one more
         _wait_until(lambda: is_copy(partial, manifest), partial)
         with suppress(FileNotFoundError):
@@ -99,7 +98,7 @@ def copy_file(source: Path, target: Path) -> None:
             with partial.open("xb") as copy:
                 shutil.copyfileobj(file, copy, CHUNK_BYTES)
                 copy.flush()
-                _sync(copy.fileno())
+                sync(copy.fileno())
             _wait_until(lambda: _reads_as(partial, sha256), partial)
             partial.replace(target)
     _sync_names(target.parent)
@@ -199,14 +198,6 @@ def _forget_pages(path: Path) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in NO_FSYNC:
-            raise
 
 
 def _sync_names(folder: Path) -> None:

@@ -164,6 +164,7 @@ class Course:
     def _is_time_over(self) -> bool:
         limit, trainer = self._config.checkpoint.max_train_minutes, self._trainer
         over = limit is not None and time.monotonic() - self._prepared.started >= 60 * limit
+        over = over and trainer.step > self._before.step  # else a short limit would never get anywhere
         if trainer.step == trainer.run.steps or not self._any(over):
             return False
         self._log.is_paused = True

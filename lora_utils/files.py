@@ -1,5 +1,6 @@
 """Bytes on disk: hashed, and written whole or not at all."""
 
+import errno
 import hashlib
 import os
 import uuid
@@ -13,6 +14,7 @@ except ImportError:  # Windows
     resource = None
 
 PARTIAL_SUFFIX = ".partial"
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def file_hash(path: Path) -> str:
@@ -37,7 +39,7 @@ def commit_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with partial.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)
     finally:
@@ -49,7 +51,7 @@ def write_new(path: Path, content: bytes) -> None:
     with path.open("xb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def allow_many_open_files() -> None:
@@ -59,10 +61,19 @@ def allow_many_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def sync(descriptor: int) -> None:
+    """Wait until a file or folder is on disk, where its file system can say so: some mounted drives cannot."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
+
+
 def sync_folder(folder: Path) -> None:
     """Without this a power cut can lose the new name of a file whose bytes are safe."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

@@ -14,11 +14,10 @@ from lora_utils.checkpoint import (
     prune,
     read_checkpoint,
     require_space,
-    step_of,
     write_checkpoint,
 )
 from lora_utils.checkpoint_config import CheckpointConfig
-from lora_utils.commits import DamagedError, newest, sweep
+from lora_utils.commits import DamagedError, newest, step_of, sweep
 from lora_utils.fingerprints import changes
 from lora_utils.mirror import Mirror
 from lora_utils.training import Trainer
@@ -71,7 +70,10 @@ class Keeper:
             trainer.load_state_dict(found.state, optimizer_too)
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{found.folder} does not fit: {error}; choose a new output_dir") from error
-        self.saved_step = found.step if found.folder.parent == self.folder else None
+        if found.folder.parent == self.folder:
+            self.saved_step = found.step
+            if self._mirror:
+                self._mirror.offer(found.folder)
         steps = trainer.run.steps
         if found.step < steps:
             LOGGER.warning("going on from %s: step %d of %d", found.folder, found.step, steps)
@@ -124,6 +126,7 @@ class Keeper:
         """Wait until the mirror has everything, the finished weights too."""
         if self._mirror:
             self._mirror.offer_file(weights)
+            LOGGER.warning("the mirror gets what it lacks, for at most %.0f minutes", MIRROR_SECONDS / 60)
             if problem := self._mirror.close(MIRROR_SECONDS):
                 LOGGER.warning("%s", problem)
 

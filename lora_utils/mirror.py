@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_utils.commits import DamagedError
+from lora_utils.commits import DamagedError, step_of
 from lora_utils.copying import CacheCopy, copy_file, copy_folder, is_copy, read_manifest
 from lora_utils.mirrorfolder import (
     CHECKPOINTS,
@@ -22,7 +22,6 @@ from lora_utils.mirrorfolder import (
     prune,
     same_disk,
     set_aside_newer,
-    step_of,
     sweep,
 )
 

@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_utils import UserError
-from lora_utils.commits import BAD, DELETED, PARTIAL, DamagedError, read_folder
+from lora_utils.commits import BAD, DELETED, PARTIAL, DamagedError, read_folder, step_of
 
-STEP = re.compile(r"^step-(\d{9})$")
 PACK = re.compile(r"^(images|texts)-\d{6,}-[0-9a-f]{8}\.safetensors$")
 CHECKPOINTS, PRECOMPUTED = "checkpoints", "precomputed"
 KEPT = 2
@@ -44,12 +43,6 @@ def same_disk(mirror_dir: Path, output_dir: Path) -> bool:
     """Whether both are lost together; output_dir need not be there yet."""
     existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
     return os.stat(mirror_dir).st_dev == os.stat(existing).st_dev
-
-
-def step_of(name: str) -> int | None:
-    """The step that a folder's name gives; None of every other name, such as ``step-000000004 (1)``."""
-    match = STEP.match(name)
-    return int(match[1]) if match else None
 
 
 def steps_in(checkpoints: Path) -> list[Path]:

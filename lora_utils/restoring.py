@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lora_utils.commits import DamagedError, commit_folder
+from lora_utils.commits import DamagedError, commit_folder, step_of
 from lora_utils.files import PARTIAL_SUFFIX, write_atomically
 from lora_utils.index import INDEX_NAME, IndexFileError, read_index
 from lora_utils.mirrorfolder import (
@@ -24,7 +24,6 @@ from lora_utils.mirrorfolder import (
     open_mirror,
     packs_in,
     read_mounted,
-    step_of,
     steps_in,
 )
 from lora_utils.packs import Pack, PackError

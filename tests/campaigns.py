@@ -81,7 +81,9 @@ def cut_at(contender: Contender, folder: Path, cuts: Iterable[int]) -> tuple[Res
     return result_in(contender, straight), results
 
 
-def run_under_kills(contender: Contender, folder: Path, chance: random.Random, longest_seconds: float) -> Kills:
+def run_under_kills(
+    contender: Contender, folder: Path, chance: random.Random, longest_seconds: float, most_kills: int = 1000
+) -> Kills:
     """Start again and again, killing after a random time, until one start gets through.
 
     The longest time grows with every kill, so that a machine that has become slow gets through as well.
@@ -89,7 +91,8 @@ def run_under_kills(contender: Contender, folder: Path, chance: random.Random, l
     found = Kills()
 
     def wait(child: int) -> int | None:
-        return _sleep(child, chance.uniform(0, longest_seconds * (1 + found.kills / 20)))
+        longest = longest_seconds * (1 + found.kills / 20)
+        return _sleep(child, chance.uniform(0, longest) if found.kills < most_kills else float("inf"))
 
     _restart(contender, folder, wait, found)
     return found
@@ -168,8 +171,8 @@ def _sleep_until_save(folder: Path, child: int, chance: random.Random, window_se
 
 def _names(folder: Path) -> set[str]:
     """Folders with a number in their name, as checkpoints have, whole or not."""
-    folders = {one.name for one in folder.rglob("*[0-9]*") if one.is_dir()}
-    return {name for name in folders if not name.startswith(".deleted")}
+    names = {name for _, inside, _ in os.walk(folder) for name in inside}  # walk bears that they vanish meanwhile
+    return {name for name in names if set(name) & set("0123456789") and not name.startswith(".deleted")}
 
 
 def _start(contender: Contender, folder: Path) -> int:

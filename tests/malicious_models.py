@@ -94,7 +94,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "layers to copy": {"layer_replication": [[0, 10**6]]},
     "names of Python's own": {"__class__": "os.system", "auto_mapping": {"parent_library": "payload_module"}},
 }
-KOHYA = dict.fromkeys(("down", "up"))
+NEITHER: dict[str, torch.Tensor | None] = dict.fromkeys(("down", "up"))
 TENSORS: dict[str, dict[str, torch.Tensor | None]] = {
     "one dimension": {"down": torch.ones(64)},
     "no dimension": {"down": torch.tensor(1.0)},
@@ -102,9 +102,9 @@ TENSORS: dict[str, dict[str, torch.Tensor | None]] = {
     "an up of another rank": {"up": torch.ones(64, 5)},
     "no numbers": {"down": torch.full((2, 64), float("nan"))},
     "no rank": {"down": torch.ones(0, 64), "up": torch.ones(64, 0)},
-    "another kind of adapter": {"unet.y.lokr_w1": torch.ones(2, 2)},
-    "kohya's names, no layer's": KOHYA | {"lora_unet_x.lora_down.weight": torch.ones(2, 2)},
-    "kohya's names, no block's": KOHYA | {"lora_unet_input_blocks_x_y.lora_down.weight": torch.ones(2, 2)},
+    "another kind of adapter": NEITHER | {"unet.y.lokr_w1": torch.ones(2, 2)},
+    "kohya's names, no layer's": NEITHER | {"lora_unet_x.lora_down.weight": torch.ones(2, 2)},
+    "kohya's names, no block's": NEITHER | {"lora_unet_input_blocks_x_y.lora_down.weight": torch.ones(2, 2)},
     "kohya's names, many alphas": KOHYA
     | {
         "lora_unet_down_blocks_1_x.lora_down.weight": torch.ones(2, 2),

@@ -5,9 +5,9 @@ from contextlib import contextmanager, suppress
 from unittest import mock
 
 from lora_utils import copying, restoring
-from lora_utils.commits import commit_folder
+from lora_utils.commits import commit_folder, step_of
 from lora_utils.mirror import Mirror
-from lora_utils.mirrorfolder import step_of, steps_in
+from lora_utils.mirrorfolder import steps_in
 from tests.fake_drive import FakeDrive, PowerCut
 
 RETRY_SECONDS = (0.0, 0.01)

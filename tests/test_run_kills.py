@@ -6,7 +6,7 @@ from tests.campaigns import result_in, run_straight, run_under_kills
 from tests.conftest import TINY
 from tests.contenders import Ours
 
-KILLS = 20  # three hundred in benchmarks/faults.py
+KILLS, MOST_KILLS = 20, 10  # three hundred in benchmarks/faults.py
 
 
 def test_killed_runs_end_in_the_bytes_of_one_that_was_not(data_dir, tmp_path):
@@ -23,7 +23,7 @@ def test_killed_runs_end_in_the_bytes_of_one_that_was_not(data_dir, tmp_path):
     straight = run_straight(contender, tmp_path / "straight")
     chance, kills, runs = random.Random(0), 0, 0
     while kills < KILLS:
-        found = run_under_kills(contender, tmp_path / f"killed{runs}", chance, longest_seconds=1.2)
+        found = run_under_kills(contender, tmp_path / f"killed{runs}", chance, 1.2, MOST_KILLS)
         assert found.manual_steps == 0
         assert result_in(contender, tmp_path / f"killed{runs}") == straight
         kills, runs = kills + found.kills, runs + 1

@@ -170,12 +170,14 @@ def test_accelerate_launch_trains_the_same(make_config, tmp_path):
     assert losses(config) == [report.loss for report in here]
 
 
-def test_two_processes_see_the_batches_of_one_and_keep_its_learning_rate(make_config, tmp_path):
+def test_two_processes_see_the_batches_of_one_and_keep_its_learning_rate_when_they_go_on(make_config, tmp_path):
     schedule = {"lr_scheduler": "cosine", "lr_warmup_steps": 1}
     one = run(make_config(output_dir=tmp_path / "one", train_batch_size=4, **schedule))
     config = make_config(output_dir=tmp_path / "two", train_batch_size=2, **schedule)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lora_utils"]
-    subprocess.run([*launch, "train", *flags(config)], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    goes_on = {"resume_from_checkpoint": "latest"}
+    for options in (flags(config, max_train_minutes=1e-6, **goes_on), flags(config, **goes_on)):  # one step, the others
+        subprocess.run([*launch, "train", *options], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     records = [json.loads(line) for line in (config.paths.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert [record["learning_rate"] for record in records] == pytest.approx([report.learning_rate for report in one])
     assert [record["loss"] for record in records] == pytest.approx([report.loss for report in one], rel=1e-4)

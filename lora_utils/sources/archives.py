@@ -1,6 +1,7 @@
 """Images inside zip files, which datasets names as zip://folder/a.png::/path/to/images.zip and leaves packed."""
 
 import os
+import struct
 import zipfile
 import zlib
 from functools import lru_cache
@@ -9,6 +10,8 @@ from pathlib import Path
 from lora_utils.images import MAX_BYTES, ImageError
 
 _PREFIX = "zip://"
+_FAILURES = (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+_USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def split_member(name: str) -> tuple[str, str] | None:
@@ -24,13 +27,15 @@ def read_member(archive: Path, member: str) -> bytes:
         ImageError: The archive or the file in it is damaged, missing, locked or huge.
     """
     try:
-        with _open(archive, os.getpid()).open(member) as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        opened = _open(archive, os.getpid())
+        info = opened.getinfo(member)
+        if info.compress_type not in _USUAL:
+            raise ImageError(f"packed in an unusual way; pack {archive.name} anew as a plain zip file")
+        if info.file_size > MAX_BYTES:  # no more than it says is unpacked
+            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB; replace or remove it")
+        return opened.read(member)
+    except _FAILURES as error:
         raise ImageError(f"cannot be unpacked ({error}); fetch {archive.name} anew") from error
-    if len(content) > MAX_BYTES:
-        raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB; replace or remove it")
-    return content
 
 
 @lru_cache(maxsize=8)

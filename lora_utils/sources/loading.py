@@ -1,8 +1,12 @@
 """Opens datasets of the Hub and of the disk with the library datasets, and says what to do when that fails."""
 
 import re
+import struct
+import tarfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from pickle import UnpicklingError  # what torch raises when it has refused to run something
 from typing import TYPE_CHECKING, NoReturn
 
 from lora_utils.images import SUFFIXES
@@ -13,6 +17,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+_FAILURES = (
+    *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
+    *(ArithmeticError, AssertionError, UnpicklingError, struct.error, tarfile.TarError, zlib.error),
+)
 _FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"}
 _CURES = {
     "scripts are no longer supported": (
@@ -66,7 +74,6 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
     datasets.disable_progress_bars()
     path = Path(name).expanduser()
     _check_name(name, path)
-    failures = (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, DatasetsError, yaml.YAMLError)
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             found = datasets.load_from_disk(str(path))
@@ -79,7 +86,7 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
             if split not in found:
                 raise ValueError(f"Unknown split {split}. Should be one of {list(found)}")
             found = found[split]
-    except failures as error:
+    except (DatasetsError, yaml.YAMLError, *_FAILURES) as error:
         _refuse(name, split, error)
     if not isinstance(found, datasets.Dataset) or not len(found):
         raise DataError(f"{name}[{split}] has no rows; set dataset_split to a split with images")

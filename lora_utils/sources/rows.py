@@ -130,7 +130,7 @@ def _read_parquet(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str
         with parquet.ParquetFile(path) as file:
             batches = (batch for batch in file.iter_batches(batch_size=1000))
             rows = [values for batch in batches for values in batch.to_pylist()]
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:  # text that is not UTF-8, dates beyond all
         raise DataError(f"{name} cannot be read as parquet ({error}); write it anew, or remove it") from error
     for number, values in enumerate(rows):
         yield f"{name} row {number}", values

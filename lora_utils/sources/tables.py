@@ -57,7 +57,7 @@ def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[s
     from datasets import Image
 
     typed = [column for column, feature in table.features.items() if isinstance(feature, Image)]
-    first = {column: next(_batches(table, column))[0].as_py() for column in table.column_names}
+    first = {column: _values(next(_batches(table, column))[:1], column)[0] for column in table.column_names}
     image = choose_column("image_column", config.image_column, IMAGE_NAMES, first, shown)
     if config.image_column is None and typed:
         image = typed[0]
@@ -73,7 +73,14 @@ def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[s
 def _cells(table: "Dataset", column: str | None) -> Iterator[Any]:
     if column is None:
         return iter([None] * len(table))
-    return (cell for batch in _batches(table, column) for cell in batch.to_pylist())
+    return (cell for batch in _batches(table, column) for cell in _values(batch, column))
+
+
+def _values(cells: Any, column: str) -> list[Any]:
+    try:
+        return cells.to_pylist()
+    except (ValueError, ArithmeticError) as error:  # text that is not UTF-8, dates beyond all
+        raise DataError(f"column {column} cannot be read ({error}); write the table anew as UTF-8") from error
 
 
 def _batches(table: "Dataset", column: str) -> Iterator["ChunkedArray"]:
