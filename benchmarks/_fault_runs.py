@@ -45,7 +45,7 @@ def kills(work: Path, minutes: float) -> dict[str, Any]:
         found = _sum(found, one)
         equal += result_in(contender, folder) == straight
         runs, most = runs + 1, max(most, one.kills)
-    return _told(found, runs, equal) | {"most_kills_of_a_run": most}
+    return _told(found, runs, equal) | {"most_kills_of_a_run": most, "mirrored_runs": runs // 3}
 
 
 def cuts(work: Path, minutes: float) -> dict[str, Any]:

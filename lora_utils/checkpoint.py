@@ -21,6 +21,7 @@ from torch import Tensor
 from lora_utils import UserError
 from lora_utils.commits import (
     DamagedError,
+    check_folder,
     commit_folder,
     newest,
     problem_of,
@@ -127,35 +128,54 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def newest_checkpoint(parent: Path) -> Checkpoint | None:
-    """The newest sound checkpoint; those above it that are not sound are set aside, with a warning."""
-    problems = []
+    """The newest sound checkpoint; those above it that are damaged are set aside, with a warning.
+
+    Raises:
+        CheckpointError: The disk cannot read any; to start anew then would lose what may be there.
+    """
+    problems, unread = [], None
     for folder in newest(parent, step_of):
+        step = step_of(folder.name)
         try:
             found = read_checkpoint(folder)
         except DamagedError as error:
-            aside, step = set_aside(folder), step_of(folder.name)
-            problems.append((step, f"the checkpoint of step {step} is damaged ({error}) and now called {aside.name}"))
+            if isinstance(error.__cause__, OSError):
+                unread = error
+                problems.append((step, f"the checkpoint of step {step} is left out: {error}"))
+            else:
+                name = set_aside(folder).name
+                problems.append((step, f"the checkpoint of step {step} is damaged ({error}) and now called {name}"))
             continue
         for step, problem in problems:
             repeated = (step or 0) - found.step
             LOGGER.warning("%s; going on from step %d: %d steps are repeated", problem, found.step, repeated)
         return found
+    if unread:
+        raise CheckpointError(
+            f"no checkpoint in {parent} can be read: {unread}; check the disk and run again"
+        ) from unread
     for _, problem in problems:
         LOGGER.warning("%s; there is no older one, so the run starts anew", problem)
     return None
 
 
 def prune(parent: Path, keep: int) -> None:
-    """Delete all but the newest sound checkpoints; damaged ones are set aside."""
+    """Delete all but the newest sound checkpoints; damaged ones are set aside.
+
+    Raises:
+        OSError: The disk failed.
+    """
     sound = 0
     for folder in newest(parent, step_of):
         if sound >= keep:
             remove(folder)
-        elif (problem := problem_of(folder)) is None:
+            continue
+        try:
+            check_folder(folder)
             sound += 1
-        else:
-            step, aside = step_of(folder.name), set_aside(folder)
-            LOGGER.warning("the checkpoint of step %d is damaged (%s) and now called %s", step, problem, aside.name)
+        except DamagedError as error:
+            step, name = step_of(folder.name), set_aside(folder).name
+            LOGGER.warning("the checkpoint of step %d is damaged (%s) and now called %s", step, error, name)
 
 
 def require_space(parent: Path, size_bytes: int) -> None:

@@ -63,15 +63,25 @@ def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 def problem_of(folder: Path) -> str | None:
     """What is wrong with a folder, in a few words; None when every file is what was committed."""
     try:
-        for name, (size, sha256) in _manifest(folder).items():
-            with _opened(folder, name) as file:
-                found = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-            _compare(name, found, (size, sha256))
+        check_folder(folder)
     except DamagedError as error:
         return str(error)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     return None
+
+
+def check_folder(folder: Path) -> None:
+    """Compare a committed folder with its manifest, file by file, a piece at a time.
+
+    Raises:
+        DamagedError: Something is absent, cut short or changed; says what.
+        OSError: It cannot be read now.
+    """
+    for name, (size, sha256) in _manifest(folder).items():
+        with _opened(folder, name) as file:
+            found = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        _compare(name, found, (size, sha256))
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:

@@ -65,7 +65,7 @@ class Course:
         self._config, self._prepared, self._trainer = config, prepared, trainer
         self._keeper, self._log = keeper, log
         self._is_main = prepared.run.accelerator.is_main_process
-        self._is_whole = True  # no step is half done, and none has failed
+        self._is_whole, self._has_diverged = True, False  # whole: no step is half done
         self._last: StepReport | None = None
 
     def begin(self, resumed: Resumed) -> None:
@@ -96,8 +96,10 @@ class Course:
             try:
                 report = next(self._steps, None)
             except DivergenceError as error:
+                self._has_diverged = True
                 raise DivergenceError(f"{error}; {self._way_back()}") from error
             except MemoryFullError as error:
+                self._is_whole = True  # nothing of the step was applied
                 raise MemoryFullError(f"{error}; {self._way_back()}{self._advice()}") from error
             self._is_whole = True
             if report is not None:
@@ -112,7 +114,7 @@ class Course:
         """Keep what was learned, however the run ends."""
         self._bar.close()
         trainer, log = self._trainer, self._log
-        if not self._is_main or not trainer.step:
+        if not self._is_main or not trainer.step or self._has_diverged:
             return
         if self._is_whole and self._keeper.saved_step != trainer.step:
             self._keep()

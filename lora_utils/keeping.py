@@ -24,7 +24,7 @@ from lora_utils.training import Trainer
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = "checkpoints"
-MIRROR_SECONDS = 300.0
+MIRROR_SECONDS, RETRY_SECONDS = 300.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ class Keeper:
         """Whether a checkpoint is to be made after this step."""
         config, waited_seconds = self._config, time.monotonic() - self._saved_at
         minutes_passed = config.checkpointing_minutes and waited_seconds >= 60 * config.checkpointing_minutes
+        again = self._paused and waited_seconds >= RETRY_SECONDS
         at_end = trainer.step == trainer.run.steps
-        return bool(minutes_passed or at_end or trainer.step % config.checkpointing_steps == 0)
+        return bool(minutes_passed or again or at_end or trainer.step % config.checkpointing_steps == 0)
 
     def save(self, trainer: Trainer, about: dict[str, Any], metrics: bytes) -> None:
         """Commit a checkpoint and delete old ones; a disk that is full or fails pauses this, and training goes on."""
@@ -105,7 +106,6 @@ class Keeper:
         try:
             require_space(self.folder, _size_bytes(trainer))
             folder = write_checkpoint(self.folder, trainer.state_dict(), about, metrics)
-            prune(self.folder, self._config.checkpoints_total_limit)
         except (CheckpointError, DamagedError, OSError) as error:
             kept = "there is none yet" if self.saved_step is None else f"the one of step {self.saved_step} is kept"
             LOGGER.warning("no checkpoint of step %d (%s); %s, and training goes on", trainer.step, error, kept)
@@ -114,6 +114,10 @@ class Keeper:
         if self._paused:
             LOGGER.warning("checkpoints are made again, from step %d on", trainer.step)
         self._paused, self.saved_step = False, trainer.step
+        try:
+            prune(self.folder, self._config.checkpoints_total_limit)
+        except OSError as error:
+            LOGGER.warning("step %d is saved, but older checkpoints could not be deleted: %s", trainer.step, error)
         if self._mirror:
             self._mirror.offer(folder)
 

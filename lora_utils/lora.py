@@ -17,6 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from lora_utils import UserError
+from lora_utils.commits import PARTIAL
 from lora_utils.files import write_atomically
 from lora_utils.schema import LoraConfig
 from lora_utils.weights import FAILURES
@@ -88,7 +89,8 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     state = convert_state_dict_to_diffusers(state)
     # It renames attention layers alone, and of a file with both names diffusers reads one kind and drops the other.
     state = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): state[name] for name in state}
-    with tempfile.TemporaryDirectory() as staging:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as staging:
         StableDiffusionXLPipeline.save_lora_weights(staging, unet_lora_layers=state, weight_name=WEIGHTS_NAME)
         write_atomically(folder / WEIGHTS_NAME, Path(staging, WEIGHTS_NAME).read_bytes())
     return folder / WEIGHTS_NAME

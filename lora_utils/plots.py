@@ -48,8 +48,8 @@ def memory_bars(forecast: Forecast) -> Figure:
 
 def loss_curve(output_dir: Path) -> Figure:
     """Training loss, its running mean, and the held-out loss where it was measured, from metrics.jsonl."""
-    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    lines = (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
     steps = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
     held_out = [
         (record["step"], record["held_out_loss"]) for record in records if record.get("held_out_loss") is not None

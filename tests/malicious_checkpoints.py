@@ -1,12 +1,14 @@
-"""Checkpoints that somebody made by hand: every hash is right, and what is hashed is not."""
+"""Checkpoints and packs of the cache that somebody made by hand: every hash is right, and what is hashed is not."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lora_utils.checkpoint import STATE, write_checkpoint
 from lora_utils.commits import MANIFEST, commit_folder, read_folder
-from tests.malicious import DEEP
+from lora_utils.packs import Layout, encode_header
+from tests.malicious import DEEP, FORMS, HEADERS, PIPE, safetensors
 from tests.small_checkpoints import ABOUT, metrics_at, state_at
 
 
@@ -82,3 +84,37 @@ def checkpoint(folder: Path, contents: Mapping[str, bytes]) -> Path:
 def checkpoint_with_manifest(folder: Path, manifest: object) -> Path:
     """A checkpoint whose manifest is another one."""
     return checkpoint(folder, {MANIFEST: json.dumps(manifest).encode()})
+
+
+LAYOUT = Layout((("moments", "F32", (8, 4, 4)),))
+
+
+def pack(layout: Layout = LAYOUT, count: Any = 1, notes: Any = None, size: int = 512) -> bytes:
+    """A pack of that many records, as its writer would make it of such arguments, and bytes for one."""
+    return encode_header(layout, count, {} if notes is None else notes) + bytes(48 + size)
+
+
+def layout_of(*shape: Any) -> Layout:
+    """A layout of one tensor."""
+    return Layout((("moments", "F32", shape),))
+
+
+BELOW = encode_header(LAYOUT, -1, {})[8:]
+PACKS = {
+    **{form: form for form in FORMS},
+    **HEADERS,
+    "half a record": pack(count=1.5, size=744),
+    "a count that is a fraction": pack(count=1.0),
+    "a count below 0": safetensors(BELOW, length=len(BELOW) + 48 + 512),
+    "a count that is a truth": pack(count=True),
+    "no records": pack(count=0, size=-48),
+    "records of nothing": pack(Layout(()), size=0),
+    "sides of 0": pack(layout_of(0, 4), size=0),
+    "sides below 0": pack(layout_of(-4, -32)),
+    "sides that are fractions": pack(layout_of(4.0, 32)),
+    "notes that are a list": pack(notes=[]),
+    "notes of numbers": pack(notes={"a": [[1, 2, 3]]}),
+    "notes that are text": pack(notes={"a": "abc"}),
+    "notes of two parts": pack(notes={"a": [["b", "c"]]}),
+    "a pipe": PIPE,
+}

@@ -105,7 +105,7 @@ TENSORS: dict[str, dict[str, torch.Tensor | None]] = {
     "another kind of adapter": NEITHER | {"unet.y.lokr_w1": torch.ones(2, 2)},
     "kohya's names, no layer's": NEITHER | {"lora_unet_x.lora_down.weight": torch.ones(2, 2)},
     "kohya's names, no block's": NEITHER | {"lora_unet_input_blocks_x_y.lora_down.weight": torch.ones(2, 2)},
-    "kohya's names, many alphas": KOHYA
+    "kohya's names, many alphas": NEITHER
     | {
         "lora_unet_down_blocks_1_x.lora_down.weight": torch.ones(2, 2),
         "lora_unet_down_blocks_1_x.alpha": torch.ones(3),

@@ -3,6 +3,7 @@
 import ast
 import pickle
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def load_all(folder):
 def resume(folder):
     """A run's own way to a checkpoint."""
     config = CheckpointConfig(resume_from_checkpoint=str(folder))
-    Keeper(config, folder.parent / "run", {"fixed": {}, "free": {}}, None).resume(None, is_main=False)
+    nobody: Any = None  # nothing is resumed
+    Keeper(config, folder.parent / "run", {"fixed": {}, "free": {}}, None).resume(nobody, is_main=False)
 
 
 def test_there_are_many_payloads():

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lora_utils import packs, stages
+from lora_utils import stages
 from lora_utils.cache import Cache
 from lora_utils.cli import main
 from lora_utils.config import load_config
@@ -18,22 +18,11 @@ from lora_utils.footprints import Footprint
 from lora_utils.index import INDEX_NAME, IndexFileError, read_index
 from lora_utils.operators import Work
 from lora_utils.remember import remembered
-from tests.malicious import (
-    CODE,
-    DEEP,
-    FORMS,
-    HEADERS,
-    OBJECTS,
-    PIPE,
-    assert_refused,
-    message_of,
-    payload,
-    safetensors,
-    spoil,
-)
+from lora_utils.sources.archives import read_member
+from tests.malicious import CODE, DEEP, FORMS, OBJECTS, PIPE, assert_refused, message_of, payload, spoil
+from tests.malicious_checkpoints import PACKS
 
 PACK = "images-000001-0123abcd.safetensors"
-LAYOUT = packs.Layout((("moments", "F32", (8, 4, 4)),))
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\n"
 PASSED_OVER = {
     "a script of the folder's name": {"pictures.py": CODE, "__init__.py": CODE, "conftest.py": CODE},
@@ -155,46 +144,28 @@ def test_pickles_in_a_tape_archive_are_not_opened(make_config, tmp_path, canary)
 
 
 def test_a_bomb_in_an_archive_is_not_unpacked(make_config, tmp_path, canary):
-    (tmp_path / "tables").mkdir()
-    with zipfile.ZipFile(tmp_path / "tables" / "images.zip", "w", zipfile.ZIP_DEFLATED) as file:
+    archive = tmp_path / "tables" / "images.zip"
+    archive.parent.mkdir()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         with file.open("bomb.png", "w", force_zip64=True) as member:
             for _ in range(300):
                 member.write(bytes(2**20))
         file.writestr("../../escaped.png", payload(canary))
-    rows = [f"zip://{name}::{tmp_path}/tables/images.zip" for name in ("bomb.png", "../../escaped.png")]
-    (tmp_path / "tables" / "a.csv").write_text("image,text\n" + "".join(f"{row},a\n" for row in rows))
+    (tmp_path / "tables" / "a.csv").write_text(f"image,text\nzip://bomb.png::{archive},a\n")
     config = make_config(train_data_dir=None, dataset_name=str(tmp_path / "tables"))
-    assert_refused(lambda: stages.precompute(config), "larger than 256 MiB")
+    assert_refused(lambda: stages.precompute(config), archive, "would be 300 MiB", "; ")
+    assert_refused(lambda: read_member(archive, "bomb.png"), "larger than 256 MiB; ")
     assert not list(tmp_path.rglob("*escaped*"))
 
 
-def pack(layout=LAYOUT, count=1, notes=None, size=512):
-    return packs.encode_header(layout, count, {} if notes is None else notes) + bytes(48 + size)
-
-
-def layout_of(*shape):
-    return packs.Layout((("moments", "F32", shape),))
-
-
-BELOW = packs.encode_header(LAYOUT, -1, {})[8:]
-PACKS = {
-    **{form: form for form in FORMS},
-    **HEADERS,
-    "half a record": pack(count=1.5, size=744),
-    "a count that is a fraction": pack(count=1.0),
-    "a count below 0": safetensors(BELOW, length=len(BELOW) + 48 + 512),
-    "a count that is a truth": pack(count=True),
-    "no records": pack(count=0, size=-48),
-    "records of nothing": pack(packs.Layout(()), size=0),
-    "sides of 0": pack(layout_of(0, 4), size=0),
-    "sides below 0": pack(layout_of(-4, -32)),
-    "sides that are fractions": pack(layout_of(4.0, 32)),
-    "notes that are a list": pack(notes=[]),
-    "notes of numbers": pack(notes={"a": [[1, 2, 3]]}),
-    "notes that are text": pack(notes={"a": "abc"}),
-    "notes of two parts": pack(notes={"a": [["b", "c"]]}),
-    "a pipe": PIPE,
-}
+@pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_archive_that_is_damaged_inside_is_refused_by_name(tmp_path, kind):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", kind) as file:
+        file.writestr("x.png", bytes(1000))
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[40:60] = bytes(20)
+    (tmp_path / "a.zip").write_bytes(content)
+    assert_refused(lambda: read_member(tmp_path / "a.zip", "x.png"), "a.zip")
 
 
 @pytest.mark.parametrize("content", PACKS.values(), ids=PACKS)

@@ -3,6 +3,7 @@
 import re
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 _FAILURES = (
     *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
-    *(ArithmeticError, AssertionError, UnpicklingError, struct.error, tarfile.TarError, zlib.error),
+    *(ArithmeticError, AssertionError, UnpicklingError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error),
 )
+_MOST_DENSE = 200  # text is packed to a tenth
 _FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"}
 _CURES = {
     "scripts are no longer supported": (
@@ -75,6 +77,7 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
     path = Path(name).expanduser()
     _check_name(name, path)
     try:
+        _check_archives(path)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             found = datasets.load_from_disk(str(path))
         elif file := _table_file(path, split):
@@ -110,6 +113,20 @@ def _check_name(name: str, path: Path) -> None:
             f"{name} is a format, not a dataset; set train_data_dir to a folder of images with captions instead, "
             "or dataset_name to a table"
         )
+
+
+def _check_archives(folder: Path) -> None:
+    """The library unpacks every zip file, however large its content is."""
+    names = list_files(folder, "", (), Remarks()) if folder.is_dir() else []
+    for archive in [folder / name for name in names if name.lower().endswith(".zip")]:
+        if archive.is_file() and zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                unpacked = sum(info.file_size for info in file.infolist())
+            if unpacked > _MOST_DENSE * archive.stat().st_size:
+                raise DataError(
+                    f"{archive} would be {unpacked / 2**20:,.0f} MiB, {_MOST_DENSE} times as large as it is, which "
+                    "neither pictures nor tables are; look into it, and unpack it yourself if it is what you want"
+                )
 
 
 def _table_file(path: Path, split: str) -> Path | None:
