@@ -206,6 +206,8 @@ def _check(found: Checkpoint) -> None:
     wrong += [name for name in ("seconds", "held_out_loss_before") if not _is_number(about[name] or 0.0)]
     wrong += [name for name in ("history",) if not isinstance(about[name], list)]
     wrong += [name for name, number in state["scaler"].items() if not _is_number(number)]
+    states, groups = state["optimizer"]["state"], state["optimizer"]["param_groups"]
+    wrong += ["optimizer"] if not all(isinstance(one, dict) for one in (states, *states.values(), *groups)) else []
     for kind in WEIGHTS:
         tensors = state[kind].items()
         wrong += [name for name, tensor in tensors if not (tensor.is_floating_point() and tensor.isfinite().all())]

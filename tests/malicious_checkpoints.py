@@ -12,10 +12,14 @@ from tests.malicious import DEEP, FORMS, HEADERS, PIPE, safetensors
 from tests.small_checkpoints import ABOUT, metrics_at, state_at
 
 
+def _optimizer(states: object, groups: object) -> object:
+    return {"dict": [["state", states], ["param_groups", groups]]}
+
+
 def state_json(**changes: object) -> bytes:
     """The state.json of a checkpoint of step 1, as take_apart writes it, but for entries of its state."""
     entries = {"step": 1, "micro_batches": 2, "skipped": 0, "scaler": {"dict": []}, "average": {"dict": []}}
-    entries |= {"adapter": {"dict": []}, "optimizer": {"dict": []}} | changes
+    entries |= {"adapter": {"dict": []}, "optimizer": _optimizer({"dict": []}, {"list": []})} | changes
     return plain_json(state={"dict": list(entries.items())})
 
 
@@ -44,6 +48,10 @@ STATES = {
     "a kind that is not known": state_json(optimizer={"object": ["os.system"]}),
     "a kind without name": state_json(optimizer={}),
     "two kinds at once": state_json(optimizer={"dict": [], "list": []}),
+    "states that are a number": state_json(optimizer=_optimizer(3, {"list": []})),
+    "states of numbers": state_json(optimizer=_optimizer({"dict": [[0, 3]]}, {"list": []})),
+    "groups that are a number": state_json(optimizer=_optimizer({"dict": []}, 3)),
+    "groups of numbers": state_json(optimizer=_optimizer({"dict": []}, {"list": [3]})),
     "a scale without end": state_json(scaler={"dict": [["scale", float("inf")]]}),
     "no state": b'{"schema": 1}',
     "a state that is a list": plain_json(state=[]),

@@ -18,7 +18,7 @@ from lora_utils.sdxl import BaseModel
 from tests import malicious_models as models
 from tests.conftest import ROOT, TINY
 from tests.malicious import CODE, FORMS, HEADERS, PIPE, assert_refused, message_of, payload, spoil
-from tests.malicious_checkpoints import NAMES, STATES, checkpoint, checkpoint_with_manifest
+from tests.malicious_checkpoints import NAMES, STATES, checkpoint, checkpoint_with_manifest, state_json
 
 LORAS = ["lora.bin", "lora.pt", "lora.ckpt", "lora.pkl", "lora.safetensors", lora.WEIGHTS_NAME]
 FOREIGNERS = [*FOREIGN, "custom_checkpoint_0.pkl", "pytorch_model.bin", "training_state.pt"]
@@ -147,6 +147,11 @@ def test_no_checkpoint_of_this_program_runs(tmp_path, canary, name, form):
 def test_a_state_that_was_made_by_hand_is_refused_by_name(tmp_path, state):
     folder = checkpoint(tmp_path / "step-000000001", {"state.json": state})
     assert_refused(lambda: resume(folder), folder, "; ")
+
+
+def test_a_checkpoint_is_read_where_nothing_is_wrong_with_it(tmp_path):
+    """So that those above and below are not refused for another reason."""
+    assert read_checkpoint(checkpoint(tmp_path / "step-000000001", {"state.json": state_json()})).step == 1
 
 
 @pytest.mark.parametrize("manifest", NAMES.values(), ids=NAMES)
