@@ -68,7 +68,7 @@ class Keeper:
         changed, optimizer_too = self._compare(found)
         try:
             trainer.load_state_dict(found.state, optimizer_too)
-        except (ValueError, KeyError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{found.folder} does not fit: {error}; choose a new output_dir") from error
         if found.folder.parent == self.folder:
             self.saved_step = found.step
@@ -171,7 +171,7 @@ class Keeper:
         if changed:
             LOGGER.warning("since the checkpoint: %s", "; ".join(changed))
         kept = all(
-            saved["fixed"][name] == self._fingerprint["fixed"][name] for name in ("optimizer", "loraplus_lr_ratio")
+            saved["fixed"].get(name) == self._fingerprint["fixed"][name] for name in ("optimizer", "loraplus_lr_ratio")
         )
         if not kept:
             LOGGER.warning("the optimiser's states are of another kind and start afresh")

@@ -21,7 +21,12 @@ from lora_utils.schema import TrainConfig
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
-SETTINGS = ("lr", "initial_lr", "betas", "eps", "weight_decay")  # of a group; the rest of it may be states
+SETTINGS = (
+    *("lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
+    *("foreach", "fused", "capturable", "differentiable"),
+)  # of a group; the rest of it may be states
+ALIKE = ("exp_avg", "exp_avg_sq", "state1", "state2")  # states in their parameter's shape, that kernels write to
+BLOCK, LEVELS = 256, 256  # bitsandbytes: numbers that share a scale, and what 8 bits stand for
 logger = logging.getLogger(__name__)
 
 
@@ -89,11 +94,29 @@ def new_lr_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> L
 
 
 def load_states(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Take an optimiser's states from a ``state_dict`` of its class; its settings stay what they are."""
+    """Take an optimiser's states from a ``state_dict`` of its class; its settings stay what they are.
+
+    Raises:
+        ValueError: They are of other parameters. A kernel would write beyond a state that is too small.
+    """
     settings = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update(kept)
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and not _fits(name, value, parameter):
+                    raise ValueError(f"the optimiser's {name} has the shape {tuple(value.shape)}")
+
+
+def _fits(name: str, value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    if name in ALIKE:
+        return value.shape == parameter.shape
+    if name == "step":
+        return value.ndim == 0
+    if name.startswith("absmax"):
+        return value.numel() == -(-parameter.numel() // BLOCK)
+    return value.numel() == LEVELS if name.startswith("qmap") else True
 
 
 def go_to_step(scheduler: LRScheduler, step: int) -> None:

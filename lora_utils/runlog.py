@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lora_utils import __version__
+from lora_utils import UserError, __version__
 from lora_utils.commits import sweep
 from lora_utils.files import PARTIAL_SUFFIX, write_atomically
 
@@ -38,9 +38,18 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json of a run folder; empty where there is none."""
+    """summary.json of a run folder; empty where there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
     path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged; delete it, and run the same again ({type(error).__name__})") from error
 
 
 class RunLog:
