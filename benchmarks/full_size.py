@@ -1,9 +1,10 @@
 """Every stage on a model of SDXL's own size, on a CPU: ``python -m benchmarks full_size [--small]``.
 
 Writes a base model with random weights in diffusers' layout, fp16, the U-Net in shards (7 GB; --small: a toy of the
-same layout), draws two pictures, and runs check, precompute, two steps of training and compare, each as a process of
-its own. Prints seconds and peak memory of each (anonymous, and with the pages of mapped files), and fails if two of
-{VAE, text encoders, U-Net} are ever in memory together. Take --resolution 256 on a slow machine.
+same layout), draws two pictures, and runs check, precompute, two steps of training, one more from their checkpoint, and
+compare, each as a process of its own. Prints seconds and peak memory of each (anonymous, and with the pages of mapped
+files), and fails if two of {VAE, text encoders, U-Net} are ever in memory together. Take --resolution 256 on a slow
+machine.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from benchmarks import results
 from benchmarks.precompute import draw
 from lora_utils import architectures, cli, lora
+from lora_utils.commits import newest, step_of
 from lora_utils.memory import GIB
 from lora_utils.sdxl import BaseModel
 
@@ -36,7 +38,13 @@ SMALL_VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
 SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_TEXT |= {"projection_dim": 64, "vocab_size": 595}
 PARTS = {"load_vae": "vae", "load_text_pipeline": "text_encoder", "load_unet_pipeline": "unet", "load_unet": "unet"}
-STAGES = ("check", "precompute", "train", "compare")
+STAGES = {
+    "check": ["check"],
+    "precompute": ["precompute"],
+    "train": ["train"],
+    "one step more from the checkpoint": ["train", "--max_train_steps", "3", "--resume_from_checkpoint", "latest"],
+    "compare": ["compare"],
+}
 
 
 def main() -> None:
@@ -59,9 +67,10 @@ def main() -> None:
             draw(work / "pictures", 2, side_px)
         flags = flags_of(work, side_px, options.base_precision)
         figures = {"base_gib": round(size_gib, 2), "write_seconds": round(written_seconds), "resolution_px": side_px}
-        for stage in STAGES:
-            figures[stage] = measure([stage, *flags])
+        for stage, command in STAGES.items():
+            figures[stage] = measure([command[0], *flags, *command[1:]])
             print(stage, figures[stage], flush=True)
+        assert [step_of(path.name) for path in newest(work / "run" / "checkpoints", step_of)] == [3, 2]
         assert (work / "run" / lora.WEIGHTS_NAME).is_file()
         assert len(list((work / "run" / "compare").glob("finetuned_*.png"))) == 1
     if not options.small:
