@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks.results import ROOT, save
-from lora_utils import runs, stages
+from lora_utils import course, runs, stages
 from lora_utils.config import load_config
 from lora_utils.preflight import Precision
 from lora_utils.tiny.demo_data import draw_demo_data
@@ -58,7 +58,7 @@ def train(case: str, steps: int, folder: Path) -> dict[str, float]:
     config = load_config(ROOT / "configs" / "tiny.yaml", changes)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     prepared = runs.prepare(config, stages.precompute(config), accelerator, Precision(name, "the benchmark asks"))
-    reports = list(runs.carry_out(config, prepared))
+    reports = list(course.carry_out(config, prepared))
     summary = json.loads((config.paths.output_dir / "summary.json").read_text())
     return {
         "held-out loss before": summary["held_out_loss_before"],

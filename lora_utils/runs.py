@@ -1,6 +1,7 @@
 """One training run, put together: examples, base model, adapter, precision."""
 
 import logging
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,7 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, found: Precomputed, accelerator: Accelerator, precision: Precision, started: float
+    config: RunConfig, found: Precomputed, accelerator: Accelerator, precision: Precision, started: float | None = None
 ) -> Prepared:
     """Load and fit the U-Net for the examples in the cache.
 
@@ -64,7 +65,7 @@ def prepare(
         found: The cache.
         accelerator: Device and processes.
         precision: What the U-Net computes in.
-        started: ``time.monotonic`` when the stage began.
+        started: ``time.monotonic`` when the stage began; now, when not given.
 
     Raises:
         UserError: The base model or a setting cannot be used.
@@ -89,7 +90,8 @@ def prepare(
     )
     measured = HeldOutLoss(held_out, schedule) if held_out else None
     identity = {"base": base.unet_identity(), "data": data_digest(found.entries, found.unconditional_key)}
-    return Prepared(run, fitted, precision, measured, identity, started)
+    began = time.monotonic() if started is None else started
+    return Prepared(run, fitted, precision, measured, identity, began)
 
 
 def warn_of_findings(config: RunConfig, found: Precomputed) -> None:

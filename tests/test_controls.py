@@ -21,8 +21,12 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
         (lying / path.name).write_text(text)
     quick = {"max_train_steps": 100, "validation_steps": 100}
     true, false = (
-        [learn(folder, tmp_path / "run", precompute_dir, seed=seed, **quick)["held_out_loss"] for seed in range(3)]
-        for folder in (demo_folder, lying)
+        [
+            learn(folder, tmp_path / f"{kind}{seed}", precompute_dir, seed=seed, **quick)["held_out_loss"]
+            for seed in range(3)
+        ]
+        for kind, folder in (("true", demo_folder), ("false", lying))
     )
+    true, false = ([summary["held_out_loss"] for summary in summaries] for summaries in (true, false))
     assert len(set(true)) == 3
     assert min(false) - max(true) > max(true) - min(true), (true, false)

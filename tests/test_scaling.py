@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lora_utils import runs, stages
+from lora_utils import course, runs, stages
 from lora_utils.preflight import Precision
 
 
@@ -19,7 +19,7 @@ def prepared(make_config):
 
 def test_fp16_trains_with_fp32_masters_and_the_losses_of_fp32(prepared, make_config, tmp_path):
     config, run = prepared
-    losses = [report.loss for report in runs.carry_out(config, run)]
+    losses = [report.loss for report in course.carry_out(config, run)]
     trained = [parameter for parameter in run.fitted.unet.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     plain = make_config(max_train_steps=2, train_batch_size=1, rank=4, output_dir=tmp_path / "fp32")
@@ -32,7 +32,7 @@ def test_an_overflow_skips_the_step_and_says_so(prepared):
     named = dict(run.fitted.unet.named_parameters())
     parameter = next(named[name] for name in named if "lora_B" in name)
     hook = parameter.register_hook(lambda gradient: gradient * torch.inf)
-    reports = runs.carry_out(config, run)
+    reports = course.carry_out(config, run)
     first = next(reports)
     hook.remove()
     assert first.grad_norm is None
