@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lora_utils.commits import DELETED, MANIFEST, PARTIAL, DamagedError, read_folder
+from lora_utils.commits import DELETED, MANIFEST, PARTIAL, DamagedError, check_folder, read_folder
 from lora_utils.files import file_hash, sync, sync_folder
 from lora_utils.index import INDEX_NAME
-from lora_utils.mirrorfolder import beside, delete, discard, packs_in, read_mounted, sweep
+from lora_utils.mirrorfolder import beside, delete, discard, packs_in, sweep
 
 CHUNK_BYTES = 8 * 2**20
 LATE_SECONDS = (0.5, 2.0)
@@ -48,7 +48,7 @@ def is_copy(folder: Path, manifest: bytes) -> bool:
             _forget_pages(folder / name)
         if (folder / MANIFEST).read_bytes() != manifest:
             return False
-        read_mounted(folder)
+        check_folder(folder)
     except (DamagedError, FileNotFoundError, NotADirectoryError):
         return False
     return True

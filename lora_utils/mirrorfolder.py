@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_utils import UserError
-from lora_utils.commits import BAD, DELETED, PARTIAL, DamagedError, read_folder, step_of
+from lora_utils.commits import BAD, DELETED, PARTIAL, DamagedError, check_folder, read_folder, step_of
 
 PACK = re.compile(r"^(images|texts)-\d{6,}-[0-9a-f]{8}\.safetensors$")
 CHECKPOINTS, PRECOMPUTED = "checkpoints", "precomputed"
@@ -122,7 +122,7 @@ def beside(path: Path, prefix: str) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        read_mounted(folder)
+        check_folder(folder)
     except DamagedError:
         return False
     return True
