@@ -67,8 +67,8 @@ run_tests() {
     ruff format --check .
     pyright
     python tools/notebooks.py check notebooks/*.ipynb
-    python -m pytest -n 2 --dist loadfile
-    python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x notebooks
+    python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
+        --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks tests
 }
 
 make_environment

@@ -103,33 +103,28 @@ class LeanLinears:
         return [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in self.layers]
 
 
-class LeanAttention:
-    """diffusers' attention with q, k and v (or k and v, where they see the text) from one node."""
+def _attention_forward(
+    attn: Any,
+    together: LeanLinears,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """diffusers' attention with q, k and v (or k and v, where they see the text) from one node.
 
-    def __init__(self, together: LeanLinears) -> None:
-        self._together = together
-        self._plain = AttnProcessor2_0()
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """(B, tokens, channels) to the same."""
-        apart = (encoder_hidden_states is not None) != (len(self._together.layers) == 2)
-        if apart or attention_mask is not None or not self._together.usable or hidden_states.ndim != 3:
-            return self._plain(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
-        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        parts = list(self._together(seen).chunk(len(self._together.layers), dim=-1))
-        if len(parts) == 2:
-            parts.insert(0, attn.to_q(hidden_states))
-        query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
-        out = F.scaled_dot_product_attention(query, key, value)
-        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+    (B, tokens, channels) to the same.
+    """
+    apart = (encoder_hidden_states is not None) != (len(together.layers) == 2)
+    if apart or attention_mask is not None or kwargs or not together.usable or hidden_states.ndim != 3:
+        return type(attn).forward(attn, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+    parts = together(hidden_states if encoder_hidden_states is None else encoder_hidden_states)
+    parts = list(parts.chunk(len(together.layers), dim=-1))
+    if len(parts) == 2:
+        parts.insert(0, attn.to_q(hidden_states))
+    query, key, value = (part.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
+    out = F.scaled_dot_product_attention(query, key, value)
+    return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
 
 def _lean_attention(attn: Any, dtype: torch.dtype) -> list[LeanLinears]:
@@ -142,7 +137,7 @@ def _lean_attention(attn: Any, dtype: torch.dtype) -> list[LeanLinears]:
     if len({(layer.out_features, layer.scaling[ADAPTER]) for layer in layers}) > 1:
         return []
     together = LeanLinears(layers, dtype)
-    attn.set_processor(LeanAttention(together))
+    _give(attn, partial(_attention_forward, attn, together))
     return [together]
 
 

@@ -19,7 +19,7 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
     texts = [path.read_text() for path in captions]
     for path, text in zip(captions, [*texts[7:], *texts[:7]], strict=True):
         (lying / path.name).write_text(text)
-    quick = {"max_train_steps": 100, "validation_steps": 100}
+    quick = {"max_train_steps": 60, "validation_steps": 60}
     true, false = (
         [
             learn(folder, tmp_path / f"{kind}{seed}", precompute_dir, seed=seed, **quick)["held_out_loss"]

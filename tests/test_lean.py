@@ -3,10 +3,11 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from peft.utils import get_peft_model_state_dict
 
 from lora_utils import lora, stages
-from lora_utils.lean import LeanAttention, make_lean
+from lora_utils.lean import make_lean
 from lora_utils.schema import LoraConfig
 from tests.conftest import TINY
 
@@ -72,9 +73,16 @@ def test_fp16_gives_fp32_gradients_close_to_fp32s():
 
 def test_queries_keys_and_values_come_from_one_node():
     unet = new_unet(True)
-    processors = list(unet.attn_processors.values())
-    assert processors
-    assert all(isinstance(processor, LeanAttention) for processor in processors)
+    attentions = [module for module in unet.modules() if isinstance(module, Attention)]
+    assert attentions
+    met, queue = set(), [predict(unet).grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in met:
+            met.add(node)
+            queue += [following for following, _ in node.next_functions]
+    from_one_node = sum(3 if attention.is_cross_attention else 2 for attention in attentions)
+    assert sum(node.name() == "_LoraLinearBackward" for node in met) == from_one_node
 
 
 def test_names_and_weights_stay_what_they_are():
