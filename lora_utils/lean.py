@@ -79,9 +79,9 @@ class LeanLinears:
         count = len(layers)
         masters = self._masters()
         down = torch.cat([master.detach().to(dtype) for master in masters[:count]])
-        ups = [master.detach().to(dtype, copy=True) for master in masters[count:]]
-        self.copies = [*down.split([up.shape[1] for up in ups]), *ups]
-        self._projection = nodes.Projection(weight, bases[0].bias, down, ups, layers[0].scaling[ADAPTER])
+        up = torch.stack([master.detach().to(dtype) for master in masters[count:]])
+        self.copies = [*down.chunk(count), *up]
+        self._projection = nodes.Projection(weight, bases[0].bias, down, up, layers[0].scaling[ADAPTER])
         self.renew()
 
     def renew(self) -> None:
@@ -134,7 +134,7 @@ def _lean_attention(attn: Any, dtype: torch.dtype) -> list[LeanLinears]:
     layers = [attn.to_k, attn.to_v] if attn.is_cross_attention else [attn.to_q, attn.to_k, attn.to_v]
     if not all(_is_plain_linear(layer) and _is_stackable(layer) for layer in layers):
         return []
-    if len({(layer.out_features, layer.scaling[ADAPTER]) for layer in layers}) > 1:
+    if len({(layer.out_features, layer.r[ADAPTER], layer.scaling[ADAPTER]) for layer in layers}) > 1:
         return []
     together = LeanLinears(layers, dtype)
     _give(attn, partial(_attention_forward, attn, together))

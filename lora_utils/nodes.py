@@ -26,14 +26,14 @@ class Projection:
     """(O,)."""
     down: Tensor
     """Compute copies of the A matrices one below the other, (n r, I)."""
-    ups: Sequence[Tensor]
-    """Compute copies of the B matrices, n of (O_i, r)."""
+    up: Tensor
+    """Compute copies of the B matrices, (n, O / n, r)."""
     scale: float
     """lora_alpha / rank."""
 
-    def cut(self, rows: Tensor, axis: int) -> Sequence[Tensor]:
-        """(N, O) along the linears' outputs (axis 0 of B), (N, n r) along their ranks (axis 1)."""
-        return [rows] if len(self.ups) == 1 else rows.split([up.shape[axis] for up in self.ups], dim=1)
+    def apart(self, rows: Tensor) -> Tensor:
+        """(N, n k), what the linears have side by side, as a view (n, N, k)."""
+        return rows.unflatten(1, (len(self.up), -1)).transpose(0, 1)
 
 
 def lora_linear(x: Tensor, dropped: Tensor | None, projection: Projection, masters: Sequence[Tensor]) -> Tensor:
@@ -60,8 +60,7 @@ class _LoraLinear(Function):
         low = seen.mm(projection.down.t())
         if projection.scale != 1:
             low.mul_(projection.scale)
-        for part, low_part, up in zip(projection.cut(out, 0), projection.cut(low, 1), projection.ups, strict=True):
-            part.addmm_(low_part, up.t())
+        projection.apart(out).baddbmm_(projection.apart(low), projection.up.mT)
         ctx.save_for_backward(x if dropped is None else dropped, low)
         ctx.projection, ctx.dropout = projection, dropped is not None
         return out.view(*x.shape[:-1], -1)
@@ -71,11 +70,9 @@ class _LoraLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (seen, low), projection = ctx.saved_tensors, ctx.projection
         rows, grad_rows = seen.reshape(-1, seen.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        grad_low, grad_parts = torch.empty_like(low), projection.cut(grad_rows, 0)
-        for grad_part, grad_low_part, up in zip(grad_parts, projection.cut(grad_low, 1), projection.ups, strict=True):
-            torch.mm(grad_part, up, out=grad_low_part)
-        low_parts = projection.cut(low, 1)
-        grad_ups = [part.t().mm(low_part) for part, low_part in zip(grad_parts, low_parts, strict=True)]
+        grad_low, grad_parts = torch.empty_like(low), projection.apart(grad_rows)
+        torch.bmm(grad_parts, projection.up, out=projection.apart(grad_low))
+        grad_ups = grad_parts.mT.bmm(projection.apart(low))
         if projection.scale != 1:
             grad_low.mul_(projection.scale)
         grad_x = grad_dropped = None
@@ -85,7 +82,7 @@ class _LoraLinear(Function):
             grad_x = grad_x.view(seen.shape)
         if ctx.needs_input_grad[1]:
             grad_dropped = grad_low.mm(projection.down).view(seen.shape)
-        grad_downs = grad_low.t().mm(rows).split([up.shape[1] for up in projection.ups])
+        grad_downs = grad_low.t().mm(rows).chunk(len(grad_ups))
         return grad_x, grad_dropped, None, *grad_downs, *grad_ups
 
 

@@ -35,8 +35,8 @@ def test_base_and_lora_in_one_node_are_base_plus_lora(count, dropout, scale):
     downs = [random(3, 8).requires_grad_() for _ in range(count)]
     ups = [random(6, 3).requires_grad_() for _ in range(count)]
     dropped = F.dropout(x, 0.4) if dropout else None
-    copies = [up.detach() for up in ups]
-    projection = nodes.Projection(lambda: weight, bias, torch.cat([down.detach() for down in downs]), copies, scale)
+    up = torch.stack([up.detach() for up in ups])
+    projection = nodes.Projection(lambda: weight, bias, torch.cat([down.detach() for down in downs]), up, scale)
     ours = nodes.lora_linear(x, dropped, projection, [*downs, *ups])
     seen = x if dropped is None else dropped
     updates = [scale * seen @ down.T @ up.T for down, up in zip(downs, ups, strict=True)]
@@ -74,7 +74,7 @@ def test_group_norm_and_silu_in_one_node_are_both_in_turn(layout):
 def test_what_is_not_wanted_gets_no_gradient():
     """The text's projections: their input is cached, and nothing goes back into it."""
     weight, down, up = random(6, 8), random(3, 8).requires_grad_(), random(6, 3).requires_grad_()
-    projection = nodes.Projection(lambda: weight, None, down.detach(), [up.detach()], 1.0)
+    projection = nodes.Projection(lambda: weight, None, down.detach(), up.detach()[None], 1.0)
     text = random(2, 5, 8)
     nodes.lora_linear(text, None, projection, [down, up]).sum().backward()
     assert text.grad is None
