@@ -111,7 +111,7 @@ def _attention_forward(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """diffusers' attention with q, k and v (or k and v, where they see the text) from one node.
+    """Attention as diffusers', with q, k and v (or k and v, where they see the text) from one node.
 
     (B, tokens, channels) to the same.
     """
