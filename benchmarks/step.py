@@ -1,24 +1,26 @@
 """The training step: our loop against the bare step, and against peft's way with everything recomputed.
 
-``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each way runs in
-processes of its own with few and with many steps; the difference cancels start-up. Rounds are interleaved.
+``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each way has a
+process of its own; they take turns, one step each, so that what else the machine does hits all alike. A figure is the
+difference between two points of a process, so start-up cancels.
 """
 
 import argparse
-import json
 import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from benchmarks.results import save
-from lora_utils import lora, stages
+from lora_utils import stages
 from lora_utils.config import load_config
 from lora_utils.denoising import training_losses
 from lora_utils.microbatches import read_batch
@@ -41,19 +43,19 @@ WAYS = {
     "peft, all recomputed": {"lean_step": False, "gradient_checkpointing": "full"},
     "peft, nothing recomputed": {"lean_step": False, "gradient_checkpointing": "none"},
 }
-FEW, MANY = 6, 26
+WARM_UP, STEPS = 6, 20  # before the first point, and from one point to the next
 
 
 def main() -> None:
     """Time every way and print the ratios."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--resolutions", type=int, nargs="+", default=[64, 128], help="pixels; latents have a quarter")
     parser.add_argument("--child", nargs=4, metavar=("WAY", "STEPS", "FOLDER", "PIXELS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         way, steps, folder, pixels = options.child
-        run(way, int(steps), Path(folder), int(pixels))
+        _take_turns(way, int(steps), Path(folder), int(pixels))
         return
     figures, ratios = {}, {}
     for resolution_px in options.resolutions:
@@ -69,13 +71,32 @@ def main() -> None:
 def _rounds(count: int, resolution_px: int) -> dict[str, list[float]]:
     """Seconds of a step in every round, by way."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         prepare(Path(scratch), resolution_px)
+        steps = WARM_UP + count * STEPS
+        workers = {way: stack.enter_context(_start(way, steps, scratch, resolution_px)) for way in WAYS}
+        before = _advance(workers, WARM_UP)
         for _ in range(count):
+            after = _advance(workers, STEPS)
             for way in WAYS:
-                few, many = (_measure(way, steps, scratch, resolution_px) for steps in (FEW, MANY))
-                seconds[way].append((many - few) / (MANY - FEW))
+                seconds[way].append((after[way] - before[way]) / STEPS)
+            before = after
     return seconds
+
+
+def _start(way: str, steps: int, folder: str, resolution_px: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "benchmarks", "step", "--child", way, str(steps), folder, str(resolution_px)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+
+
+def _advance(workers: dict[str, subprocess.Popen], steps: int) -> dict[str, float]:
+    """Let every process take this many steps, in turns; the user-CPU seconds that each has used so far."""
+    used = {}
+    for _ in range(steps):
+        for way, worker in workers.items():
+            print("step", file=worker.stdin)
+            used[way] = float(worker.stdout.readline())
+    return used
 
 
 def prepare(folder: Path, resolution_px: int) -> None:
@@ -90,28 +111,24 @@ def prepare(folder: Path, resolution_px: int) -> None:
     stages.precompute(_config("loop", 1, folder, resolution_px))
 
 
-def run(way: str, steps: int, folder: Path, resolution_px: int) -> None:
-    """Take the steps and print the user-CPU seconds of this process."""
+def _take_turns(way: str, steps: int, folder: Path, resolution_px: int) -> None:
+    """Take a step for each line of input, and print the user-CPU seconds of this process."""
     torch.set_num_threads(1)
     config = _config(way, steps, folder, resolution_px)
-    if way == "bare":
-        _bare_steps(config, steps)
-    else:
-        for _ in stages.train(config):
-            pass
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_utime))
+    for _ in zip(sys.stdin, _bare_steps(config) if way == "bare" else stages.train(config), strict=False):
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, flush=True)
 
 
-def _bare_steps(config: RunConfig, steps: int) -> None:
+def _bare_steps(config: RunConfig) -> Iterator[None]:
     """Forward, backward and update on one batch again and again: what no loop can do without."""
     run = stages.prepare_training(config).run
     optimizer = new_optimizer(run.unet, config.train)
     batch = read_batch(run, 0, list(range(config.train.train_batch_size)))
-    for _ in range(steps):
+    while True:
         training_losses(run.unet, batch, run.schedule, config.train).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    lora.save_lora(run.unet, config.paths.output_dir)
+        yield
 
 
 def _config(way: str, steps: int, folder: Path, resolution_px: int) -> RunConfig:
@@ -119,7 +136,7 @@ def _config(way: str, steps: int, folder: Path, resolution_px: int) -> RunConfig
         "pretrained_model_name_or_path": str(folder / "base"),
         "train_data_dir": folder / "data",
         "precompute_dir": folder / "cache",
-        "output_dir": folder / "run",
+        "output_dir": folder / way.replace(", ", "-").replace(" ", "-"),
         "resolution": resolution_px,
         "max_train_steps": steps,
         "train_batch_size": 1,
@@ -128,8 +145,3 @@ def _config(way: str, steps: int, folder: Path, resolution_px: int) -> RunConfig
         "gradient_checkpointing": "none",
     }
     return load_config(None, settings | WAYS[way])
-
-
-def _measure(way: str, steps: int, folder: str, resolution_px: int) -> float:
-    command = [sys.executable, "-m", "benchmarks", "step", "--child", way, str(steps), folder, str(resolution_px)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])

@@ -57,15 +57,22 @@ def precompute_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("precomputed")
 
 
+@pytest.fixture(scope="session")
+def tiny_settings(data_dir, precompute_dir):
+    """What every run on the ten pictures has."""
+    return {
+        "pretrained_model_name_or_path": str(TINY),
+        "train_data_dir": data_dir,
+        "precompute_dir": precompute_dir,
+        "resolution": 64,
+    }
+
+
 @pytest.fixture
-def make_config(tmp_path, data_dir, precompute_dir):
+def make_config(tmp_path, tiny_settings):
     def make(**overrides):
-        quick = {
-            "pretrained_model_name_or_path": str(TINY),
-            "train_data_dir": data_dir,
+        quick = tiny_settings | {
             "output_dir": tmp_path / "run",
-            "precompute_dir": precompute_dir,
-            "resolution": 64,
             "max_train_steps": 3,
             "train_batch_size": 2,
             "gradient_accumulation_steps": 1,

@@ -12,22 +12,14 @@ import pytest
 
 from lora_utils import cli, training
 from tests.campaigns import result_in, run_straight
-from tests.conftest import TINY
 from tests.contenders import RUN, Ours
 
 STEPS, LIMIT_MINUTES, STEP_SECONDS = 14, 0.1, 0.6  # more seconds than the limit, however fast the machine
 
 
 @pytest.fixture(scope="module")
-def settings(data_dir, precompute_dir):
-    return {
-        "pretrained_model_name_or_path": str(TINY),
-        "train_data_dir": data_dir,
-        "precompute_dir": precompute_dir,
-        "resolution": 64,
-        "train_batch_size": 1,
-        "max_train_steps": STEPS,
-    }
+def settings(tiny_settings):
+    return tiny_settings | {"train_batch_size": 1, "max_train_steps": STEPS}
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,8 @@ OPTIMISERS = {
 
 
 @pytest.fixture(scope="module")
-def settings(data_dir, precompute_dir):
-    return {
-        "pretrained_model_name_or_path": str(TINY),
-        "train_data_dir": data_dir,
-        "precompute_dir": precompute_dir,
-        "resolution": 64,
+def settings(tiny_settings):
+    return tiny_settings | {
         "train_batch_size": 1,
         "learning_rate": 1e-3,
         "lr_scheduler": "cosine",
