@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -115,8 +115,10 @@ def _take_turns(way: str, steps: int, folder: Path, resolution_px: int) -> None:
     """Take a step for each line of input, and print the user-CPU seconds of this process."""
     torch.set_num_threads(1)
     config = _config(way, steps, folder, resolution_px)
-    for _ in zip(sys.stdin, _bare_steps(config) if way == "bare" else stages.train(config), strict=False):
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, flush=True)
+    answers = sys.stdout
+    with redirect_stdout(sys.stderr):  # the progress line's
+        for _ in zip(sys.stdin, _bare_steps(config) if way == "bare" else stages.train(config), strict=False):
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=answers, flush=True)
 
 
 def _bare_steps(config: RunConfig) -> Iterator[None]:
