@@ -26,7 +26,8 @@ from lora_utils.quantisation import dequantised_weight
 def make_lean(unet: UNet2DConditionModel) -> None:
     """Replace forward passes; call once, after the adapter is attached and base and adapter are on their device.
 
-    The compute copies of the adapter have the dtype of the base and are renewed before every forward pass.
+    The compute copies of the adapter have the dtype of the base and are renewed before every forward pass; the
+    parameters themselves must stay the same objects.
     """
     modules: list[Any] = list(unet.modules())
     dtype = unet.conv_in.weight.dtype
@@ -44,7 +45,8 @@ def make_lean(unet: UNet2DConditionModel) -> None:
                 _give(module, partial(_lora_conv_forward, module))
         else:
             _make_lean(module)
-    unet.register_forward_pre_hook(partial(_renew, leans))
+    copies, masters = [c for lean in leans for c in lean.copies], [m for lean in leans for m in lean.masters]
+    unet.register_forward_pre_hook(partial(_renew, leans, copies, masters))
 
 
 def _make_lean(module: Any) -> None:
@@ -77,16 +79,15 @@ class LeanLinears:
                 base.weight = nn.Parameter(part, requires_grad=False)  # a view: nothing is kept twice
             weight = partial(_given, stacked)
         count = len(layers)
-        masters = self._masters()
-        down = torch.cat([master.detach().to(dtype) for master in masters[:count]])
-        up = torch.stack([master.detach().to(dtype) for master in masters[count:]])
+        self.masters = [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in layers]
+        down = torch.cat([master.detach().to(dtype) for master in self.masters[:count]])
+        up = torch.stack([master.detach().to(dtype) for master in self.masters[count:]])
         self.copies = [*down.chunk(count), *up]
         self._projection = nodes.Projection(weight, bases[0].bias, down, up, layers[0].scaling[ADAPTER])
         self.renew()
 
     def renew(self) -> None:
-        """Look at the layers again: their parameters, whether the adapter is on and alone, and dropout."""
-        self.masters = self._masters()
+        """Look at the layers again: whether the adapter is on and alone, and dropout."""
         self.usable = all(
             not layer.disable_adapters and not layer.merged and layer.active_adapters == [ADAPTER]
             for layer in self.layers
@@ -97,10 +98,6 @@ class LeanLinears:
     def __call__(self, x: Tensor) -> Tensor:
         dropped = None if self._dropout is None else self._dropout(x)
         return nodes.lora_linear(x, dropped, self._projection, self.masters)
-
-    def _masters(self) -> list[Tensor]:
-        """A_1 .. A_n, B_1 .. B_n, the parameters that are trained."""
-        return [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in self.layers]
 
 
 def _attention_forward(
@@ -171,11 +168,10 @@ def _is_plain_resnet(block: Any) -> bool:
 
 
 @torch.no_grad()
-def _renew(leans: Sequence[LeanLinears], *_: object) -> None:
+def _renew(leans: Sequence[LeanLinears], copies: list[Tensor], masters: list[Tensor], *_: object) -> None:
     for lean in leans:
         lean.renew()
     if leans:
-        copies, masters = [c for lean in leans for c in lean.copies], [m for lean in leans for m in lean.masters]
         torch._foreach_copy_(copies, masters)
 
 

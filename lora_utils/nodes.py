@@ -33,7 +33,7 @@ class Projection:
 
     def apart(self, rows: Tensor) -> Tensor:
         """(N, n k), what the linears have side by side, as a view (n, N, k)."""
-        return rows.unflatten(1, (len(self.up), -1)).transpose(0, 1)
+        return rows.view(len(rows), len(self.up), -1).transpose(0, 1)
 
 
 def lora_linear(x: Tensor, dropped: Tensor | None, projection: Projection, masters: Sequence[Tensor]) -> Tensor:
