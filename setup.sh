@@ -67,8 +67,8 @@ run_tests() {
     ruff format --check .
     pyright
     python tools/notebooks.py check notebooks/*.ipynb
-    python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder \
-        --nbval-lax --nbval-current-env --nbval-cell-timeout 600 notebooks tests
+    python -m pytest -n 2 --dist worksteal
+    python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x notebooks
 }
 
 make_environment

@@ -20,13 +20,6 @@ TINY = ROOT / "lora_utils" / "tiny"
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    """With several workers, a file's tests stay together, and so do the notebooks, which share a run folder."""
-    for item in items:
-        name = "notebooks" if item.path.suffix == ".ipynb" else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
-
-
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
