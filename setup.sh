@@ -53,10 +53,10 @@ demo() {
     local run=runs/demo
     rm -rf "$run"
     python -m lora_utils.tiny.demo_data --output_dir data/demo_64px
-    python -m lora_utils check --config configs/tiny.yaml --output_dir "$run" | sed -n 1,7p
-    python -m lora_utils precompute --config configs/tiny.yaml --output_dir "$run"
-    python -m lora_utils train --config configs/tiny.yaml --output_dir "$run"
-    python -m lora_utils compare --config configs/tiny.yaml --output_dir "$run"
+    python -m lora_utils check --config tiny --output_dir "$run" | sed -n 1,7p
+    python -m lora_utils precompute --config tiny --output_dir "$run"
+    python -m lora_utils train --config tiny --output_dir "$run"
+    python -m lora_utils compare --config tiny --output_dir "$run"
     python -m lora_utils.tiny.evaluate --lora_path "$run"
     echo "base above, LoRA below: $run/compare/sheet.png"
 }

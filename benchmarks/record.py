@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from lora_utils.runlog import versions
+from lora_utils.system.versions import versions
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks" / "results"

@@ -1,6 +1,6 @@
 """BDD100K with captions made from its labels: an example of a dataset file of your own.
 
-    python -m lora_utils train --config configs/bdd_a100.yaml --train_data_dir /path/to/bdd100k
+    python -m lora_utils train --config bdd_a100 --train_data_dir /path/to/bdd100k
 
 BDD100K (Yu et al., 2020) holds 1280x720 pictures from dashcams, labelled with weather, scene, time of day and objects.
 All its label files are read, one list for each split or one file for each image; what they say about the same image

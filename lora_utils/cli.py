@@ -11,9 +11,9 @@ from typing import Any, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
-from lora_utils.config import load_config, settings
-from lora_utils.redaction import install, redacted
-from lora_utils.schema import RunConfig
+from lora_utils.config.loading import find_config, load_config, presets, settings
+from lora_utils.config.schema import RunConfig
+from lora_utils.system.redaction import install, redacted
 
 STAGES = {
     "check": "what this machine is, and what a run on it will use; downloads nothing",
@@ -82,7 +82,8 @@ def _build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings; flags win over it")
+    told = f"YAML file of settings, or a preset: {', '.join(presets())}; flags win over it"
+    parser.add_argument("--config", type=find_config, metavar="FILE", help=told)
     parser.add_argument("--data", action="store_true", help="with check: decode every image, read every caption")
     parser.add_argument("--card", metavar="NAME", help="with check: forecast for t4, l4, a100, 8gb … instead of here")
     parser.add_argument("--version", action="version", version=__version__)

@@ -1,15 +1,48 @@
 """Figures for the notebooks: what was precomputed, how the loss went, base against LoRA."""
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
 
-from lora_utils.forecast import Forecast
-from lora_utils.images import decode
-from lora_utils.lint import DataReport
+from lora_utils.config.loading import find_config, load_config
+from lora_utils.config.schema import RunConfig
+from lora_utils.data.images import decode
+from lora_utils.memory.forecast import Forecast
+from lora_utils.model import lora
+from lora_utils.precompute.data_report import DataReport
+from lora_utils.stages import train
+from lora_utils.storage.log import read_summary
+from lora_utils.system import redaction
+from lora_utils.system.device import MachineError
+from lora_utils.tiny.demo_data import draw_demo_data
+
+
+def choose_preset(wanted: str) -> str:
+    """The preset that auto stands for: LORA_PRESET where that is set, t4 on a GPU, else tiny.
+
+    Raises:
+        MachineError: On Colab without a GPU, where tiny is most likely not what was meant.
+    """
+    if wanted != "auto":
+        return wanted
+    if chosen := os.environ.get("LORA_PRESET"):
+        return chosen
+    if torch.cuda.is_available():
+        return "t4"
+    if any(name.startswith("COLAB_") for name in os.environ):
+        raise MachineError(
+            "this Colab runtime has no GPU: choose Runtime > Change runtime type > T4 GPU, then run all cells "
+            'again; preset = "tiny" tries everything on the CPU with a toy model'
+        )
+    return "tiny"
+
 
 COLUMNS = 6
 
@@ -77,3 +110,37 @@ def _finish(figure: Figure) -> Figure:
     figure.tight_layout()
     plt.close(figure)  # else a notebook draws it twice
     return figure
+
+
+def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, **fields: Any) -> RunConfig:
+    """The config of a notebook: a preset, the fields of its form that are filled in, then the overrides.
+
+    Args:
+        preset: Name of a preset, path of a YAML file, or auto.
+        overrides: Any settings by leaf name.
+        fields: Settings too; empty ones are left to the preset. Without train_data_dir and dataset_name the demo
+            pictures are drawn.
+
+    Raises:
+        UserError: The preset or a setting is unknown or impossible.
+    """
+    redaction.install()
+    file = find_config(choose_preset(preset))
+    given = {name: value for name, value in fields.items() if value not in ("", None, [])}
+    config = load_config(file, given | dict(overrides or {}))
+    side_px = min(config.data.resolution)
+    demo = Path(f"data/demo_{side_px}px")
+    if config.data.train_data_dir is None and config.data.dataset_name is None:
+        config = load_config(file, given | dict(overrides or {}) | {"train_data_dir": demo})
+    if config.data.train_data_dir == [demo] and not demo.exists():
+        draw_demo_data(demo, side_px)
+    return config
+
+
+def ensure_trained(config: RunConfig) -> Path:
+    """The LoRA of the run folder, trained first, or further, where the run is not complete."""
+    file = config.paths.output_dir / lora.WEIGHTS_NAME
+    if not file.exists() or read_summary(config.paths.output_dir).get("status") not in (None, "done"):
+        for _ in train(config):
+            pass
+    return file

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from lora_utils.config import load_config
+from lora_utils.config.loading import load_config
 from lora_utils.tiny.demo_data import draw_demo_data
 
 ROOT = Path(__file__).parents[1]

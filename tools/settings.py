@@ -6,8 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_utils.config import settings  # noqa: E402
-from lora_utils.schema import RunConfig  # noqa: E402
+from lora_utils.config.loading import settings  # noqa: E402
+from lora_utils.config.schema import RunConfig  # noqa: E402
 
 
 def page() -> str:

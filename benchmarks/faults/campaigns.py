@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.faults import silence
+from benchmarks.faults.operations import silence
 
 
 @dataclass(frozen=True)

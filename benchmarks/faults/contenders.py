@@ -1,4 +1,4 @@
-"""This package as a ``Contender`` of tests/campaigns.py."""
+"""The package as a ``Contender`` of ``campaigns``."""
 
 import hashlib
 import json
@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from lora_utils import lora, stages
-from lora_utils.checkpoint import read_checkpoint, step_of
-from lora_utils.commits import newest
-from lora_utils.config import load_config
-from lora_utils.nested import take_apart
-from tests.campaigns import Result
+from benchmarks.faults.campaigns import Result
+from lora_utils import stages
+from lora_utils.config.loading import load_config
+from lora_utils.model import lora
+from lora_utils.storage.checkpoint import newest, read_checkpoint, step_of, take_apart
 
 RUN = Path("run")
 TIMES = ("step_seconds", "data_seconds", "peak_memory_gib", "forecast_memory_gib")

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from lora_utils import lora
-from lora_utils.cache import STALE_SECONDS, Cache, record_key
-from lora_utils.files import write_atomically
-from lora_utils.runlog import RunLog
-from tests.faults import CRASHED, crash, kinds, operations, places
-from tests.power import DATA, NAMES, Disk
-from tests.small_checkpoints import assert_next_save_is_clean, metrics_at, newest_step, save, save_two
+from benchmarks.faults.operations import CRASHED, crash, kinds, operations, places
+from benchmarks.faults.power import DATA, NAMES, Disk
+from benchmarks.faults.small_checkpoints import assert_next_save_is_clean, metrics_at, newest_step, save, save_two
+from lora_utils.model import lora
+from lora_utils.precompute.cache import STALE_SECONDS, Cache, record_key
+from lora_utils.storage.log import RunLog
+from lora_utils.system.files import write_atomically
 
 PACKS = 4  # so many small ones are joined
 

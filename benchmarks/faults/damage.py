@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from lora_utils.checkpoint import newest_checkpoint
-from lora_utils.commits import MANIFEST
-from tests.small_checkpoints import assert_is, save
+from benchmarks.faults.small_checkpoints import assert_is, save
+from lora_utils.storage.checkpoint import newest_checkpoint
+from lora_utils.system.files import MANIFEST
 
 Damage = Callable[[Path, Path, random.Random], None]
 

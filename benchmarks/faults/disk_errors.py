@@ -13,10 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lora_utils.checkpoint_config import CheckpointConfig
-from lora_utils.keeping import FOLDER, Keeper
-from tests.faults import failing, operations
-from tests.small_checkpoints import ABOUT, assert_next_save_is_clean, metrics_at, newest_step, state_at
+from benchmarks.faults.operations import failing, operations
+from benchmarks.faults.small_checkpoints import ABOUT, assert_next_save_is_clean, metrics_at, newest_step, state_at
+from lora_utils.config.training import CheckpointConfig
+from lora_utils.storage.store import FOLDER, Keeper
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.ENOTCONN, errno.ESTALE)
 

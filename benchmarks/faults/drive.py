@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results
-from tests.drive_campaign import Campaign
+from benchmarks import record
+from benchmarks.faults.drive_campaign import Campaign
 
 ROUNDS_PER_RUN = 40
 
@@ -35,4 +35,4 @@ def main() -> None:
             counts += campaign.counts
             wrong += [f"seed {options.seed + number}: {what}" for what in campaign.wrong]
     seconds = round(time.monotonic() - started)
-    results.save("drive", {**dict(sorted(counts.items())), "broken promises": wrong, "seconds": seconds})
+    record.save("drive", {**dict(sorted(counts.items())), "broken promises": wrong, "seconds": seconds})

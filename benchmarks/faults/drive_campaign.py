@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from lora_utils.commits import DamagedError, commit_folder, problem_of, read_folder, remove
-from lora_utils.mirror import Mirror
-from lora_utils.mirrorfolder import MirrorError, packs_in, steps_in
-from lora_utils.restoring import restore
-from tests.fake_drive import BAD_DAY, CALM, FakeDrive
-from tests.mirrored_run import RETRY_SECONDS, MortalMirror, quick
-from tests.small_cache import MOST, all_sound, encode, whole
+from benchmarks.faults.fake_drive import BAD_DAY, CALM, FakeDrive
+from benchmarks.faults.mirrored_run import RETRY_SECONDS, MortalMirror, quick
+from benchmarks.faults.small_cache import MOST, all_sound, encode, whole
+from lora_utils.storage.mirror import Mirror
+from lora_utils.storage.mirror_folder import MirrorError, packs_in, steps_in
+from lora_utils.storage.mirror_restore import restore
+from lora_utils.system.files import DamagedError, commit_folder, problem_of, read_folder, remove
 
 UNEASY = CALM | {"burst": 0.02, "late": 0.15}
 

@@ -68,7 +68,7 @@ class FakeDrive:
 
     @contextmanager
     def calm(self):
-        """This thread sees what is really there."""
+        """What is really there is seen by this thread."""
         before, self._calm.on = getattr(self._calm, "on", False), True
         try:
             yield

@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import _fault_files, _fault_runs, results
+from benchmarks import record
+from benchmarks.faults import files, runs
 
 PARTS = {
-    "kills": _fault_runs.kills,
-    "cuts": _fault_runs.cuts,
-    "accelerate": _fault_runs.accelerate,
-    "crashes": _fault_files.crashes,
-    "power": _fault_files.power_cuts,
-    "errors": _fault_files.errors,
-    "damage": _fault_files.damage,
+    "kills": runs.kills,
+    "cuts": runs.cuts,
+    "accelerate": runs.accelerate,
+    "crashes": files.crashes,
+    "power": files.power_cuts,
+    "errors": files.errors,
+    "damage": files.damage,
 }
 
 
@@ -45,5 +46,5 @@ def main() -> None:
 
 def keep(figures: dict[str, Any]) -> None:
     """Put figures beside those of the other parts."""
-    before = results.read("faults")
-    results.save("faults", (before["figures"] if before else {}) | figures)
+    before = record.read("faults")
+    record.save("faults", (before["figures"] if before else {}) | figures)

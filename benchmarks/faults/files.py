@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
-from lora_utils import lora, stages
-from lora_utils.schema import LoraConfig, ModelConfig
-from lora_utils.sdxl import BaseModel
-from tests import crash_scenarios as scenarios
-from tests.crash_scenarios import Scenario, crash_everywhere, cut_power_everywhere
-from tests.damage import corrupt
-from tests.disk_errors import ERRORS, listening, survive_all
-from tests.faults import SHARES
+from benchmarks.faults import crash_scenarios as scenarios
+from benchmarks.faults.crash_scenarios import Scenario, crash_everywhere, cut_power_everywhere
+from benchmarks.faults.damage import corrupt
+from benchmarks.faults.disk_errors import ERRORS, listening, survive_all
+from benchmarks.faults.operations import SHARES
+from lora_utils import stages
+from lora_utils.config.schema import ModelConfig
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora
+from lora_utils.model.base import BaseModel
 
 TINY = Path(stages.__file__).parent / "tiny"
 DAMAGES, SEED = 500, 0
@@ -32,7 +34,7 @@ def crashes(work: Path, minutes: float) -> dict[str, Any]:
 
 
 def power_cuts(work: Path, minutes: float) -> dict[str, Any]:
-    """Every state of the model in tests/power.py, before every operation."""
+    """Every state of the model in ``power``, before every operation."""
     found: dict[str, Any] = {"states": 0, "old_or_new_whole": 0}
     for name, scenario in _scenarios().items():
         if name == "log":

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import results
-from lora_utils.config import load_config
-from tests.yaml_inputs import CONFIGS, inputs, outcome
+from benchmarks import record
+from benchmarks.faults.yaml_inputs import CONFIGS, inputs, outcome
+from lora_utils.config.loading import load_config
 
 LONGEST_SECONDS = 1.0
 MOST_GROWTH_MB = 200.0
@@ -44,7 +44,7 @@ def main() -> None:
         "memory_growth_mb": round((peak_bytes - before_bytes) / 1e6, 1),
         "seconds": round(time.monotonic() - started),
     }
-    results.save("fuzz_yaml", figures)
+    record.save("fuzz_yaml", figures)
     too_much = figures["longest_cpu_seconds"] >= LONGEST_SECONDS or figures["memory_growth_mb"] >= MOST_GROWTH_MB
     if figures["anything_else"] or too_much:
         raise SystemExit(f"failed: {dict(outcomes) or 'too long or too much memory'}")

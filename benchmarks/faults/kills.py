@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import results
+from benchmarks import record
+from benchmarks.faults.precompute_kills import contents, precompute_under_kills, same
 from lora_utils import stages
-from lora_utils.config import load_config
+from lora_utils.config.loading import load_config
 from lora_utils.tiny.demo_data import draw_demo_data
-from tests.kills import contents, precompute_under_kills, same
 
 TINY = Path(stages.__file__).parent / "tiny"
 
@@ -43,4 +43,4 @@ def main() -> None:
             found = stages.precompute(config)
             equal += same(contents(found), straight) and found.encoded_images == found.encoded_captions == 0
     seconds = round(time.monotonic() - started)
-    results.save("kills", {"kills": kills, "runs": runs, "same_cache": equal, "manual_steps": 0, "seconds": seconds})
+    record.save("kills", {"kills": kills, "runs": runs, "same_cache": equal, "manual_steps": 0, "seconds": seconds})

@@ -4,11 +4,12 @@ import time
 from contextlib import contextmanager, suppress
 from unittest import mock
 
-from lora_utils import copying, restoring
-from lora_utils.commits import commit_folder, step_of
-from lora_utils.mirror import Mirror
-from lora_utils.mirrorfolder import steps_in
-from tests.fake_drive import FakeDrive, PowerCut
+from benchmarks.faults.fake_drive import FakeDrive, PowerCut
+from lora_utils.storage import mirror_copy, mirror_restore
+from lora_utils.storage.checkpoint import step_of
+from lora_utils.storage.mirror import Mirror
+from lora_utils.storage.mirror_folder import steps_in
+from lora_utils.system.files import commit_folder
 
 RETRY_SECONDS = (0.0, 0.01)
 
@@ -17,8 +18,8 @@ RETRY_SECONDS = (0.0, 0.01)
 def quick():
     """No pauses: the fake drive counts operations, not seconds."""
     with (
-        mock.patch.multiple(copying, LATE_SECONDS=(0.0, 0.0), RESERVED_BYTES=0),
-        mock.patch.multiple(restoring, LATE_SECONDS=(0.0,) * 8, RETRY_SECONDS=(0.0,) * 5),
+        mock.patch.multiple(mirror_copy, LATE_SECONDS=(0.0, 0.0), RESERVED_BYTES=0),
+        mock.patch.multiple(mirror_restore, LATE_SECONDS=(0.0,) * 8, RETRY_SECONDS=(0.0,) * 5),
     ):
         yield
 

@@ -13,7 +13,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from tests.conftest import ROOT
+from benchmarks.record import ROOT
 
 TIMEOUT_SECONDS = 600
 

@@ -10,10 +10,10 @@ import random
 import tempfile
 from pathlib import Path
 
-from benchmarks.results import save
-from lora_utils import lora
+from benchmarks.faults.notebook_cells import code_cells, kill_in_cell, run_all, with_parameters
+from benchmarks.record import save
+from lora_utils.model import lora
 from lora_utils.tiny.demo_data import draw_demo_data
-from tests.notebook_kills import code_cells, kill_in_cell, run_all, with_parameters
 
 NOTEBOOKS = ("01_setup", "02_precompute", "03_train", "04_compare")
 OPTIONS = {"max_train_steps": 8, "checkpointing_steps": 2, "num_inference_steps": 2}

@@ -1,6 +1,6 @@
 """Every operation that changes files below a folder, seen before it happens: listed, failed, torn, or the last one.
 
-Functions of os and io are replaced, as in tests/fake_drive.py: pathlib, shutil and tempfile go through them. What
+Functions of os and io are replaced, as in ``fake_drive``: pathlib, shutil and tempfile go through them. What
 writes below Python, such as safetensors' own save_file, is not seen.
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import Operation
+from benchmarks.faults.operations import Operation
 
 DATA = ("all", "none", "half", "zeros")
 NAMES = ("present", "absent", "deleted")

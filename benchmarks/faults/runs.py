@@ -8,11 +8,19 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks._accelerate_loop import AccelerateLoop
+from benchmarks.faults.campaigns import (
+    Contender,
+    Kills,
+    cut_at,
+    result_in,
+    run_straight,
+    run_under_aimed_kills,
+    run_under_kills,
+)
+from benchmarks.faults.contenders import Ours
+from benchmarks.training.accelerate_loop import AccelerateLoop
 from lora_utils import stages
 from lora_utils.tiny.demo_data import draw_demo_data
-from tests.campaigns import Contender, Kills, cut_at, result_in, run_straight, run_under_aimed_kills, run_under_kills
-from tests.contenders import Ours
 
 TINY = Path(stages.__file__).parent / "tiny"
 PICTURES, STEPS, KILLED_STEPS, SEED = 10, 13, 12, 0

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from lora_utils.cache import Cache, record_key
-from lora_utils.packs import Pack, PackError
+from lora_utils.precompute.cache import Cache, record_key
+from lora_utils.precompute.packs import Pack, PackError
 
 MOST = 40
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from lora_utils.checkpoint import Checkpoint, newest_checkpoint, prune, step_of, write_checkpoint
-from lora_utils.commits import sweep
+from lora_utils.storage.checkpoint import Checkpoint, newest_checkpoint, prune, step_of, write_checkpoint
+from lora_utils.system.files import sweep
 
 KEEP = 2
 ABOUT = {"fingerprint": {"fixed": {}, "free": {}}, "seconds": 1.5, "history": [], "held_out_loss_before": None}

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_utils import UserError
-from lora_utils.config import load_config, settings
-from lora_utils.schema import RunConfig
+from lora_utils.config.loading import PRESETS, load_config, settings
+from lora_utils.config.schema import RunConfig
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted(PRESETS.glob("*.yaml"))
 LONGEST_LINE = 301  # characters of a message
 NASTY = [
     *(

@@ -13,7 +13,7 @@ class Case:
 
     name: str
     way: str = "ours"
-    """ours, or one of ``_gpu_ways.PEERS``."""
+    """ours, or one of ``peers.PEERS``."""
     plan: Literal["auto", "none", "full"] = "auto"
     """What ours recomputes."""
     base: Literal["fp16", "int8", "nf4"] = "fp16"
@@ -28,7 +28,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Stage:
-    """Anything else, by the name of a function in ``_gpu_stages`` or ``_gpu_checks``."""
+    """Anything else, by the name of a function in ``stages`` or ``checks``."""
 
     name: str
     function: str

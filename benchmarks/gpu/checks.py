@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._gpu_cases import Stage
-from benchmarks._gpu_device import Settings, attention
-from benchmarks._gpu_ways import noise_schedule, random_batch, random_unet, updating
-from lora_utils import architectures, lora
-from lora_utils.denoising import training_losses
-from lora_utils.lean import make_lean
-from lora_utils.recompute import BLOCK, Plan, apply_plan
-from lora_utils.schema import LoraConfig, TrainConfig
+from benchmarks.gpu.cases import Stage
+from benchmarks.gpu.device import Settings, attention
+from benchmarks.gpu.peers import noise_schedule, random_batch, random_unet, updating
+from lora_utils.config.training import LoraConfig, TrainConfig
+from lora_utils.memory.gradient_checkpointing import BLOCK, Plan, apply_plan
+from lora_utils.model import architectures, lora
+from lora_utils.model.lean import make_lean
+from lora_utils.training.objective import training_losses
 
 MIDDLE = {
     "block_out_channels": [64, 128, 256],

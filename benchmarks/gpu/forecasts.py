@@ -3,20 +3,25 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks import _graphs
-from benchmarks._gpu_cases import Case, Job, Stage
-from benchmarks._gpu_ways import PEERS, TOKENS
-from lora_utils import architectures
-from lora_utils.allocator import least_limit
-from lora_utils.cards import FP32_SLOWDOWN, T4, WORKSPACE_GIB, Card
-from lora_utils.footprints import Footprint, captions_footprint, decoding_footprint, encoding_footprint
-from lora_utils.forecast import plan_step
-from lora_utils.memory import DTYPES, GIB
-from lora_utils.operators import Work
-from lora_utils.recompute import Plan
-from lora_utils.remember import remembered
-from lora_utils.schema import LoraConfig
-from lora_utils.steps import TrainingStep, sampling_footprint, training_footprint
+from benchmarks.gpu.cases import Case, Job, Stage
+from benchmarks.gpu.peers import PEERS, TOKENS
+from benchmarks.memory import peer_graphs
+from lora_utils.config.training import LoraConfig
+from lora_utils.memory.allocator import least_limit
+from lora_utils.memory.cards import FP32_SLOWDOWN, T4, WORKSPACE_GIB, Card
+from lora_utils.memory.footprint import (
+    Footprint,
+    captions_footprint,
+    decoding_footprint,
+    encoding_footprint,
+    remembered,
+)
+from lora_utils.memory.gradient_checkpointing import Plan
+from lora_utils.memory.operators import Work
+from lora_utils.memory.planning import plan_step
+from lora_utils.memory.unet_footprint import TrainingStep, sampling_footprint, training_footprint
+from lora_utils.model import architectures
+from lora_utils.system.device import DTYPES, GIB
 
 NOTHING = Work(0, {}, 0)
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
@@ -96,18 +101,18 @@ def training_step(case: Case) -> TrainingStep:
 
 def _count_peer(case: Case) -> Counted:
     peer, size = PEERS[case.way], (case.side_px, case.side_px)
-    graph = _graphs.Graph(
+    graph = peer_graphs.Graph(
         lora=peer.adapter,
         autocast=True,
         recompute=peer.recompute,
-        targets=_graphs.ALL if case.targets == "attn+ff" else _graphs.ATTENTION,
+        targets=peer_graphs.ALL if case.targets == "attn+ff" else peer_graphs.ATTENTION,
         rank=case.rank,
         batch=case.batch,
         side_px=case.side_px,
         state_bytes=STATE_BYTES[case.optimizer],
         resident=peer.resident,
     )
-    simulation, reserved = _graphs.count(graph)
+    simulation, reserved = peer_graphs.count(graph)
     peak = simulation.peak_bytes
     needed = least_limit(simulation.trace, peak, reserved)
     found = Counted(peak, reserved, needed, simulation.work())

@@ -17,9 +17,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks import _gpu_cases, results
-from benchmarks._gpu_cases import Case, Job
-from benchmarks._gpu_workers import Workers
+from benchmarks import record as results
+from benchmarks.gpu import cases
+from benchmarks.gpu.cases import Case, Job
+from benchmarks.gpu.workers import Workers
 
 T4_GIB, SPARE_GIB = 14.3, 0.1  # what torch can reserve there, and what libraries take of that
 TIMEOUT_SECONDS = 240
@@ -96,21 +97,21 @@ class Book:
 
     def print_bars(self) -> None:
         """What the figures have to show, and whether they do."""
-        for bar in _gpu_cases.bars(self.records):
+        for bar in cases.bars(self.records):
             value = "not measured" if bar["value"] is None else f"{bar['value']:.3g}"
             verdict = {None: "", True: "pass", False: "FAIL"}[bar["passed"]]
             print(f"{bar['what']}: {value} (bar {bar['bar']:g}) {verdict}")
 
     def _figures(self) -> dict[str, Any]:
         settings = {"vram_gib": self._options.vram_gib, "emulate": self._options.emulate}
-        bars = [] if self._options.micro or self._options.caps else _gpu_cases.bars(self.records)
+        bars = [] if self._options.micro or self._options.caps else cases.bars(self.records)
         return {"settings": settings, "bars": bars, "records": self.records}
 
 
 def _run_cases(workers: Workers, book: Book, options: argparse.Namespace) -> None:
-    started, jobs = time.monotonic(), _gpu_cases.chosen(options.only, options.quick)
+    started, jobs = time.monotonic(), cases.chosen(options.only, options.quick)
     if options.rehearse:
-        jobs = _gpu_cases.rehearsed(jobs)
+        jobs = cases.rehearsed(jobs)
     forecasts = workers.forecasts(jobs, [book.usable_gib] * len(jobs))
     print(f"{len(jobs)} forecasts: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     for job, forecast in zip(jobs, forecasts, strict=True):
@@ -121,10 +122,10 @@ def _run_cases(workers: Workers, book: Book, options: argparse.Namespace) -> Non
 
 
 def _run_caps(workers: Workers, book: Book, options: argparse.Namespace) -> None:
-    share = _gpu_cases.REHEARSED_SHARE if options.rehearse else 1
-    caps, grid = [float(cap) for cap in options.caps.split(",")], _gpu_cases.cap_grid(share)
+    share = cases.REHEARSED_SHARE if options.rehearse else 1
+    caps, grid = [float(cap) for cap in options.caps.split(",")], cases.cap_grid(share)
     leanest = workers.forecasts(grid, [max(caps)] * len(grid))
-    tried = [(cap, case) for cap in caps for case in _gpu_cases.largest(grid, leanest, cap, SPARE_GIB)]
+    tried = [(cap, case) for cap in caps for case in cases.largest(grid, leanest, cap, SPARE_GIB)]
     forecasts = workers.forecasts([case for _, case in tried], [cap for cap, _ in tried])
     for (cap, case), forecast in zip(tried, forecasts, strict=True):
         book.add(f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | _record(workers, case, forecast, vram_gib=cap))

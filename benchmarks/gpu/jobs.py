@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import _gpu_checks, _gpu_forecasts, _gpu_stages, results
-from benchmarks._gpu_cases import Case, Job, Stage
-from benchmarks._gpu_device import MESSAGE_LENGTH, Settings, attention, facts, measure, peaks, prepare
-from benchmarks._gpu_micro import micro
-from benchmarks._gpu_ways import our_step, peer_step
-from lora_utils import architectures
-from lora_utils.recompute import Plan
+from benchmarks import record
+from benchmarks.gpu import checks, forecasts, stages
+from benchmarks.gpu.cases import Case, Job, Stage
+from benchmarks.gpu.device import MESSAGE_LENGTH, Settings, attention, facts, measure, peaks, prepare
+from benchmarks.gpu.micro import micro
+from benchmarks.gpu.peers import our_step, peer_step
+from lora_utils.memory.gradient_checkpointing import Plan
+from lora_utils.model import architectures
 
 SMALL_UNET = {
     "block_out_channels": [32, 32, 64],
@@ -35,9 +36,9 @@ def answer(settings: dict[str, Any], function: str, *arguments: Any) -> dict[str
 
 
 def forecast(settings: dict[str, Any], job: Job, cap_gib: float) -> dict[str, Any]:
-    """Of one job; see ``_gpu_forecasts``."""
+    """Of one job; see ``forecasts``."""
     _settings(settings)
-    return _gpu_forecasts.forecast(job, cap_gib)
+    return forecasts.forecast(job, cap_gib)
 
 
 def _settings(settings: dict[str, Any]) -> Settings:
@@ -52,7 +53,7 @@ def _settings(settings: dict[str, Any]) -> Settings:
 
 def _describe(settings: Settings) -> dict[str, Any]:
     """The card, and how much of it torch can have."""
-    return {"gpu": None} if settings.rehearse else {"gpu": results.gpu_facts(), **facts()}
+    return {"gpu": None} if settings.rehearse else {"gpu": record.gpu_facts(), **facts()}
 
 
 def _case(settings: Settings, case: Case, plan: Plan | None) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _case(settings: Settings, case: Case, plan: Plan | None) -> dict[str, Any]:
 
 def _stage(settings: Settings, stage: Stage, plan: None) -> dict[str, Any]:
     """Any other job."""
-    module = _gpu_checks if stage.function.startswith("check_") else _gpu_stages
+    module = checks if stage.function.startswith("check_") else stages
     return getattr(module, stage.function)(stage, settings)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks._gpu_cases import Case
-from benchmarks._gpu_device import Settings, facts, synchronise
-from benchmarks._gpu_forecasts import count
-from lora_utils import nodes
-from lora_utils.cards import STREAMED_SHARE, T4, Card
+from benchmarks.gpu.cases import Case
+from benchmarks.gpu.device import Settings, facts, synchronise
+from benchmarks.gpu.forecasts import count
+from lora_utils.memory.cards import STREAMED_SHARE, T4, Card
+from lora_utils.model import lean_ops
 
 GEMMS = [(1024, 1280, 1280), (1024, 1280, 10240), (4096, 640, 640), (4096, 640, 5120), (1024, 1280, 32), (4096,) * 3]
 STEP_GEMMS = 4  # the first ones are what an SDXL step consists of
@@ -139,9 +139,9 @@ class _Bench:
         with torch.no_grad():
             rows = {
                 "copy": (2 * big.nbytes, lambda: big.clone()),
-                "geglu": (1.5 * tokens.nbytes, lambda: nodes.geglu(tokens)),
+                "geglu": (1.5 * tokens.nbytes, lambda: lean_ops.geglu(tokens)),
                 "layer norm": (2 * tokens.nbytes, lambda: functional.layer_norm(tokens, (5120,))),
-                "group norm, silu": (2 * picture.nbytes, lambda: nodes.group_norm_silu(picture, norm)),
+                "group norm, silu": (2 * picture.nbytes, lambda: lean_ops.group_norm_silu(picture, norm)),
                 "add": (3 * tokens.nbytes, lambda: tokens + tokens),
             }
             return {name: 1e-9 * size / self.seconds(run) for name, (size, run) in rows.items()}

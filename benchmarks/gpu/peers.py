@@ -1,7 +1,7 @@
 """Training steps that really run: ours, and what others' scripts do, on an SDXL-shaped U-Net with random weights.
 
-The others are models, built of diffusers' modules with each one's adapter, autocast and checkpointing, as ``_graphs``
-counts them. All ways share the loss scaler, the clipping and the optimiser; masters are fp32.
+The others are models, built of diffusers' modules with each one's adapter, autocast and checkpointing, as
+``peer_graphs`` counts them. All ways share the loss scaler, the clipping and the optimiser; masters are fp32.
 """
 
 import math
@@ -18,16 +18,17 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks import _graphs
-from benchmarks._gpu_cases import Case
-from lora_utils import architectures, diffusion, lora
-from lora_utils.denoising import Batch, training_losses
-from lora_utils.lean import make_lean
-from lora_utils.optimizers import new_optimizer
-from lora_utils.quantisation import frozen_parameter, quantise_linears
-from lora_utils.recompute import BLOCK, Plan, apply_plan
-from lora_utils.schema import LoraConfig, TrainConfig
-from lora_utils.sdxl import NoiseSchedule
+from benchmarks.gpu.cases import Case
+from benchmarks.memory import peer_graphs
+from lora_utils.config.training import LoraConfig, TrainConfig
+from lora_utils.memory.gradient_checkpointing import BLOCK, Plan, apply_plan
+from lora_utils.model import architectures, lora
+from lora_utils.model.base import NoiseSchedule
+from lora_utils.model.lean import make_lean
+from lora_utils.model.quantisation import frozen_parameter, quantise_linears
+from lora_utils.training import diffusion
+from lora_utils.training.objective import Batch, training_losses
+from lora_utils.training.optimizers import new_optimizer
 
 SCALE = 8  # pixels to a latent
 TOKENS = 77
@@ -131,11 +132,11 @@ def _encoded(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 def _add_plain_lora(unet: UNet2DConditionModel, case: Case, device: torch.device) -> None:
     unet.requires_grad_(False)
-    pattern = _graphs.ALL if case.targets == "attn+ff" else _graphs.ATTENTION
+    pattern = peer_graphs.ALL if case.targets == "attn+ff" else peer_graphs.ATTENTION
     for name, module in list(unet.named_modules()):
         if isinstance(module, nn.Linear) and re.search(pattern, name):
             with device:
-                adapted = _graphs.PlainLora(module, case.rank)
+                adapted = peer_graphs.PlainLora(module, case.rank)
             nn.init.normal_(adapted.A, std=1 / case.rank)
             nn.init.zeros_(adapted.B)
             unet.set_submodule(name, adapted)

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
-from benchmarks._gpu_cases import Stage
-from benchmarks._gpu_device import Settings, attention, measure, peaks, synchronise
-from benchmarks._gpu_ways import TOKENS, random_batch, random_unet, random_vae, text_encoders
-from lora_utils import lora
-from lora_utils.memory import DTYPES
-from lora_utils.schema import LoraConfig
-from lora_utils.sdxl import tile_vae
+from benchmarks.gpu.cases import Stage
+from benchmarks.gpu.device import Settings, attention, measure, peaks, synchronise
+from benchmarks.gpu.peers import TOKENS, random_batch, random_unet, random_vae, text_encoders
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora
+from lora_utils.model.vae import tile_vae
+from lora_utils.system.device import DTYPES
 
 
 def vae_encode(stage: Stage, settings: Settings) -> dict[str, Any]:

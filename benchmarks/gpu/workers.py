@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks._gpu_cases import Job
+from benchmarks.gpu.cases import Job
 
 AHEAD, CORES_FOR_AHEAD, GIB_FOR_AHEAD = 2, 8, 30
 MESSAGE_LENGTH = 300
@@ -25,13 +25,13 @@ class Workers:
     """Runs one job at a time, each in a fresh process. A context manager, so that none is left behind."""
 
     def __init__(self, settings: dict[str, Any], fork: bool = False) -> None:
-        """Settings are of ``_gpu_device.Settings``; fork shares imports, which CUDA does not survive."""
+        """Settings are of ``device.Settings``; fork shares imports, which CUDA does not survive."""
         self._settings = settings
         self._context: Any = multiprocessing.get_context("fork" if fork else "spawn")
         self._ahead = 0
         self._waiting: list[_Worker] = []
         if fork:
-            from benchmarks import _gpu_jobs  # noqa: F401 (for the forks)
+            from benchmarks.gpu import jobs  # noqa: F401 (for the forks)
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +48,7 @@ class Workers:
             self._ahead = AHEAD
 
     def run(self, timeout_seconds: float, function: str, *arguments: Any, **changes: Any) -> dict[str, Any]:
-        """What a function of ``_gpu_jobs`` gives, with its status: ok, out of memory, failed or timed out.
+        """What a function of ``jobs`` gives, with its status: ok, out of memory, failed or timed out.
 
         Args:
             timeout_seconds: After which it is stopped.
@@ -82,9 +82,9 @@ class Workers:
 
 
 def _forecast(settings: dict[str, Any], job: Job, cap_gib: float) -> dict[str, Any]:
-    from benchmarks import _gpu_jobs
+    from benchmarks.gpu import jobs
 
-    return _gpu_jobs.forecast(settings, job, cap_gib)
+    return jobs.forecast(settings, job, cap_gib)
 
 
 def _result(job: Job, future: Future[dict[str, Any]]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class _Worker:
 def _serve(connection: Connection, log: str) -> None:
     with open(log, "w") as file:
         os.dup2(file.fileno(), 2)
-    from benchmarks import _gpu_jobs
+    from benchmarks.gpu import jobs
 
     settings, function, *arguments = connection.recv()
-    connection.send(_gpu_jobs.answer(settings, function, *arguments))
+    connection.send(jobs.answer(settings, function, *arguments))

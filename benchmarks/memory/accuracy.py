@@ -9,13 +9,13 @@ from diffusers import UNet2DConditionModel
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from lora_utils import architectures
-from lora_utils.cards import T4
-from lora_utils.lean import make_lean
-from lora_utils.lora import add_lora
-from lora_utils.recompute import KINDS, Plan, Price, Prices, apply_plan, choose
-from lora_utils.schema import LoraConfig
-from lora_utils.simulation import META, Simulation
+from lora_utils.config.training import LoraConfig
+from lora_utils.memory.cards import T4
+from lora_utils.memory.gradient_checkpointing import KINDS, Plan, Price, Prices, apply_plan, choose
+from lora_utils.memory.simulation import META, Simulation
+from lora_utils.model import architectures
+from lora_utils.model.lean import make_lean
+from lora_utils.model.lora import add_lora
 
 MIDDLE = architectures.UNET | {
     "block_out_channels": [64, 128, 256],

@@ -12,17 +12,17 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from benchmarks import _accuracy
-from benchmarks._graphs import ALL, Graph, count
-from benchmarks.results import save
-from lora_utils import architectures
-from lora_utils.cards import T4
-from lora_utils.footprints import Footprint
-from lora_utils.forecast import plan_step
-from lora_utils.memory import GIB
-from lora_utils.recompute import Plan
-from lora_utils.schema import LoraConfig
-from lora_utils.steps import TrainingStep, training_footprint
+from benchmarks.memory import accuracy
+from benchmarks.memory.peer_graphs import ALL, Graph, count
+from benchmarks.record import save
+from lora_utils.config.training import LoraConfig
+from lora_utils.memory.cards import T4
+from lora_utils.memory.footprint import Footprint
+from lora_utils.memory.gradient_checkpointing import Plan
+from lora_utils.memory.planning import plan_step
+from lora_utils.memory.unet_footprint import TrainingStep, training_footprint
+from lora_utils.model import architectures
+from lora_utils.system.device import GIB
 
 PEERS = {  # allocated and reserved GiB, TFLOP, kernels, T4 milliseconds
     "diffusers' script, nothing recomputed": (
@@ -79,15 +79,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--only", choices=["cost", "accuracy", "published", "own", "planner"], nargs="*")
     wanted = parser.parse_args().only or ["cost", "accuracy", "published", "own", "planner"]
-    parts = {"cost": cost, "accuracy": _accuracy.measure, "published": published, "own": own, "planner": planner}
+    parts = {"cost": cost, "accuracy": accuracy.measure, "published": published, "own": own, "planner": planner}
     save("forecast", {name: parts[name]() for name in wanted})
 
 
 def cost() -> dict[str, Any]:
     """Wall seconds and memory of one whole forecast, imports included and nothing remembered."""
     code = (
-        "import tempfile, resource; from lora_utils.forecast import forecast; from lora_utils.cards import card;"
-        "from lora_utils.schema import RunConfig, PathsConfig, LoraConfig;"
+        "import tempfile, resource; from lora_utils.memory.forecast import forecast;"
+        "from lora_utils.memory.cards import card;"
+        "from lora_utils.config.training import LoraConfig;"
+        "from lora_utils.config.schema import RunConfig, PathsConfig;"
         "folder = tempfile.mkdtemp();"
         "config = RunConfig(paths=PathsConfig(cache_dir=folder), lora=LoraConfig(rank=32));"
         "forecast(config, card('t4')); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"

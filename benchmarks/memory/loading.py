@@ -22,11 +22,11 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks import results
-from lora_utils import architectures
-from lora_utils.memory import GIB
-from lora_utils.schema import ModelConfig
-from lora_utils.sdxl import BaseModel
+from benchmarks import record
+from lora_utils.config.schema import ModelConfig
+from lora_utils.model import architectures
+from lora_utils.model.base import BaseModel
+from lora_utils.system.device import GIB
 
 TINY = Path(architectures.__file__).parent / "tiny"
 UNET = architectures.UNET | {"transformer_layers_per_block": [1, 1, 1], "layers_per_block": 1}
@@ -59,7 +59,7 @@ def main() -> None:
             output = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout
             rows.append(json.loads(output.splitlines()[-1]))
             print(rows[-1])
-    results.save("loading", {"rows": rows})
+    record.save("loading", {"rows": rows})
 
 
 def write_models(work: Path) -> None:

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lora_utils import architectures
-from lora_utils.allocator import replay
-from lora_utils.autocast import imitated_autocast
-from lora_utils.simulation import META, Simulation, on_meta
+from lora_utils.memory.allocator import replay
+from lora_utils.memory.simulation import META, Simulation, imitated_autocast, on_meta
+from lora_utils.model import architectures
 
 ATTENTION = r"attn\d\.(to_q|to_k|to_v|to_out\.0)$"
 ALL = ATTENTION + r"|ff\.net\.(0\.proj|2)$|proj_in$|proj_out$"

@@ -20,10 +20,10 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks import results
-from lora_utils.cache import Cache, record_key
-from lora_utils.index import Entry, encode_index, read_index, write_index
-from lora_utils.packs import Layout, encode_header
+from benchmarks.record import ROOT, save
+from lora_utils.precompute.cache import Cache, record_key
+from lora_utils.precompute.examples import Entry, encode_index, read_index, write_index
+from lora_utils.precompute.packs import Layout, encode_header
 
 IMAGE = {"moments": torch.zeros(8, 128, 128, dtype=torch.float16), "time_ids": torch.zeros(6)}
 TEXT = {
@@ -51,7 +51,7 @@ def main() -> None:
             runs = [json.loads(subprocess.check_output(command, text=True)) for _ in range(ROUNDS)]
             rows.append({"examples": count} | {name: median(run[name] for run in runs) for name in runs[0]})
             print(rows[-1])
-    results.save("cache_scale", {"rows": rows})
+    save("cache_scale", {"rows": rows})
     plot(rows)
 
 
@@ -128,4 +128,4 @@ def plot(rows: list[dict[str, float]]) -> None:
         ylim=(0, 1.3 * max(row["ms_per_example"] for row in rows)),
     )
     figure.tight_layout()
-    figure.savefig(results.ROOT / "benchmarks" / "results" / "cache_scale.png", dpi=120)
+    figure.savefig(ROOT / "benchmarks" / "results" / "cache_scale.png", dpi=120)

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import results
+from benchmarks import record
 from lora_utils import stages
-from lora_utils.config import load_config
-from lora_utils.encoders import encode_captions, encode_images
-from lora_utils.memory import best_device, free_memory, vae_batch
-from lora_utils.schema import RunConfig
-from lora_utils.sdxl import BaseModel
-from lora_utils.textstore import BATCH
+from lora_utils.config.loading import load_config
+from lora_utils.config.schema import RunConfig
+from lora_utils.model.base import BaseModel
+from lora_utils.model.text import BATCH, encode_captions
+from lora_utils.model.vae import encode_images, vae_batch
+from lora_utils.system.device import best_device, free_memory
 
 TINY = Path(stages.__file__).parent / "tiny"
 
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         draw(work / "pictures", options.images, options.resolution)
-        results.save("precompute", measure(work, options.images, options.resolution, options.rounds))
+        record.save("precompute", measure(work, options.images, options.resolution, options.rounds))
 
 
 def draw(folder: Path, count: int, side_px: int) -> None:

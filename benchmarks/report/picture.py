@@ -5,8 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lora_utils.cards import T4
-from tools.benchmark_results import TECHNIQUES, Results
+from benchmarks.report.tables import TECHNIQUES, Results
+from lora_utils.memory.cards import T4
 
 OURS, OTHERS, LIMIT = "#2a6f97", "#8d99a6", "#c1121f"
 

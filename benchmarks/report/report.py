@@ -1,19 +1,16 @@
-"""Writes docs/benchmarks.md and its picture from benchmarks/results/*.json: ``python tools/benchmarks.py``.
+"""Writes docs/benchmarks.md and its picture from benchmarks/results/*.json: ``python -m benchmarks report``.
 
 No figure is typed by hand: what no result file holds is "not measured yet".
 """
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from lora_utils.cards import T4  # noqa: E402
-from tools.benchmark_picture import draw  # noqa: E402
-from tools.benchmark_results import MISSING, TECHNIQUES, Results, outcome, table  # noqa: E402
+from benchmarks.record import ROOT
+from benchmarks.report.picture import draw
+from benchmarks.report.tables import MISSING, TECHNIQUES, Results, outcome, table
+from lora_utils.memory.cards import T4
 
 RESULTS = ROOT / "benchmarks" / "results"
 OWED = "not measured yet on a T4"
@@ -25,8 +22,9 @@ def page(folder: Path = RESULTS) -> str:
     results = Results(folder)
     parts = [
         "# Benchmarks",
-        "Made by `python tools/benchmarks.py` from `benchmarks/results/`, where every file says machine, date, commit\n"
-        "and versions. A forecast is counted on SDXL's own graph and needs no GPU; its times are a T4's roofline.",
+        "Made by `python -m benchmarks report` from `benchmarks/results/`, where every file says machine, date,\n"
+        "commit and versions. A forecast is counted on SDXL's own graph and needs no GPU; its times are a T4's\n"
+        "roofline.",
         "![Memory of a training step against a T4's](benchmarks.png)",
         *_techniques(results),
         *_on_gpus(results),
@@ -180,6 +178,7 @@ def _on_cpus(results: Results) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write page and picture."""
     (ROOT / "docs" / "benchmarks.md").write_text(page(), encoding="utf-8")
     draw(Results(RESULTS), ROOT / "docs" / "benchmarks.png")

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.campaigns import Result
+from benchmarks.faults.campaigns import Result
 
 RUN = Path("run")
 EXAMPLES, BATCH, RATE, SEED, LIMIT = 10, 1, 1e-3, 0, 2

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchmarks.results import save
-from lora_utils.architectures import find_architecture
-from lora_utils.cards import T4
-from lora_utils.checkpoint import newest_checkpoint, prune, write_checkpoint
-from lora_utils.config import load_config
-from lora_utils.forecast import forecast
-from lora_utils.lora import add_lora
+from benchmarks.record import save
+from lora_utils.config.loading import find_config, load_config
+from lora_utils.memory.cards import T4
+from lora_utils.memory.forecast import forecast
+from lora_utils.model.architectures import find_architecture
+from lora_utils.model.lora import add_lora
+from lora_utils.storage.checkpoint import newest_checkpoint, prune, write_checkpoint
 
-CONFIG = Path(__file__).parents[1] / "configs" / "t4.yaml"
+CONFIG = find_config("t4")
 MIB = 2**20
 
 

@@ -24,12 +24,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks import results
-from benchmarks.precompute import draw
-from lora_utils import architectures, cli, lora
-from lora_utils.commits import newest, step_of
-from lora_utils.memory import GIB
-from lora_utils.sdxl import BaseModel
+from benchmarks.precompute.precompute import draw
+from benchmarks.record import ROOT, save
+from lora_utils import cli
+from lora_utils.model import architectures, lora
+from lora_utils.model.base import BaseModel
+from lora_utils.storage.checkpoint import newest, step_of
+from lora_utils.system.device import GIB
 
 TINY = Path(architectures.__file__).parent / "tiny"
 SMALL_UNET = {"block_out_channels": [32, 64, 64], "transformer_layers_per_block": 1, "attention_head_dim": [1, 2, 2]}
@@ -74,7 +75,7 @@ def main() -> None:
         assert (work / "run" / lora.WEIGHTS_NAME).is_file()
         assert len(list((work / "run" / "compare").glob("finetuned_*.png"))) == 1
     if not options.small:
-        results.save("full_size", figures)
+        save("full_size", figures)
 
 
 def write_base(folder: Path, small: bool) -> float:
@@ -128,7 +129,7 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks", "full_size", "--stage", *arguments]
     started, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=results.ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
             for name, size in resident_bytes(process.pid).items():
                 peaks[name] = max(peaks[name], size)

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from benchmarks.results import ROOT, save
-from lora_utils import course, runs, stages
-from lora_utils.config import load_config
-from lora_utils.preflight import Precision
+from benchmarks.record import ROOT, save
+from lora_utils import stages
+from lora_utils.config.loading import load_config
+from lora_utils.system.device import Precision
 from lora_utils.tiny.demo_data import draw_demo_data
+from lora_utils.training import loop
+from lora_utils.training import run as run_module
 
 CASES = {
     "fp32": ("fp32", "auto"),
@@ -55,10 +57,10 @@ def train(case: str, steps: int, folder: Path) -> dict[str, float]:
         "max_train_steps": steps,
         "validation_steps": steps,
     }
-    config = load_config(ROOT / "configs" / "tiny.yaml", changes)
+    config = load_config(ROOT / "lora_utils" / "presets" / "tiny.yaml", changes)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
-    prepared = runs.prepare(config, stages.precompute(config), accelerator, Precision(name, "the benchmark asks"))
-    reports = list(course.carry_out(config, prepared))
+    prepared = run_module.prepare(config, stages.precompute(config), accelerator, Precision(name, "the benchmark asks"))
+    reports = list(loop.train(config, prepared))
     summary = json.loads((config.paths.output_dir / "summary.json").read_text())
     return {
         "held-out loss before": summary["held_out_loss_before"],

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchmarks.results import save
+from benchmarks.record import save
 from lora_utils import stages
-from lora_utils.config import load_config
-from lora_utils.denoising import training_losses
-from lora_utils.microbatches import read_batch
-from lora_utils.optimizers import new_optimizer
-from lora_utils.schema import RunConfig
+from lora_utils.config.loading import load_config
+from lora_utils.config.schema import RunConfig
 from lora_utils.tiny.demo_data import draw_demo_data
+from lora_utils.training.batches import read_batch
+from lora_utils.training.objective import training_losses
+from lora_utils.training.optimizers import new_optimizer
 
 TINY = Path(stages.__file__).parent / "tiny"
 MID = {

@@ -1,39 +1,24 @@
 """Images on equal seeds, without and with the adapter, and the sheet that shows them side by side."""
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from diffusers.image_processor import VaeImageProcessor
-from matplotlib import get_data_path
-from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 from torch import Tensor
 
-from lora_utils.encoders import (
-    TextEmbeddings,
-    cut_text,
-    decode_latents,
-    encode_captions,
-    encode_negative,
-    too_long,
-)
-from lora_utils.files import write_atomically
-from lora_utils.lora import ADAPTER, load_lora, read_lora
-from lora_utils.memory import DECODE_GIB, best_device, free_memory, vae_tile
-from lora_utils.progress import progress_bar
-from lora_utils.sdxl import BaseModel, tile_vae
+from lora_utils.model.base import BaseModel
+from lora_utils.model.lora import ADAPTER, load_lora, read_lora
+from lora_utils.model.text import TextEmbeddings, cut_text, encode_captions, encode_negative, too_long
+from lora_utils.model.vae import DECODE_GIB, decode_latents, tile_vae, vae_tile
+from lora_utils.system.device import best_device, free_memory
+from lora_utils.system.progress import progress_bar
 
 LOGGER = logging.getLogger(__name__)
-SHEET_COLUMNS = 8
-TILE_PX = 256
-LABEL_PX = 34
-GAP_PX = 4
 
 
 @dataclass(frozen=True)
@@ -148,59 +133,5 @@ def draw_latents(
     return latents.cpu()
 
 
-def save_image(image: Image.Image, path: Path, shot: Shot, settings: Settings, adapter_scale: float) -> None:
-    """Write a PNG that carries its settings: JSON under ``lora_utils``, one line under ``parameters``.
-
-    The second is the line that stable-diffusion-webui and its relatives read back.
-    """
-    facts = asdict(shot) | asdict(settings) | {"adapter_scale": adapter_scale}
-    info = PngInfo()
-    info.add_itxt("lora_utils", json.dumps(facts, ensure_ascii=False))
-    info.add_itxt(
-        "parameters",
-        f"{shot.prompt}\nNegative prompt: {settings.negative_prompt or ''}\nSteps: {settings.num_inference_steps}, "
-        f"CFG scale: {settings.guidance_scale}, Seed: {shot.seed}, "
-        f"Size: {image.width}x{image.height}, LoRA scale: {adapter_scale}",
-    )
-    buffer = BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    write_atomically(path, buffer.getvalue())
-
-
-def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> Image.Image:
-    """One picture: under each prompt a column with one tile per row label, at most eight columns to a band."""
-    first = next(iter(rows.values()))[0]
-    width = max(TILE_PX, first.width // 4)
-    height = round(width * first.height / first.width)
-    bands = [range(start, min(start + SHEET_COLUMNS, len(shots))) for start in range(0, len(shots), SHEET_COLUMNS)]
-    margin, band_px = 96, LABEL_PX + len(rows) * height + 8
-    sheet = Image.new("RGB", (margin + min(len(shots), SHEET_COLUMNS) * width, band_px * len(bands)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
-    for number, band in enumerate(bands):
-        top = number * band_px
-        for place, index in enumerate(band):
-            left = margin + place * width
-            pen.multiline_text((left + 4, top + 2), _fit(shots[index], font, width - 8), "black", font, spacing=1)
-            for row, images in enumerate(rows.values()):
-                tile = images[index].resize((width - GAP_PX, height - GAP_PX), Image.Resampling.LANCZOS)
-                sheet.paste(tile, (left, top + LABEL_PX + row * height))
-        for row, label in enumerate(rows):
-            pen.text((6, top + LABEL_PX + (row + 0.45) * height), label, "black", font)
-    return sheet
-
-
 def _to_image(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
     return VaeImageProcessor().postprocess(decode_latents(vae, latents), output_type="pil")[0]
-
-
-def _fit(shot: Shot, font: ImageFont.FreeTypeFont, width_px: int) -> str:
-    """Prompt and seed on two lines; of the prompt what fits."""
-    words, seed = shot.prompt.split(), f"(seed {shot.seed})"
-    for kept in range(len(words), 0, -1):
-        lines = [""]
-        for word in [*words[:kept], *([] if kept == len(words) else ["…"]), *seed.split()]:
-            longer = f"{lines[-1]} {word}".strip()
-            lines = [*lines[:-1], longer] if font.getlength(longer) <= width_px else [*lines, word]
-        if len(lines) <= 2:
-            return "\n".join(lines)
-    return seed

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from lora_utils.section import Fraction, Numbers, Paths, Section
+from lora_utils.config.section import Fraction, Numbers, Paths, Section
 
 
 def parse_size(value: Any) -> Any:

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError
-from lora_utils.redaction import ADVICE, holds_secret, redacted
-from lora_utils.schema import RunConfig
-from lora_utils.yamlfiles import YamlError, one_line, read_yaml, write_yaml
+from lora_utils.config.schema import RunConfig
+from lora_utils.config.strict_yaml import YamlError, one_line, read_yaml, write_yaml
+from lora_utils.system.redaction import ADVICE, holds_secret, redacted
 
+PRESETS = Path(__file__).parents[1] / "presets"
 MOST_PROBLEMS = 3
 """That one message tells; the others are counted."""
 
@@ -38,6 +39,16 @@ def settings() -> dict[str, tuple[str, FieldInfo]]:
         if isinstance(model, type) and issubclass(model, BaseModel)
         for leaf, field in model.model_fields.items()
     }
+
+
+def presets() -> list[str]:
+    """Names of the ready-made settings that come with the package."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """The file that ``--config NAME`` means: a preset for the bare name of one, such as t4, else the path itself."""
+    return PRESETS / f"{name}.yaml" if str(name) in presets() else Path(name)
 
 
 def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -82,7 +93,7 @@ def dump_config(config: RunConfig) -> str:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ConfigError(f"there is no config file {file}; the ready-made ones are in configs/")
+        raise ConfigError(f"there is no config file {file}; give the path of one, or a preset: {', '.join(presets())}")
     try:
         return read_yaml(file)
     except YamlError as error:

@@ -13,8 +13,8 @@ from math import factorial, prod
 from pathlib import Path
 from typing import Any
 
-from lora_utils.data_config import DataConfig
-from lora_utils.sources.examples import Problem, Remarks
+from lora_utils.config.data import DataConfig
+from lora_utils.data.findings import Problem, Remarks
 
 MAX_CHARACTERS = 10_000
 _MAX_FILE_BYTES = 1_000_000

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from lora_utils.data_config import DataConfig
-from lora_utils.images import ImageError
+from lora_utils.config.data import DataConfig
+from lora_utils.data.images import ImageError
 
 Size = tuple[int, int]
 GREATEST_ENLARGEMENT = 8

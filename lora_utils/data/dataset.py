@@ -7,16 +7,17 @@ Python file of your own. Nothing of an image is read here.
 from dataclasses import replace
 from pathlib import Path
 
-from lora_utils.data_config import DataConfig
-from lora_utils.findings import table
-from lora_utils.images import SUFFIXES
-from lora_utils.sources.captions import TRIGGER, Captioner, clean_caption
-from lora_utils.sources.examples import DataError, Example, Found, Remarks, showable
-from lora_utils.sources.folders import find_in_folders
-from lora_utils.sources.loading import holds_images
-from lora_utils.sources.own_dataset import find_in_own_dataset
-from lora_utils.sources.tables import find_in_table
-from lora_utils.sources.trees import METADATA
+from lora_utils.config.data import DataConfig
+from lora_utils.config.schema import RunConfig
+from lora_utils.data.captions import TRIGGER, Captioner, clean_caption
+from lora_utils.data.examples import DataError, Example, Found
+from lora_utils.data.findings import Remarks, showable, table
+from lora_utils.data.images import SUFFIXES
+from lora_utils.data.sources.file_tree import METADATA
+from lora_utils.data.sources.folders import find_in_folders
+from lora_utils.data.sources.hub import holds_images
+from lora_utils.data.sources.python_file import find_in_own_dataset
+from lora_utils.data.sources.tables import find_in_table
 
 
 def find_examples(config: DataConfig) -> Found:
@@ -65,3 +66,18 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
     if config.mask_data_dir:
         raise DataError(f"masks need a folder of images; set train_data_dir instead of dataset_name={name}")
     return find_in_own_dataset(config, captioner) if own else find_in_table(config, captioner)
+
+
+def count_examples(config: RunConfig) -> int | None:
+    """How many captioned images the folders hold; None where that takes more than a look."""
+    return len(find_examples(config.data).examples) if config.data.train_data_dir else None
+
+
+def _data(config: RunConfig) -> str:
+    if config.data.dataset_name and not config.data.train_data_dir:
+        return f"{config.data.dataset_name}; check --data loads it and looks into it"
+    if config.data.train_data_dir is None:
+        return "neither train_data_dir nor dataset_name is set"
+    found = find_examples(config.data)
+    refused = sum(finding.kind == "refused" for finding in found.findings)
+    return f"{len(found.examples)} captioned images, {refused} refused; check --data looks into them; {found.rule}"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lora_utils.framing import Crop
-from lora_utils.images import ImageError, decode
+from lora_utils.data.crops import Crop
+from lora_utils.data.images import ImageError, decode
 
 LOGGER = logging.getLogger(__name__)
 NO_WORKERS = (

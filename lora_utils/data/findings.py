@@ -2,10 +2,11 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from textwrap import shorten
-from typing import Literal
+from typing import Literal, NamedTuple
 
 SHOWN = 20
 WIDEST = 100
@@ -60,3 +61,57 @@ def table(findings: Sequence[Finding]) -> str:
 
 def _done(finding: Finding) -> str:
     return f"left out; {finding.action}" if finding.kind == "refused" else finding.action
+
+
+class Problem(NamedTuple):
+    """What is wrong, and what to do about it."""
+
+    problem: str
+    action: str
+
+
+@dataclass
+class Remarks:
+    """Collects findings while data is looked through."""
+
+    _named: list[Finding] = field(default_factory=list)
+    _tallied: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def refuse(self, source: str, problem: str, action: str) -> None:
+        """It is left out."""
+        self._add(source, problem, action, "refused")
+
+    def fix(self, source: str, problem: str, action: str) -> None:
+        """It is used after a change."""
+        self._add(source, problem, action, "fixed")
+
+    def notice(self, source: str, problem: str, action: str) -> None:
+        """It is used as it is."""
+        self._add(source, problem, action, "noticed")
+
+    def tally(self, source: str, problem: str, action: str) -> None:
+        """A notice that counts its sources in a single line, for what may well be meant."""
+        self._tallied.setdefault((problem, action), []).append(source)
+
+    def findings(self) -> list[Finding]:
+        """Everything so far, the counted notices last."""
+        counted = [
+            Finding(
+                showable(sources[0] if len(sources) == 1 else f"{sources[0]} and {len(sources) - 1} more"),
+                showable(problem),
+                action,
+                "noticed",
+            )
+            for (problem, action), sources in self._tallied.items()
+        ]
+        return self._named + counted
+
+    def _add(self, source: str, problem: str, action: str, kind: Literal["refused", "fixed", "noticed"]) -> None:
+        self._named.append(Finding(showable(source), showable(problem), showable(action), kind))
+
+
+def showable(text: str) -> str:
+    """Text from outside, with control characters and lone surrogates escaped: neither may reach a terminal."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs") else char for char in text
+    )

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lora_utils.data_config import DataConfig
-from lora_utils.findings import Finding, refusal, table
-from lora_utils.framing import Crop, choose_size, cropped_share, enlargement, plan_crops
-from lora_utils.images import ImageError, read_header
-from lora_utils.progress import progress_bar
-from lora_utils.sources.captions import caption_variants
-from lora_utils.sources.examples import DataError, Example
+from lora_utils.config.data import DataConfig
+from lora_utils.data.captions import caption_variants
+from lora_utils.data.crops import Crop, choose_size, cropped_share, enlargement, plan_crops
+from lora_utils.data.examples import DataError, Example
+from lora_utils.data.findings import Finding, refusal, table
+from lora_utils.data.images import ImageError, read_header
+from lora_utils.system.progress import progress_bar
 
 TOO_MUCH_CROPPED = 0.5
 MANY = 2000

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lora_utils.architectures import find_architecture
-from lora_utils.cards import Card
-from lora_utils.forecast import Forecast, forecast, largest_batch, plan_step, training_step
-from lora_utils.memory import GIB
-from lora_utils.recompute import Plan
-from lora_utils.schema import RunConfig
-from lora_utils.stage_forecasts import StageForecast
+from lora_utils.config.schema import RunConfig
+from lora_utils.memory.cards import Card
+from lora_utils.memory.forecast import Forecast, StageForecast, forecast
+from lora_utils.memory.gradient_checkpointing import Plan
+from lora_utils.memory.planning import largest_batch, plan_step, training_step
+from lora_utils.model.architectures import find_architecture
+from lora_utils.system.device import GIB
 
 TIGHT_FROM, EASY_TO = 0.93, 0.75  # of what can be used: by reserved blocks, by tensors alone
 Judgement = Literal["PASS", "TIGHT", "FAIL"]

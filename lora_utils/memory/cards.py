@@ -9,14 +9,13 @@ step. The remaining cards' rates are shares of their data sheets. ``card_at_hand
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import psutil
 import torch
 from torch.nn import functional
 
 from lora_utils import UserError
-from lora_utils.memory import GIB
+from lora_utils.system.device import GIB
 
 CONTEXT_GIB = 0.35  # CUDA itself, cuBLAS and cuDNN with the kernels that they load
 WORKSPACE_GIB = 0.1
@@ -96,11 +95,6 @@ def card(name: str) -> Card:
     if key not in CARDS:
         raise CardError(f"no card is called '{name}'; choose one of {', '.join(CARDS)}")
     return CARDS[key]
-
-
-def half_precision(capability: tuple[int, int]) -> Literal["fp16", "bf16"]:
-    """What a card computes fastest in: bf16 from sm_80. A T4 answers True to ``is_bf16_supported`` but emulates it."""
-    return "bf16" if capability >= (8, 0) else "fp16"
 
 
 def card_at_hand(dtype: torch.dtype) -> Card:

@@ -1,18 +1,25 @@
-"""What models need on a card, by running them on the meta device: nothing is loaded, nothing is computed."""
+"""Keeps footprints on disk: counting SDXL takes seconds, and depends on shapes and versions alone."""
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_utils.allocator import least_limit, replay
-from lora_utils.operators import META, Work
-from lora_utils.sdxl import tile_vae
-from lora_utils.simulation import Simulation, Unit, is_supported, on_meta
+from lora_utils.memory.allocator import least_limit, replay
+from lora_utils.memory.operators import META, Work
+from lora_utils.memory.simulation import Simulation, Unit, is_supported, on_meta
+from lora_utils.model.vae import tile_vae
+from lora_utils.system.files import write_atomically
+from lora_utils.system.versions import versions
 
 Size = tuple[int, int]
 
@@ -140,3 +147,34 @@ def _rule_of_thumb(model: nn.Module, dtype: torch.dtype, activation_bytes: int) 
     held, nothing = weights * dtype.itemsize, Work(0, {}, 0)
     peak = held + activation_bytes
     return Footprint(peak, peak, peak, {"base": held}, {}, nothing, nothing, {}, weights, trainable, is_counted=False)
+
+
+FORMAT = TypeAdapter(Footprint)
+PACKAGES = ["torch", "diffusers", "transformers", "peft"]
+
+
+def remembered(function: Callable[..., Footprint], *args: Any, folder: Path | None = None) -> Footprint:
+    """The function's result, from disk where it was counted before with the same versions and code.
+
+    Args:
+        function: One of ``footprints`` or ``steps``.
+        args: All that decides its result, by their ``repr``.
+        folder: Where results are kept; ~/.cache when not given.
+    """
+    content = repr((function.__name__, args, versions(PACKAGES), _code()))
+    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    file = (folder or home / "lora_utils") / "forecasts" / f"{name}.json"
+    with suppress(OSError, ValidationError):
+        return FORMAT.validate_json(file.read_bytes())
+    found = function(*args)
+    with suppress(OSError):  # a full or read-only disk costs some seconds the next time
+        write_atomically(file, FORMAT.dump_json(found))
+    return found
+
+
+def _code() -> str:
+    """Hash of the modules that a footprint depends on, so that editing one forgets what it counted."""
+    rooms = (Path(__file__).parents[1] / room for room in ("memory", "model"))
+    files = sorted(file for room in rooms for file in room.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

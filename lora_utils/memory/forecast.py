@@ -7,23 +7,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from lora_utils import textstore
-from lora_utils.architectures import Architecture
-from lora_utils.cards import CONTEXT_GIB, FP32_SLOWDOWN, Card
-from lora_utils.footprints import (
+from lora_utils.config.schema import RunConfig
+from lora_utils.memory.cards import CONTEXT_GIB, FP32_SLOWDOWN, Card
+from lora_utils.memory.footprint import (
     Footprint,
     Size,
     captions_footprint,
     decoding_footprint,
     encoding_footprint,
+    remembered,
 )
-from lora_utils.memory import DECODE_GIB, DTYPES, ENCODE_GIB, GIB, vae_batch, vae_tile
-from lora_utils.operators import Work
-from lora_utils.remember import remembered
-from lora_utils.schema import RunConfig
-from lora_utils.steps import TrainingStep, sampling_footprint
+from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
+from lora_utils.memory.operators import Work
+from lora_utils.memory.planning import plan_step, training_step
+from lora_utils.memory.unet_footprint import TrainingStep, sampling_footprint
+from lora_utils.model import text as text_module
+from lora_utils.model.architectures import Architecture, find_architecture
+from lora_utils.model.vae import DECODE_GIB, ENCODE_GIB, vae_batch, vae_tile
+from lora_utils.system.device import DTYPES, GIB
 
 LIBRARIES_GIB, CUDA_HOST_GIB = 0.7, 1.5  # resident: Python with torch, diffusers and peft (measured); CUDA (allowance)
 LOADING_SHARE = 0.15  # of a weight file that is in host memory while it streams to a card
@@ -81,13 +84,13 @@ class Setting:
 def captions_forecast(setting: Setting) -> StageForecast:
     """Both text encoders on a batch of captions."""
     step, chunks = setting.step, setting.config.data.max_token_length // 75
-    dtype, rows = DTYPES[step.precision], textstore.BATCH * chunks
+    dtype, rows = DTYPES[step.precision], text_module.BATCH * chunks
     found = setting.footprint(captions_footprint, setting.shape.text_encoders, rows, dtype)
     file = setting.file_gib(found.weights)
     width = sum(config["hidden_size"] for config in setting.shape.text_encoders)
     record = (step.tokens * width + setting.shape.text_encoders[1]["projection_dim"]) * dtype.itemsize / GIB
     disk = setting.examples * record + _download(setting, file)
-    return _stage(setting, "captions", found, file, disk, "caption", 1 / textstore.BATCH)
+    return _stage(setting, "captions", found, file, disk, "caption", 1 / text_module.BATCH)
 
 
 def images_forecast(setting: Setting) -> StageForecast:
@@ -183,3 +186,70 @@ def _seconds(card: Card, found: Footprint) -> float:
 
 def _download(setting: Setting, file_gib: float) -> float:
     return 0.0 if setting.shape.is_local else file_gib
+
+
+OFF_BY = 0.03
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run needs on a card."""
+
+    card: Card
+    precision: Literal["fp32", "fp16", "bf16"]
+    stages: dict[str, StageForecast]
+    """By name, in order: captions, images, train, save, compare."""
+    plan: Plan
+    """What training recomputes."""
+    prices: Prices
+    """What it could recompute."""
+    budget_gib: float
+    """What training may reserve."""
+    assumes_sdxl: bool
+    """The base model's shapes are not here yet, and SDXL's own are taken."""
+    is_counted: bool
+    """False where this torch cannot simulate, and a rule of thumb has to do: 10 % off."""
+
+
+def forecast(config: RunConfig, card: Card, shapes: Mapping[Size, int] | None = None) -> Forecast:
+    """What every stage of a run needs on a card. Downloads nothing.
+
+    Args:
+        config: Of the run.
+        card: From ``cards.card`` or ``cards.card_at_hand``.
+        shapes: How many examples there are of each width and height in pixels; one of the resolution when not given.
+    """
+    shapes = shapes or {config.data.resolution: 1}
+    shape = find_architecture(config.model, config.paths.cache_dir)
+    step = training_step(config, card, shape, max(shapes, key=math.prod))
+    budget = config.train.vram_gib or card.usable_gib
+    found = plan_step(step, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
+    setting = Setting(config, card, shape, step, shapes)
+    stages = [
+        captions_forecast(setting),
+        images_forecast(setting),
+        training_forecast(setting, found.planned),
+        save_forecast(setting, found.planned),
+        comparison_forecast(setting, found.plain),
+    ]
+    by_name = {stage.name: stage for stage in stages}
+    counted = found.plain.is_counted
+    return Forecast(card, step.precision, by_name, found.plan, found.prices, budget, shape.is_assumed, counted)
+
+
+def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
+    """Another plan after the first real step, if that was more than 3 % off; None where the plan can stay.
+
+    Args:
+        forecast: What was expected.
+        measured_bytes: Most that tensors really took.
+        budget_gib: What may be reserved; the forecast's when not given.
+    """
+    expected = forecast.plan.predicted_bytes
+    if not forecast.prices.units or abs(measured_bytes / expected - 1) <= OFF_BY:
+        return None
+    stage = forecast.stages["train"]
+    overhead = max(0.0, stage.reserved_gib - stage.allocated_gib) * GIB
+    budget = (budget_gib or forecast.budget_gib) * GIB
+    found = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
+    return None if found == forecast.plan else found

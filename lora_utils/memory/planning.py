@@ -10,47 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lora_utils.architectures import Architecture, find_architecture
-from lora_utils.cards import Card, half_precision
-from lora_utils.footprints import Footprint, Size
-from lora_utils.memory import GIB
-from lora_utils.recompute import Plan, Price, Prices, choose, full_plan, none_plan
-from lora_utils.remember import remembered
-from lora_utils.schema import RunConfig
-from lora_utils.stage_forecasts import (
-    Setting,
-    StageForecast,
-    captions_forecast,
-    comparison_forecast,
-    images_forecast,
-    save_forecast,
-    training_forecast,
-)
-from lora_utils.steps import TrainingStep, training_footprint
+from lora_utils.config.schema import RunConfig
+from lora_utils.memory.cards import Card
+from lora_utils.memory.footprint import Footprint, Size, remembered
+from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
+from lora_utils.memory.unet_footprint import TrainingStep, training_footprint
+from lora_utils.model.architectures import Architecture, find_architecture
+from lora_utils.system.device import GIB, precision_for
 
 LARGEST_BATCH = 64
-OFF_BY = 0.03
 TRIES, CLOSE, AIM = 4, 0.98, 0.99
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a run needs on a card."""
-
-    card: Card
-    precision: Literal["fp32", "fp16", "bf16"]
-    stages: dict[str, StageForecast]
-    """By name, in order: captions, images, train, save, compare."""
-    plan: Plan
-    """What training recomputes."""
-    prices: Prices
-    """What it could recompute."""
-    budget_gib: float
-    """What training may reserve."""
-    assumes_sdxl: bool
-    """The base model's shapes are not here yet, and SDXL's own are taken."""
-    is_counted: bool
-    """False where this torch cannot simulate, and a rule of thumb has to do: 10 % off."""
 
 
 @dataclass(frozen=True)
@@ -62,32 +31,6 @@ class PlannedStep:
     planned: Footprint
     prices: Prices
     plan: Plan
-
-
-def forecast(config: RunConfig, card: Card, shapes: Mapping[Size, int] | None = None) -> Forecast:
-    """What every stage of a run needs on a card. Downloads nothing.
-
-    Args:
-        config: Of the run.
-        card: From ``cards.card`` or ``cards.card_at_hand``.
-        shapes: How many examples there are of each width and height in pixels; one of the resolution when not given.
-    """
-    shapes = shapes or {config.data.resolution: 1}
-    shape = find_architecture(config.model, config.paths.cache_dir)
-    step = training_step(config, card, shape, max(shapes, key=math.prod))
-    budget = config.train.vram_gib or card.usable_gib
-    found = plan_step(step, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
-    setting = Setting(config, card, shape, step, shapes)
-    stages = [
-        captions_forecast(setting),
-        images_forecast(setting),
-        training_forecast(setting, found.planned),
-        save_forecast(setting, found.planned),
-        comparison_forecast(setting, found.plain),
-    ]
-    by_name = {stage.name: stage for stage in stages}
-    counted = found.plain.is_counted
-    return Forecast(card, step.precision, by_name, found.plan, found.prices, budget, shape.is_assumed, counted)
 
 
 def plan_step(
@@ -156,31 +99,13 @@ def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | No
     return max(0, min(batch, LARGEST_BATCH))
 
 
-def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
-    """Another plan after the first real step, if that was more than 3 % off; None where the plan can stay.
-
-    Args:
-        forecast: What was expected.
-        measured_bytes: Most that tensors really took.
-        budget_gib: What may be reserved; the forecast's when not given.
-    """
-    expected = forecast.plan.predicted_bytes
-    if not forecast.prices.units or abs(measured_bytes / expected - 1) <= OFF_BY:
-        return None
-    stage = forecast.stages["train"]
-    overhead = max(0.0, stage.reserved_gib - stage.allocated_gib) * GIB
-    budget = (budget_gib or forecast.budget_gib) * GIB
-    found = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
-    return None if found == forecast.plan else found
-
-
 def training_step(config: RunConfig, card: Card, shape: Architecture, size_px: Size) -> TrainingStep:
     """The micro-batch that the settings ask for, with nothing recomputed."""
     base, train = config.model.base_precision, config.train
     return TrainingStep(
         shape.unet,
         config.lora,
-        precision_for(card, config.model.mixed_precision),
+        precision_for(card.compute_capability, config.model.mixed_precision),
         "plain" if base in ("auto", "fp16") else base,
         "adamw8bit" if train.use_8bit_adam else train.optimizer,
         train.train_batch_size,
@@ -191,15 +116,6 @@ def training_step(config: RunConfig, card: Card, shape: Architecture, size_px: S
         has_average=train.use_ema,
         scale_factor=shape.scale_factor,
     )
-
-
-def precision_for(card: Card, wanted: str) -> Literal["fp32", "fp16", "bf16"]:
-    """What mixed_precision auto stands for on a card: bf16 from sm_80, fp16 below, fp32 on a CPU."""
-    if wanted in ("fp32", "fp16", "bf16"):
-        return wanted
-    if card.compute_capability is None:
-        return "fp32"
-    return half_precision(card.compute_capability)
 
 
 def _prices(found: Footprint, card: Card) -> Prices:

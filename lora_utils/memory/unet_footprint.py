@@ -1,5 +1,6 @@
 """What a training step and a sampling step of the U-Net need on a card: base, adapters, optimiser, activations."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,17 +11,45 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_utils import nodes, optimizers
-from lora_utils.autocast import imitated_autocast
-from lora_utils.footprints import Footprint, Size, counts_of, footprint_of, held_by
-from lora_utils.lean import make_lean
-from lora_utils.lora import add_lora
-from lora_utils.memory import DTYPES
-from lora_utils.operators import META, Work
-from lora_utils.quantisation import dequantised_weight
-from lora_utils.recompute import KINDS, Plan, apply_plan
-from lora_utils.schema import LoraConfig
-from lora_utils.simulation import Simulation, is_supported, on_meta
+from lora_utils.config.training import LoraConfig
+from lora_utils.memory.footprint import Footprint, Size, counts_of, footprint_of, held_by
+from lora_utils.memory.gradient_checkpointing import KINDS, Plan, apply_plan
+from lora_utils.memory.operators import META, Work
+from lora_utils.memory.simulation import Simulation, imitated_autocast, is_supported, on_meta
+from lora_utils.model import lean_ops
+from lora_utils.model.lean import make_lean
+from lora_utils.model.lora import add_lora
+from lora_utils.model.quantisation import dequantised_weight
+from lora_utils.system.device import DTYPES
+
+
+def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Bytes of the optimiser's state on the device, once a step was taken.
+
+    Args:
+        name: A value of the setting ``optimizer``. Paged states are counted whole: they leave the GPU only when it
+            is full. Prodigy's are an upper bound: of parameters that start as zeros it keeps a quarter less.
+        shapes: Of the trainable parameters, fp32.
+    """
+    shapes = list(shapes)
+    total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
+    quantised = name.endswith("8bit") and any(_size(shape) >= 4096 for shape in shapes)
+    return total + (2 * 256 * 4 if quantised else 0)  # the two maps from 8 bits to numbers, shared by all
+
+
+def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
+    size = _size(shape)
+    if name == "adafactor":
+        factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
+        return 4 * (factored + 1)  # and the root mean square
+    if name.endswith("8bit") and size >= 4096:
+        return 2 * (size + 4 * -(-size // 256))  # one scale for each block of 256
+    return size * (16 if name == "prodigy" else 8)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
 
 NF4_SHARE = 1 / 2 + 1 / 64 + 4 / 64 / 256  # of a byte: 4 bits, a scale of 8 bits for 64, one of 32 for 256 of those
 
@@ -131,7 +160,7 @@ class Linear8bitLt(nn.Linear):
     """Stands for bitsandbytes' linears, which do not run on meta: unpacked anew wherever the weight is used."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return nodes.frozen_linear(input, partial(dequantised_weight, self), self.bias)
+        return lean_ops.frozen_linear(input, partial(dequantised_weight, self), self.bias)
 
 
 def _build_base(step: TrainingStep) -> UNet2DConditionModel:
@@ -167,7 +196,7 @@ def _hold_base(simulation: Simulation, unet: nn.Module, base: str) -> None:
 def _states(step: TrainingStep, learning: list[nn.Parameter]) -> list[Tensor]:
     """The optimiser's, and the average; paged ones are in host memory as long as the card is full."""
     name = step.optimizer
-    sizes = [optimizers.state_bytes(name, [tuple(one.shape)]) for one in learning] if "paged" not in name else []
+    sizes = [state_bytes(name, [tuple(one.shape)]) for one in learning] if "paged" not in name else []
     states = [torch.empty(half, dtype=torch.uint8, device=META) for size in sizes for half in (size // 2, size // 2)]
     return states + [torch.empty_like(one) for one in learning if step.has_average]
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from lora_utils.schema import ModelConfig
+from lora_utils.config.schema import ModelConfig
 
 UNET: dict[str, Any] = {
     "sample_size": 128,

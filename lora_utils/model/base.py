@@ -6,7 +6,7 @@ to the device where they will stay: the host never holds a copy of a file.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -20,10 +20,11 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from lora_utils.diffusion import PredictionType
-from lora_utils.modelfiles import ModelError, Part, explained, load
-from lora_utils.quantisation import BasePrecision, quantise_linears
-from lora_utils.schema import ModelConfig
+from lora_utils.config.schema import ModelConfig
+from lora_utils.model.files import ModelError, Part, explained, load
+from lora_utils.model.quantisation import BasePrecision, quantise_linears
+
+PredictionType = Literal["epsilon", "v_prediction"]
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 CPU = torch.device("cpu")
@@ -216,17 +217,6 @@ class BaseModel:
     def _load_scheduler(self, kind: Any) -> Any:
         config = Part(self.name, "scheduler", None, self._source).config(kind)
         return explained(self.name, lambda: kind.from_config(config))
-
-
-def tile_vae(vae: AutoencoderKL, tile_px: int | None) -> None:
-    """Make the VAE cut what is larger than ``tile_px`` on a side into tiles; None for never.
-
-    ``enable_tiling`` alone keeps the tile of the VAE's config, 1024 in SDXL, and does nothing up to 1024x1024.
-    """
-    vae.use_tiling = tile_px is not None
-    if tile_px is not None:
-        vae.tile_sample_min_size = tile_px
-        vae.tile_latent_min_size = tile_px // 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
 def _knows_words(tokenizer: CLIPTokenizer) -> bool:

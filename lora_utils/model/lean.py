@@ -18,9 +18,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_utils import nodes
-from lora_utils.lora import ADAPTER
-from lora_utils.quantisation import dequantised_weight
+from lora_utils.model import lean_ops
+from lora_utils.model.lora import ADAPTER
+from lora_utils.model.quantisation import dequantised_weight
 
 
 def make_lean(unet: UNet2DConditionModel) -> None:
@@ -56,10 +56,10 @@ def _make_lean(module: Any) -> None:
     elif isinstance(module, ResnetBlock2D) and _is_plain_resnet(module):
         _give(module, partial(_resnet_forward, module))
     elif isinstance(module, nn.Conv2d) and not module.weight.requires_grad and module.padding_mode == "zeros":
-        _give(module, partial(nodes.frozen_conv2d, conv=module))
+        _give(module, partial(lean_ops.frozen_conv2d, conv=module))
     elif _is_quantised(module):
         linear: Any = module
-        _give(linear, partial(nodes.frozen_linear, weight=partial(dequantised_weight, linear), bias=linear.bias))
+        _give(linear, partial(lean_ops.frozen_linear, weight=partial(dequantised_weight, linear), bias=linear.bias))
 
 
 def _give(module: Any, forward: Callable[..., Tensor]) -> None:
@@ -83,7 +83,7 @@ class LeanLinears:
         down = torch.cat([master.detach().to(dtype) for master in self.masters[:count]])
         up = torch.stack([master.detach().to(dtype) for master in self.masters[count:]])
         self.copies = [*down.chunk(count), *up]
-        self._projection = nodes.Projection(weight, bases[0].bias, down, up, layers[0].scaling[ADAPTER])
+        self._projection = lean_ops.Projection(weight, bases[0].bias, down, up, layers[0].scaling[ADAPTER])
         self.renew()
 
     def renew(self) -> None:
@@ -97,7 +97,7 @@ class LeanLinears:
 
     def __call__(self, x: Tensor) -> Tensor:
         dropped = None if self._dropout is None else self._dropout(x)
-        return nodes.lora_linear(x, dropped, self._projection, self.masters)
+        return lean_ops.lora_linear(x, dropped, self._projection, self.masters)
 
 
 def _attention_forward(
@@ -192,13 +192,13 @@ def _lora_conv_forward(layer: Any, x: Tensor, *args: object, **kwargs: object) -
 
 
 def _geglu_forward(block: Any, hidden_states: Tensor) -> Tensor:
-    return nodes.geglu(block.proj(hidden_states))
+    return lean_ops.geglu(block.proj(hidden_states))
 
 
 def _resnet_forward(block: Any, input_tensor: Tensor, temb: Tensor) -> Tensor:
-    hidden = block.conv1(nodes.group_norm_silu(input_tensor, block.norm1))
+    hidden = block.conv1(lean_ops.group_norm_silu(input_tensor, block.norm1))
     hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
-    hidden = block.conv2(nodes.group_norm_silu(hidden, block.norm2))
+    hidden = block.conv2(lean_ops.group_norm_silu(hidden, block.norm2))
     return (input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)) + hidden
 
 

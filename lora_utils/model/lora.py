@@ -17,10 +17,9 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.commits import PARTIAL
-from lora_utils.files import write_atomically
-from lora_utils.schema import LoraConfig
-from lora_utils.weights import FAILURES
+from lora_utils.config.training import LoraConfig
+from lora_utils.model.files import FAILURES
+from lora_utils.system.files import PARTIAL, write_atomically
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"

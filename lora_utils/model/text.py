@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 CHUNK = 75
@@ -28,36 +28,6 @@ class TextEmbeddings:
     def __getitem__(self, index: int) -> "TextEmbeddings":
         """One text, still with a leading 1."""
         return TextEmbeddings(self.prompt_embeds[index : index + 1], self.pooled_prompt_embeds[index : index + 1])
-
-
-@torch.no_grad()
-def encode_images(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Posterior mean and log-variance of images.
-
-    Args:
-        vae: In fp32: SDXL's own VAE overflows in fp16.
-        pixels: (N, 3, 8h, 8w), fp32, in [-1, 1], on any device.
-
-    Returns:
-        Moments, (N, 2C, h, w), fp32, on the CPU.
-    """
-    weight = vae.encoder.conv_in.weight  # vae.device and vae.dtype walk through all parts of the model
-    return vae.encode(pixels.to(weight.device, weight.dtype)).latent_dist.parameters.float().cpu()
-
-
-@torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Images from latents, as SDXL's pipeline decodes them.
-
-    Args:
-        vae: In fp32.
-        latents: (N, C, h, w), scaled, on any device.
-
-    Returns:
-        Pixels, (N, 3, 8h, 8w), fp32, in [-1, 1] but for overshoot, on the CPU.
-    """
-    latents = latents.to(vae.device, vae.dtype)
-    return vae.decode(latents / vae.config.scaling_factor).sample.float().cpu()
 
 
 @torch.no_grad()
@@ -132,3 +102,6 @@ def _token_chunks(tokenizer: Any, caption: str, chunks: int) -> list[list[int]]:
 
 def _token_ids(tokenizer: Any, caption: str) -> list[int]:
     return tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
+
+
+BATCH = 8

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.files import PARTIAL_SUFFIX, allow_many_open_files
-from lora_utils.findings import Finding
-from lora_utils.packs import Layout, Pack, PackError, Row, new_row, write_pack
+from lora_utils.data.findings import Finding
+from lora_utils.precompute.packs import Layout, Pack, PackError, Row, new_row, write_pack
+from lora_utils.system.files import PARTIAL_SUFFIX, allow_many_open_files
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = 2

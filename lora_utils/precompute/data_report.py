@@ -8,18 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from lora_utils.data_config import DataConfig
-from lora_utils.dataset import find_examples
-from lora_utils.decoding import Job, decode_all
-from lora_utils.duplicates import fingerprint, near_duplicates
-from lora_utils.encoders import cut_text, too_long
-from lora_utils.examining import ALPHA, Examined, examine, held_out_hashes, read_unchanged, require_training
-from lora_utils.findings import Finding, refusal, table
-from lora_utils.framing import Crop
-from lora_utils.images import ImageError
-from lora_utils.progress import progress_bar
-from lora_utils.schema import RunConfig
-from lora_utils.sdxl import BaseModel
+from lora_utils.config.data import DataConfig
+from lora_utils.config.schema import RunConfig
+from lora_utils.data.crops import Crop
+from lora_utils.data.dataset import find_examples
+from lora_utils.data.decoding import Job, decode_all
+from lora_utils.data.duplicates import fingerprint, near_duplicates
+from lora_utils.data.findings import Finding, refusal, table
+from lora_utils.data.images import ImageError
+from lora_utils.data.inspection import ALPHA, Examined, examine, held_out_hashes, read_unchanged, require_training
+from lora_utils.model.base import BaseModel
+from lora_utils.model.text import cut_text, too_long
+from lora_utils.system.progress import progress_bar
 
 THUMBNAIL = (64, 64)
 BAR_WIDTH = 30

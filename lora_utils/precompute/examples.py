@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.files import write_atomically
+from lora_utils.precompute.cache import Cache
+from lora_utils.system.files import write_atomically
 
 INDEX_NAME = "index.jsonl"
 INDEX_SCHEMA = 2
@@ -99,3 +102,32 @@ def read_index(folder: Path) -> Index:
 
 def _head(count: int) -> str:
     return json.dumps({"schema": INDEX_SCHEMA, "examples": count})
+
+
+Record = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CachedExamples:
+    """Precomputed examples; their tensors are read when a visit asks for them."""
+
+    cache: Cache
+    entries: Sequence[Entry]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, number: int, image: int = 0, text: int = 0) -> Record:
+        """One variant of an example: moments, time_ids, prompt_embeds, pooled_prompt_embeds, perhaps loss_mask."""
+        entry = self.entries[number]
+        return self.cache.read(entry.image_keys[image]) | self.cache.read(entry.text_keys[text])
+
+    def draw(self, number: int, generator: torch.Generator) -> Record:
+        """A variant of image and caption chosen by the generator, every one with equal chance."""
+        entry = self.entries[number]
+        image = _choose(len(entry.image_keys), generator)
+        return self.read(number, image, _choose(len(entry.text_keys), generator))
+
+
+def _choose(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (1,), generator=generator)) if count > 1 else 0

@@ -1,5 +1,6 @@
 """Fills the cache with what it lacks: first captions, then images, never both encoders' weights at once."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,16 +8,18 @@ from typing import cast
 
 import torch
 
-from lora_utils.cache import Cache, record_key
-from lora_utils.data_config import DataConfig
-from lora_utils.examining import Examined, held_out_hashes, require_training
-from lora_utils.findings import Finding, Kind, refusal, table
-from lora_utils.imagestore import ImageTask, encode_image_tasks
-from lora_utils.index import Entry, Index, encode_index, write_index
-from lora_utils.memory import vae_tile
-from lora_utils.sdxl import BaseModel
-from lora_utils.sources.examples import DataError
-from lora_utils.textstore import encode_texts
+from lora_utils.config.data import DataConfig
+from lora_utils.config.schema import RunConfig
+from lora_utils.data.examples import DataError
+from lora_utils.data.findings import Finding, Kind, refusal, table
+from lora_utils.data.inspection import Examined, held_out_hashes, require_training
+from lora_utils.model.base import BaseModel
+from lora_utils.model.vae import vae_tile
+from lora_utils.precompute.cache import Cache, record_key
+from lora_utils.precompute.encoding import ImageTask, encode_image_tasks, encode_texts
+from lora_utils.precompute.examples import Entry, Index, encode_index, write_index
+
+LOGGER = logging.getLogger(__name__)
 
 VERIFIED_BYTES = 4 * 2**30
 
@@ -195,3 +198,17 @@ def _noted(cache: Cache, entries: Iterable[Entry], refused: dict[str, Finding]) 
         noted = {tuple(note): None for key in (*entry.image_keys, *entry.text_keys) for note in cache.notes(key)}
         found += [Finding(entry.source, problem, action, cast(Kind, kind)) for problem, action, kind in noted]
     return found
+
+
+def warn_of_findings(config: RunConfig, found: Precomputed) -> None:
+    """Say what is left out of training, and where the remarks on the rest are."""
+    refused = [finding for finding in found.findings if finding.kind == "refused"]
+    if refused:
+        LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
+    if len(found.findings) > len(refused):
+        count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
+        LOGGER.warning("%d remarks on what is used, such as cut captions and turned pictures: %s", count, report)
+
+
+def _cache_folder(config: RunConfig) -> Path:
+    return config.paths.precompute_dir or config.paths.output_dir / "precomputed"

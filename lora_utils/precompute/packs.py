@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.files import commit_file
+from lora_utils.system.files import commit_file
 
 KEY_BYTES, HASH_BYTES = 16, 32
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -7,8 +7,9 @@ nothing of the base model is in it.
 
 import json
 import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,89 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.commits import (
+from lora_utils.system.files import (
     DamagedError,
     check_folder,
     commit_folder,
-    newest,
     problem_of,
     read_folder,
     remove,
     set_aside,
-    step_of,
 )
-from lora_utils.nested import put_together, take_apart
+
+STEP = re.compile(r"^step-(\d{9})$")
+
+
+def step_of(name: str) -> int | None:
+    """The step that a checkpoint's folder name gives; None of every other name, such as ``step-000000004 (1)``."""
+    match = STEP.match(name)
+    return int(match[1]) if match else None
+
+
+def newest(parent: Path, number_of: Callable[[str], int | None]) -> list[Path]:
+    """Folders whose name is a number to ``number_of``, the highest first; all other names are left alone."""
+    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    numbered = [(number, path) for path in folders if (number := number_of(path.name)) is not None]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+LIST, TUPLE, DICT, TENSOR = "list", "tuple", "dict", "tensor"
+
+
+def take_apart(state: object) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a state by names of their own, on the CPU, and all the rest as what JSON can hold.
+
+    Tensors that are on the CPU already are not copied.
+
+    Args:
+        state: Dicts, lists and tuples of tensors, numbers, strings, bools and None; keys are strings or numbers.
+
+    Raises:
+        TypeError: There is something else in it.
+    """
+    tensors: dict[str, Tensor] = {}
+    names: dict[int, str] = {}  # a tensor that several share stays one
+    return tensors, _apart(state, "", tensors, names)
+
+
+def put_together(tensors: Mapping[str, Tensor], rest: Any) -> Any:
+    """The state that was taken apart.
+
+    Raises:
+        ValueError, TypeError, LookupError, RecursionError: It is nothing that was taken apart.
+    """
+    if not isinstance(rest, dict):
+        return rest
+    [(kind, value)] = rest.items()
+    if kind == TENSOR:
+        return tensors[value]
+    if kind == DICT:
+        return {key: put_together(tensors, part) for key, part in value}
+    if kind not in (LIST, TUPLE):
+        raise ValueError(f"there is no kind {kind!r:.40}")
+    parts = [put_together(tensors, part) for part in value]
+    return tuple(parts) if kind == TUPLE else parts
+
+
+def _apart(state: object, path: str, tensors: dict[str, Tensor], names: dict[int, str]) -> Any:
+    if isinstance(state, Tensor):
+        if id(state) not in names:
+            names[id(state)] = path.strip(".")
+            tensor = state.detach().cpu().contiguous()
+            shares = tensor.untyped_storage().nbytes() != tensor.nbytes  # which safetensors refuses
+            tensors[path.strip(".")] = tensor.clone() if shares else tensor
+        return {TENSOR: names[id(state)]}
+    if isinstance(state, Mapping):
+        if not all(isinstance(key, str | int | float) for key in state):
+            raise TypeError(f"{path}: keys must be strings or numbers")
+        return {DICT: [[key, _apart(part, f"{path}.{key}", tensors, names)] for key, part in state.items()]}
+    if isinstance(state, list | tuple):
+        parts = [_apart(part, f"{path}.{place}", tensors, names) for place, part in enumerate(state)]
+        return {TUPLE if isinstance(state, tuple) else LIST: parts}
+    if state is None or isinstance(state, bool | int | float | str):
+        return state
+    raise TypeError(f"{path} is a {type(state).__name__}, which a checkpoint cannot hold")
+
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = 1

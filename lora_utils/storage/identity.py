@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lora_utils.index import Entry
-from lora_utils.schema import RunConfig
+from lora_utils.config.schema import RunConfig
+from lora_utils.precompute.examples import Entry
 
 FIXED = ("seed", "train_batch_size", "gradient_accumulation_steps", "loraplus_lr_ratio", "use_ema")
 SILENT = (

@@ -5,36 +5,17 @@ import json
 import logging
 import math
 import os
-import platform
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lora_utils import UserError, __version__
-from lora_utils.commits import sweep
-from lora_utils.files import PARTIAL_SUFFIX, write_atomically
-
-PACKAGES = (
-    "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "pydantic",
-    "numpy", "pillow", "ipywidgets", "papermill",
-)  # fmt: skip
-
+from lora_utils import UserError
+from lora_utils.system.files import PARTIAL_SUFFIX, sweep, write_atomically
+from lora_utils.system.versions import versions
 
 METRICS = "metrics.jsonl"
 LOGGER = logging.getLogger(__name__)
-
-
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Python, this package and the given ones; a package that is absent says so."""
-    found = {"python": platform.python_version(), "lora_utils": __version__}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_utils.commits import DamagedError, step_of
-from lora_utils.copying import CacheCopy, copy_file, copy_folder, is_copy, read_manifest
-from lora_utils.mirrorfolder import (
+from lora_utils.storage.checkpoint import step_of
+from lora_utils.storage.mirror_copy import CacheCopy, copy_file, copy_folder, is_copy, read_manifest
+from lora_utils.storage.mirror_folder import (
     CHECKPOINTS,
     PRECOMPUTED,
     MirrorError,
@@ -24,6 +24,7 @@ from lora_utils.mirrorfolder import (
     set_aside_newer,
     sweep,
 )
+from lora_utils.system.files import DamagedError
 
 LOGGER = logging.getLogger(__name__)
 RETRY_SECONDS = (2.0, 5.0, 15.0, 30.0, 60.0)

@@ -13,10 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lora_utils.commits import DELETED, MANIFEST, PARTIAL, DamagedError, check_folder, read_folder
-from lora_utils.files import file_hash, sync, sync_folder
-from lora_utils.index import INDEX_NAME
-from lora_utils.mirrorfolder import beside, delete, discard, packs_in, sweep
+from lora_utils.precompute.examples import INDEX_NAME
+from lora_utils.storage.mirror_folder import beside, delete, discard, packs_in, sweep
+from lora_utils.system.files import (
+    DELETED,
+    MANIFEST,
+    PARTIAL,
+    DamagedError,
+    check_folder,
+    file_hash,
+    read_folder,
+    sync,
+    sync_folder,
+)
 
 CHUNK_BYTES = 8 * 2**20
 LATE_SECONDS = (0.5, 2.0)

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from lora_utils import UserError
-from lora_utils.commits import BAD, DELETED, PARTIAL, DamagedError, check_folder, read_folder, step_of
+from lora_utils.storage.checkpoint import step_of
+from lora_utils.system.files import BAD, DELETED, PARTIAL, DamagedError, check_folder, read_folder
 
 PACK = re.compile(r"^(images|texts)-\d{6,}-[0-9a-f]{8}\.safetensors$")
 CHECKPOINTS, PRECOMPUTED = "checkpoints", "precomputed"

@@ -5,6 +5,7 @@ silently starts anew has lost what the mirror is for.
 """
 
 import errno
+import logging
 import os
 import shutil
 import time
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lora_utils.commits import DamagedError, commit_folder, step_of
-from lora_utils.files import PARTIAL_SUFFIX, write_atomically
-from lora_utils.index import INDEX_NAME, IndexFileError, read_index
-from lora_utils.mirrorfolder import (
+from lora_utils.config.schema import RunConfig
+from lora_utils.precompute.examples import INDEX_NAME, IndexFileError, read_index
+from lora_utils.precompute.fill import _cache_folder
+from lora_utils.precompute.packs import Pack, PackError
+from lora_utils.storage.checkpoint import step_of
+from lora_utils.storage.mirror_folder import (
     CHECKPOINTS,
     PRECOMPUTED,
     MirrorError,
@@ -26,7 +29,9 @@ from lora_utils.mirrorfolder import (
     read_mounted,
     steps_in,
 )
-from lora_utils.packs import Pack, PackError
+from lora_utils.system.files import PARTIAL_SUFFIX, DamagedError, commit_folder, write_atomically
+
+LOGGER = logging.getLogger(__name__)
 
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses after an error of the connection."""
@@ -154,3 +159,17 @@ def _patiently(read: Callable[[], Found], path: Path) -> Found:
             "(drive.mount('/content/drive', force_remount=True)) and run the same command. If that does not help, "
             "rename it in the drive to go on without it, or unset mirror_dir to start without the mirror"
         ) from error
+
+
+def _bring_back(config: RunConfig) -> None:
+    """What the mirror has of a run that goes on, onto a machine that has nothing of it."""
+    mirror_dir, output_dir = config.checkpoint.mirror_dir, config.paths.output_dir
+    if mirror_dir is None or config.checkpoint.resume_from_checkpoint != "latest":
+        return
+    found = restore(mirror_dir, output_dir, _cache_folder(config))
+    if found is None:
+        return
+    for problem in found.skipped:
+        LOGGER.warning("%s", problem)
+    step = "no checkpoint yet" if found.step is None else f"the checkpoint of step {found.step}"
+    LOGGER.warning("brought back from the mirror in %s: %s and %d files of the cache", mirror_dir, step, found.packs)

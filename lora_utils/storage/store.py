@@ -5,26 +5,38 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from lora_utils.checkpoint import (
+from lora_utils.config.training import CheckpointConfig
+from lora_utils.storage.checkpoint import (
     Checkpoint,
     CheckpointError,
+    newest,
     newest_checkpoint,
     prune,
     read_checkpoint,
     require_space,
+    step_of,
     write_checkpoint,
 )
-from lora_utils.checkpoint_config import CheckpointConfig
-from lora_utils.commits import DamagedError, newest, step_of, sweep
-from lora_utils.fingerprints import changes
-from lora_utils.mirror import Mirror
-from lora_utils.training import Trainer
+from lora_utils.storage.identity import changes
+from lora_utils.storage.mirror import Mirror
+from lora_utils.system.files import DamagedError, sweep
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 MIRROR_SECONDS, RETRY_SECONDS = 300.0, 60.0
+
+
+class Resumable(Protocol):
+    """What a checkpoint is made of, and goes back into."""
+
+    step: int
+    steps: int
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], optimizer_too: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Keeper:
         self._saved_at = time.monotonic()
         self._paused = False
 
-    def resume(self, trainer: Trainer, is_main: bool) -> Resumed:
+    def resume(self, trainer: Resumable, is_main: bool) -> Resumed:
         """Put the trainer where the checkpoint of the settings is; at the start where there is none.
 
         Raises:
@@ -74,7 +86,7 @@ class Keeper:
             self.saved_step = found.step
             if self._mirror:
                 self._mirror.offer(found.folder)
-        steps = trainer.run.steps
+        steps = trainer.steps
         if found.step < steps:
             LOGGER.warning("going on from %s: step %d of %d", found.folder, found.step, steps)
         else:
@@ -83,7 +95,7 @@ class Keeper:
         about = found.about
         return Resumed(found.step, about["seconds"], about["held_out_loss_before"], found.metrics, history)
 
-    def require_space(self, trainer: Trainer) -> None:
+    def require_space(self, trainer: Resumable) -> None:
         """Ask for room before the first step.
 
         Raises:
@@ -91,15 +103,15 @@ class Keeper:
         """
         require_space(self.folder, _size_bytes(trainer))
 
-    def is_due(self, trainer: Trainer) -> bool:
+    def is_due(self, trainer: Resumable) -> bool:
         """Whether a checkpoint is to be made after this step."""
         config, waited_seconds = self._config, time.monotonic() - self._saved_at
         minutes_passed = config.checkpointing_minutes and waited_seconds >= 60 * config.checkpointing_minutes
         again = self._paused and waited_seconds >= RETRY_SECONDS
-        at_end = trainer.step == trainer.run.steps
+        at_end = trainer.step == trainer.steps
         return bool(minutes_passed or again or at_end or trainer.step % config.checkpointing_steps == 0)
 
-    def save(self, trainer: Trainer, about: dict[str, Any], metrics: bytes) -> None:
+    def save(self, trainer: Resumable, about: dict[str, Any], metrics: bytes) -> None:
         """Commit a checkpoint and delete old ones; a disk that is full or fails pauses this, and training goes on."""
         self._saved_at = time.monotonic()
         about = about | {"fingerprint": self._fingerprint}
@@ -194,7 +206,7 @@ def _make_way(folder: Path, first_step: int) -> None:
     )
 
 
-def _size_bytes(trainer: Trainer) -> int:
+def _size_bytes(trainer: Resumable) -> int:
     """Of a checkpoint, with two states for each weight, as AdamW has."""
     state = trainer.state_dict()
     kinds = (state["adapter"], state["adapter"], state["adapter"], state["average"])

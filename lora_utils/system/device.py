@@ -1,18 +1,16 @@
 """What a stage needs of the device: how much was used, and giving it back."""
 
 import gc
-from functools import cache
+import os
+from dataclasses import dataclass
+from typing import Literal
 
-import psutil
 import torch
+
+from lora_utils import UserError
 
 GIB = 2**30
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# SDXL's VAE in fp32, and what it takes for an image of 1024x1024; counted on its graph, not yet measured on a GPU.
-VAE_GIB, ENCODE_GIB, DECODE_GIB = 0.31, 2.51, 3.0
-TILES_PX = (1024, 512)
-SPARE_GIB = 1.25  # context, convolutions' workspaces, a desktop
-CPU_BATCH_PX = 2**16
 
 
 def best_device() -> torch.device:
@@ -38,48 +36,54 @@ def forget_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def vae_tile(
-    size: tuple[int, int], dtype: torch.dtype, image_gib: float = ENCODE_GIB, device_gib: float | None = None
-) -> int | None:
-    """Side of the tiles that the VAE must cut an image into, in pixels; None where all of it fits.
+def half_precision(capability: tuple[int, int]) -> Literal["fp16", "bf16"]:
+    """What a card computes fastest in: bf16 from sm_80. A T4 answers True to ``is_bf16_supported`` but emulates it."""
+    return "bf16" if capability >= (8, 0) else "fp16"
 
-    By the size of the card, not by what is free: tiles change values a little, and equal images on one machine must
-    give equal records.
+
+def precision_for(capability: tuple[int, int] | None, wanted: str) -> Literal["fp32", "fp16", "bf16"]:
+    """What mixed_precision auto stands for on a card: bf16 from sm_80, fp16 below, fp32 on a CPU."""
+    if wanted in ("fp32", "fp16", "bf16"):
+        return wanted
+    return "fp32" if capability is None else half_precision(capability)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the U-Net computes, and why."""
+
+    name: str
+    """fp32, fp16 or bf16."""
+    reason: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+
+class MachineError(UserError):
+    """The machine cannot do what the settings ask for."""
+
+
+def choose_precision(wanted: str) -> Precision:
+    """The precision for this machine.
 
     Args:
-        size: Width and height, pixels.
-        dtype: Of the VAE.
-        image_gib: ENCODE_GIB or DECODE_GIB.
-        device_gib: Memory of another device than the one that is here.
+        wanted: The setting mixed_precision. auto follows ``accelerate launch --mixed_precision`` where that was given,
+            else the card.
+
+    Raises:
+        MachineError: fp16 without a GPU.
     """
-    usable_gib = (device_gib or _device_gib()) - SPARE_GIB
-    if _vae_gib(size[0] * size[1], dtype, image_gib) <= usable_gib:
-        return None
-    fitting = (tile for tile in TILES_PX if _vae_gib(tile * tile, dtype, image_gib) <= usable_gib)
-    return next(fitting, TILES_PX[-1])
-
-
-def vae_batch(area_px: int, dtype: torch.dtype, card_gib: float | None = None) -> int:
-    """Images that the VAE encodes together: what fits in half of the card, at most 4; on a CPU 65,536 pixels.
-
-    Args:
-        area_px: Of one image, or of one tile, in pixels.
-        dtype: Of the VAE.
-        card_gib: Memory of another card than the one that is here.
-    """
-    if not card_gib and not torch.cuda.is_available():
-        return max(1, min(8, CPU_BATCH_PX // area_px))
-    one_gib, two_gib = (_vae_gib(count * area_px, dtype, ENCODE_GIB) for count in (1, 2))
-    return max(1, min(4, 1 + int(((card_gib or _device_gib()) / 2 - one_gib) / (two_gib - one_gib))))
-
-
-def _vae_gib(area_px: int, dtype: torch.dtype, image_gib: float) -> float:
-    return (VAE_GIB + image_gib * area_px / 2**20) * dtype.itemsize / 4
-
-
-@cache
-def _device_gib() -> float:
-    """Size of the card, or of the host's memory where there is none."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise MachineError("mixed_precision=fp16 needs a CUDA GPU, and there is none; set it to auto or fp32")
+    if wanted != "auto":
+        return Precision(wanted, "mixed_precision says so")
     if not torch.cuda.is_available():
-        return psutil.virtual_memory().total / GIB
-    return torch.cuda.mem_get_info()[1] / GIB
+        return Precision("fp32", "there is no GPU")
+    if launched in DTYPES:
+        return Precision(launched, "accelerate launch says so")
+    major, minor = torch.cuda.get_device_capability()
+    name = half_precision((major, minor))
+    return Precision(name, f"sm_{major}{minor} has {'' if name == 'bf16' else 'no '}bf16 arithmetic")

@@ -6,31 +6,11 @@ Shapes: B batch, C latent channels (4), h and w latent height and width, T the n
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PredictionType = Literal["epsilon", "v_prediction"]
-
-
-def visit_generator(seed: int, visit: int) -> torch.Generator:
-    """The source of all randomness of one visit to one example: a CPU generator, equal on every machine.
-
-    Visits are counted through the whole run, so a visit stands for a step, a place in its batch and, by
-    ``data_order``, an example. seed + visit would make run 1 repeat the noise of run 0; a hash does not.
-    """
-    return torch.Generator().manual_seed(derived_seed(seed, visit))
-
-
-def derived_seed(*numbers: int) -> int:
-    """A 63-bit seed that depends on every one of the numbers (NumPy's SeedSequence)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def data_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order in which an epoch visits its examples: a permutation of 0 .. size - 1, (size,), int64."""
-    return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(size)
+from lora_utils.model.base import PredictionType
 
 
 def sample_latents(moments: Tensor, scaling_factor: float, generator: torch.Generator) -> Tensor:
@@ -118,3 +98,82 @@ def squared_errors(prediction: Tensor, target: Tensor, loss_mask: Tensor) -> Ten
     """
     errors = F.mse_loss(prediction.float(), target.float(), reduction="none")
     return (errors * loss_mask).mean(dim=(1, 2, 3))
+
+
+LossType = Literal["l2", "huber", "smooth_l1"]
+MAX_SNR = 1000.0
+
+
+def debiased_weights(snr: Tensor, prediction_type: PredictionType) -> Tensor:
+    """Loss weights 1 / sqrt(SNR) for epsilon (Yu et al., 2023), 1 / (SNR + 1) for v.
+
+    Both undo the pull of the nearly clean timesteps. The second, sd-scripts' choice, weighs the error of the implied
+    x_0 alike at all timesteps. SNR is capped at 1000, as there.
+
+    Args:
+        snr: Signal-to-noise ratio of each example, (B,), fp32.
+        prediction_type: What the U-Net predicts.
+
+    Returns:
+        (B,), fp32.
+    """
+    snr = snr.clamp(max=MAX_SNR)
+    return snr.rsqrt() if prediction_type == "epsilon" else 1 / (snr + 1)
+
+
+def errors(prediction: Tensor, target: Tensor, loss_mask: Tensor, loss_type: LossType, huber_c: float) -> Tensor:
+    """Mean of the masked error of each example, (B,), fp32.
+
+    With e the difference of a latent and c = huber_c: l2 is e^2; huber is 2c (sqrt(e^2 + c^2) - c), which is e^2 for
+    small and 2c|e| for large e; smooth_l1 is that over c, so |e| for large e counts 2. These are pseudo-Huber losses
+    (Charbonnier et al., 1997), in the form that sd-scripts gives to these names.
+
+    Args:
+        prediction: The U-Net's answer, (B, C, h, w), any float dtype.
+        target: From ``diffusion.training_target``, same shape.
+        loss_mask: Weight of each latent, (B, 1, h, w), fp32; ones count everything.
+        loss_type: Which of the three.
+        huber_c: Where the square turns into a line.
+    """
+    if loss_type == "l2":
+        return squared_errors(prediction, target, loss_mask)
+    scale = 2 * huber_c if loss_type == "huber" else 2.0
+    difference = prediction.float() - target.float()
+    elements = scale * ((difference.square() + huber_c**2).sqrt() - huber_c)
+    return (elements * loss_mask).mean(dim=(1, 2, 3))
+
+
+def offset_noise(noise: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Noise plus strength times one normal number per channel (Guttenberg, 2023), (C, h, w), fp32.
+
+    The U-Net then learns to move a whole picture's brightness, which plain noise hardly hides.
+    """
+    if not strength:
+        return noise
+    return noise + strength * torch.randn(*noise.shape[:-2], 1, 1, generator=generator)
+
+
+def perturbed_noise(noise: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Noise for the input alone: eps + strength * xi, xi ~ N(0, I) (Ning et al., 2023), (C, h, w), fp32.
+
+    The target stays eps, so the U-Net meets inputs as imperfect as its own answers make them; 0.1 in the paper.
+    """
+    return noise + strength * torch.randn(noise.shape, generator=generator) if strength else noise
+
+
+def uniform_timestep(lowest: int, end: int, generator: torch.Generator) -> Tensor:
+    """A timestep of lowest .. end - 1, each with equal chance, (1,), int64."""
+    return torch.randint(lowest, end, (1,), generator=generator)
+
+
+def logit_normal_timestep(lowest: int, end: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+    """A timestep of lowest .. end - 1 whose place has a normal logit (Esser et al., 2024, section 3.1), (1,), int64."""
+    place = torch.sigmoid(mean + std * torch.randn(1, generator=generator))
+    return (lowest + place * (end - lowest)).long().clamp(max=end - 1)
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """The schedule shifted and scaled so that it ends in pure noise (Lin et al., 2024, algorithm 1), (T,), fp32."""
+    roots = alphas_cumprod.sqrt()
+    first, last = roots[0], roots[-1]
+    return ((roots - last) * first / (first - last)).square()

@@ -11,10 +11,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from lora_utils import UserError, diffusion, objectives
-from lora_utils.schema import TrainConfig
-from lora_utils.sdxl import NoiseSchedule
-from lora_utils.visits import Record
+from lora_utils import UserError
+from lora_utils.config.training import TrainConfig
+from lora_utils.model.base import NoiseSchedule
+from lora_utils.precompute.examples import Record
+from lora_utils.training import diffusion
 
 PLAIN = TrainConfig()
 
@@ -65,7 +66,7 @@ def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSche
             "rescale_betas_zero_snr needs a base model that predicts v, and this one predicts epsilon; "
             "set rescale_betas_zero_snr=false, or use noise_offset=0.05 for dark and bright pictures"
         )
-    return replace(schedule, alphas_cumprod=objectives.zero_terminal_snr(schedule.alphas_cumprod))
+    return replace(schedule, alphas_cumprod=diffusion.zero_terminal_snr(schedule.alphas_cumprod))
 
 
 def visit(
@@ -87,8 +88,8 @@ def visit(
         latents = diffusion.sample_latents(moments, schedule.scaling_factor, generator)
     noise = torch.randn(latents.shape, generator=generator)
     drawn = _timestep(schedule, config, generator)
-    noise = objectives.offset_noise(noise, config.noise_offset, generator)
-    input_noise = objectives.perturbed_noise(noise, config.input_perturbation, generator)
+    noise = diffusion.offset_noise(noise, config.noise_offset, generator)
+    input_noise = diffusion.perturbed_noise(noise, config.input_perturbation, generator)
     mask = example.get("loss_mask")
     return Batch(
         latents=latents[None],
@@ -117,13 +118,13 @@ def training_losses(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSch
         config: Of the objective.
     """
     prediction, target = _predict(unet, batch, schedule)
-    losses = objectives.errors(prediction, target, batch.loss_mask, config.loss_type, config.huber_c)
+    losses = diffusion.errors(prediction, target, batch.loss_mask, config.loss_type, config.huber_c)
     if config.snr_gamma is None and not config.debiased_estimation_loss:
         return losses
     snr = diffusion.signal_to_noise(batch.timesteps, schedule.alphas_cumprod.to(batch.timesteps.device))
     if config.snr_gamma is not None:
         return losses * diffusion.min_snr_weights(snr, config.snr_gamma, schedule.prediction_type)
-    return losses * objectives.debiased_weights(snr, schedule.prediction_type)
+    return losses * diffusion.debiased_weights(snr, schedule.prediction_type)
 
 
 def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule) -> Tensor:
@@ -138,8 +139,8 @@ def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSc
 def _timestep(schedule: NoiseSchedule, config: TrainConfig, generator: torch.Generator) -> Tensor:
     lowest, end = config.min_timestep, config.max_timestep or len(schedule.alphas_cumprod)
     if config.timestep_sampling == "uniform":
-        return objectives.uniform_timestep(lowest, end, generator)
-    return objectives.logit_normal_timestep(lowest, end, config.logit_mean, config.logit_std, generator)
+        return diffusion.uniform_timestep(lowest, end, generator)
+    return diffusion.logit_normal_timestep(lowest, end, config.logit_mean, config.logit_std, generator)
 
 
 def _predict(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:

@@ -3,20 +3,68 @@
 import importlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lora_utils import UserError
-from lora_utils.ema import WeightAverage
-from lora_utils.memory import GIB
-from lora_utils.schema import TrainConfig
+from lora_utils.config.training import TrainConfig
+from lora_utils.memory.unet_footprint import state_bytes
+from lora_utils.system.device import GIB
+
+
+class WeightAverage:
+    """The average of a model's trainable parameters, in their dtype, on their device."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start from the parameters as they are.
+
+        Args:
+            model: Not wrapped for several processes, so that names stay what they are.
+            decay: What the average keeps of itself in an update, once it is warm.
+        """
+        self._decay = decay
+        self._parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self._averages = {name: one.detach().clone() for name, one in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the parameters after a step, counted from 1.
+
+        The first step is copied. Then the decay grows as (1 + s) / (10 + s), s the steps before this one, up to its
+        limit: as diffusers' EMAModel, so that a short run does not average in where it started.
+        """
+        decay = min(self._decay, step / (9 + step)) if step > 1 else 0.0
+        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model with the averages as its weights, and afterwards, bit by bit, as it was. Nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the names of their parameters; not copies."""
+        return dict(self._averages)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take averages that ``state_dict`` gave, of a model of the same parameters."""
+        for name, average in self._averages.items():
+            average.copy_(state[name])
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self._averages[name] = self._averages[name], parameter.data
+
 
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
@@ -143,34 +191,6 @@ def averaged_weights(optimizer: Optimizer, average: WeightAverage | None) -> Ite
             yield
     else:
         yield
-
-
-def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
-    """Bytes of the optimiser's state on the device, once a step was taken.
-
-    Args:
-        name: A value of the setting ``optimizer``. Paged states are counted whole: they leave the GPU only when it
-            is full. Prodigy's are an upper bound: of parameters that start as zeros it keeps a quarter less.
-        shapes: Of the trainable parameters, fp32.
-    """
-    shapes = list(shapes)
-    total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
-    quantised = name.endswith("8bit") and any(_size(shape) >= 4096 for shape in shapes)
-    return total + (2 * 256 * 4 if quantised else 0)  # the two maps from 8 bits to numbers, shared by all
-
-
-def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
-    size = _size(shape)
-    if name == "adafactor":
-        factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
-        return 4 * (factored + 1)  # and the root mean square
-    if name.endswith("8bit") and size >= 4096:
-        return 2 * (size + 4 * -(-size // 256))  # one scale for each block of 256
-    return size * (16 if name == "prodigy" else 8)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
 
 
 def _parameter_groups(unet: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -3,22 +3,68 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 
-from lora_utils.denoising import training_schedule
-from lora_utils.findings import table
-from lora_utils.fingerprints import data_digest
-from lora_utils.fitting import FittedUnet
-from lora_utils.microbatches import TrainingRun
-from lora_utils.precomputing import Precomputed
-from lora_utils.preflight import Precision
-from lora_utils.schema import RunConfig
-from lora_utils.sdxl import BaseModel
-from lora_utils.validation import HeldOutLoss
-from lora_utils.visits import CachedExamples
+from lora_utils.config.schema import RunConfig
+from lora_utils.config.training import TrainConfig
+from lora_utils.model.base import BaseModel, NoiseSchedule
+from lora_utils.precompute.examples import CachedExamples, Record
+from lora_utils.precompute.fill import Precomputed
+from lora_utils.storage.identity import data_digest
+from lora_utils.system.device import Precision
+from lora_utils.training.objective import training_schedule
+from lora_utils.training.unet import FittedUnet
+from lora_utils.training.validation import HeldOutLoss
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that the loop works on."""
+
+    unet: UNet2DConditionModel
+    """With adapter, trainable parameters fp32, prepared by the accelerator."""
+    dtype: torch.dtype
+    """What the U-Net computes in; fp16 gets a scaled loss."""
+    examples: CachedExamples
+    """What is learned from."""
+    unconditional: Record
+    """prompt_embeds and pooled_prompt_embeds of no caption."""
+    caption_dropout_rate: float
+    """Share of visits that see no caption."""
+    latent_mode: Literal["sample", "mean"]
+    """Fresh latents on every visit, or the posterior's mean."""
+    schedule: NoiseSchedule
+    """Of the base model, as training uses it."""
+    config: TrainConfig
+    accelerator: Accelerator
+    """Device and processes; precision and accumulation are the loop's."""
+    make_room: Callable[[], str | None] = lambda: None
+    """Called when a step did not fit: recomputes more and says what, or None when nothing is left to recompute."""
+
+    @property
+    def bare_unet(self) -> UNet2DConditionModel:
+        """Not wrapped for several processes."""
+        return self.accelerator.unwrap_model(self.unet)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser updates in all."""
+        visits = sum(entry.repeats for entry in self.examples.entries)
+        return self.config.total_steps(visits, self.accelerator.num_processes)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What forward passes run in: nothing where the lean step fits all dtypes by itself."""
+        if self.config.lean_step or self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, self.dtype)
+
 
 LOGGER = logging.getLogger(__name__)
 
@@ -92,13 +138,3 @@ def prepare(
     identity = {"base": base.unet_identity(), "data": data_digest(found.entries, found.unconditional_key)}
     began = time.monotonic() if started is None else started
     return Prepared(run, fitted, precision, measured, identity, began)
-
-
-def warn_of_findings(config: RunConfig, found: Precomputed) -> None:
-    """Say what is left out of training, and where the remarks on the rest are."""
-    refused = [finding for finding in found.findings if finding.kind == "refused"]
-    if refused:
-        LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
-    if len(found.findings) > len(refused):
-        count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
-        LOGGER.warning("%d remarks on what is used, such as cut captions and turned pictures: %s", count, report)

@@ -5,16 +5,15 @@ from collections.abc import Mapping
 import torch
 from diffusers import UNet2DConditionModel
 
-from lora_utils.cards import T4, card_at_hand
-from lora_utils.footprints import Size
-from lora_utils.forecast import Forecast, forecast, replan
-from lora_utils.lean import make_lean
-from lora_utils.lora import add_lora
-from lora_utils.memory import GIB
-from lora_utils.preflight import Precision
-from lora_utils.recompute import Plan, apply_plan, tighter
-from lora_utils.schema import RunConfig
-from lora_utils.sdxl import BaseModel
+from lora_utils.config.schema import RunConfig
+from lora_utils.memory.cards import T4, card_at_hand
+from lora_utils.memory.footprint import Size
+from lora_utils.memory.forecast import Forecast, forecast, replan
+from lora_utils.memory.gradient_checkpointing import Plan, apply_plan, tighter
+from lora_utils.model.base import BaseModel
+from lora_utils.model.lean import make_lean
+from lora_utils.model.lora import add_lora
+from lora_utils.system.device import GIB, Precision
 
 
 class FittedUnet:

@@ -3,10 +3,10 @@
 import torch
 from diffusers import UNet2DConditionModel
 
-from lora_utils.denoising import Batch, collate, denoising_errors, visit
-from lora_utils.diffusion import visit_generator
-from lora_utils.sdxl import NoiseSchedule
-from lora_utils.visits import CachedExamples, Record
+from lora_utils.model.base import NoiseSchedule
+from lora_utils.precompute.examples import CachedExamples, Record
+from lora_utils.training.objective import Batch, collate, denoising_errors, visit
+from lora_utils.training.seeds import visit_generator
 
 TIMESTEPS_PER_EXAMPLE = 8
 SEED = 0  # not the run's: figures of runs with other seeds stay comparable

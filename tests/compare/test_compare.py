@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_utils import lora, stages
-from lora_utils.sampling import GAP_PX, TILE_PX, Shot, contact_sheet
+from lora_utils import stages
+from lora_utils.compare.sampling import Shot
+from lora_utils.compare.sheet import GAP_PX, TILE_PX, contact_sheet
+from lora_utils.config.loading import load_config
+from lora_utils.model import lora
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_scale_zero_is_the_base_model_bit_for_bit(trained):
 
 def test_the_scale_matters(trained):
     config = trained()
-    half = stages.compare(stages.load_config(None, flat(config) | {"adapter_scale": 0.5}))
+    half = stages.compare(load_config(None, flat(config) | {"adapter_scale": 0.5}))
     full = stages.compare(config)
     assert not same(half.finetuned[0], full.finetuned[0])
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_utils.config import ConfigError, dump_config, load_config, settings
-from lora_utils.schema import RunConfig
+from lora_utils.config.loading import ConfigError, dump_config, load_config, settings
+from lora_utils.config.schema import RunConfig
 from tests.conftest import ROOT
 from tools.settings import page
 
@@ -74,7 +74,7 @@ def test_nothing_writes_to_a_config():
 
 
 def test_every_ready_made_config_loads():
-    files = sorted((ROOT / "configs").glob("*.yaml"))
+    files = sorted((ROOT / "lora_utils" / "presets").glob("*.yaml"))
     assert len(files) >= 3
     for file in files:
         load_config(file)

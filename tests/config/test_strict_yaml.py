@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from lora_utils.config import ConfigError, dump_config, load_config, settings
-from lora_utils.yamlfiles import MAX_FILE_BYTES, YamlError, one_line, read_yaml, write_yaml
-from tests.yaml_inputs import BOMBS, LONGEST_LINE, NASTY, inputs, outcome
+from benchmarks.faults.yaml_inputs import BOMBS, LONGEST_LINE, NASTY, inputs, outcome
+from lora_utils.config.loading import ConfigError, dump_config, load_config, settings
+from lora_utils.config.strict_yaml import MAX_FILE_BYTES, YamlError, one_line, read_yaml, write_yaml
 
 
 @pytest.fixture

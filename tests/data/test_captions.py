@@ -4,11 +4,11 @@ from math import factorial
 
 import pytest
 
-from lora_utils.data_config import DataConfig
-from lora_utils.dataset import find_examples
-from lora_utils.sources.captions import caption_variants
-from lora_utils.sources.examples import DataError
-from tests.caption_corpus import CASES, write_case
+from lora_utils.config.data import DataConfig
+from lora_utils.data.captions import caption_variants
+from lora_utils.data.dataset import find_examples
+from lora_utils.data.examples import DataError
+from tests.data.caption_corpus import CASES, write_case
 
 
 def find(case, folder):

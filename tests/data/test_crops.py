@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lora_utils.config import load_config
-from lora_utils.framing import bucket_sizes, choose_size, cropped_share, plan_crops
-from lora_utils.images import ImageError
+from lora_utils.config.loading import load_config
+from lora_utils.data.crops import bucket_sizes, choose_size, cropped_share, plan_crops
+from lora_utils.data.images import ImageError
 
 HASH = "0123456789abcdef" * 4
 SDXL = {"resolution": 1024, "enable_bucket": True}

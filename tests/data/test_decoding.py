@@ -11,8 +11,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from lora_utils.decoding import Job, decode_all, decode_job
-from lora_utils.framing import Crop
+from lora_utils.data.crops import Crop
+from lora_utils.data.decoding import Job, decode_all, decode_job
 from tests.conftest import ROOT
 
 WHOLE = Crop((8, 8), (8, 8), 0, 0, (8, 8))
@@ -67,7 +67,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import os, time\n"
-        "from lora_utils.decoding import _pool\n"
+        "from lora_utils.data.decoding import _pool\n"
         "if __name__ == '__main__':\n"
         "    pool = _pool(2)\n"
         "    futures = [pool.submit(time.sleep, 0.2) for _ in range(4)]\n"
@@ -90,8 +90,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 def test_a_script_without_a_main_guard_decodes_in_its_own_process(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from tests.test_decoding import job\n"
-        "from lora_utils.decoding import decode_all\n"
+        "from tests.data.test_decoding import job\n"
+        "from lora_utils.data.decoding import decode_all\n"
         "pictures = list(decode_all([job(n) for n in range(10)], [64] * 10, 2))\n"
         "print(len(pictures), sum(p.refusal is not None for p in pictures))\n"
     )

@@ -5,8 +5,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lora_utils.duplicates import fingerprint, near_duplicates
-from tests.image_corpus import PICTURE, save
+from lora_utils.data.duplicates import fingerprint, near_duplicates
+from tests.data.image_corpus import PICTURE, save
 
 
 def drawn(shape, size=(300, 200)):

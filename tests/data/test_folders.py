@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from lora_utils.data_config import DataConfig
-from lora_utils.dataset import find_examples
-from lora_utils.findings import table
-from lora_utils.images import ImageError
-from lora_utils.sources.examples import DataError
+from lora_utils.config.data import DataConfig
+from lora_utils.data.dataset import find_examples
+from lora_utils.data.examples import DataError
+from lora_utils.data.findings import table
+from lora_utils.data.images import ImageError
 
 
 def fill(folder, *names, caption="a dog"):

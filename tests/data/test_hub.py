@@ -3,9 +3,9 @@
 import datasets
 import pytest
 
-from lora_utils.data_config import DataConfig
-from lora_utils.dataset import find_examples
-from lora_utils.sources.examples import DataError
+from lora_utils.config.data import DataConfig
+from lora_utils.data.dataset import find_examples
+from lora_utils.data.examples import DataError
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_utils import images
-from tests import image_corpus as make
-from tests.image_corpus import PICTURE, RAMP, SHADES, Case, animated, chunk, jpeg, png, save, tiff
+from lora_utils.data import images
+from tests.data import image_corpus as make
+from tests.data.image_corpus import PICTURE, RAMP, SHADES, Case, animated, chunk, jpeg, png, save, tiff
 
 
 def cut_down():
@@ -126,11 +126,11 @@ def test_each_file_is_used_right_fixed_with_a_notice_or_refused(name):
 
 def test_the_whole_corpus_leaves_nothing_silent_and_takes_less_than_1_gb():
     script = (
-        "from pathlib import Path; from tests.test_images import CORPUS, is_as_expected\n"
+        "from pathlib import Path; from tests.data.test_images import CORPUS, is_as_expected\n"
         "print(len(CORPUS), sum(map(is_as_expected, CORPUS.values())))\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"  # rusage counts the parent's too
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     printed = subprocess.check_output([sys.executable, "-c", script], cwd=root, timeout=120, text=True)
     files, expected, peak_kib = map(int, printed.split())
     assert files == expected >= 64

@@ -10,17 +10,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from benchmarks.faults.malicious import CODE, DEEP, FORMS, OBJECTS, PIPE, assert_refused, message_of, payload, spoil
 from lora_utils import stages
-from lora_utils.cache import Cache
 from lora_utils.cli import main
-from lora_utils.config import load_config
-from lora_utils.footprints import Footprint
-from lora_utils.index import INDEX_NAME, IndexFileError, read_index
-from lora_utils.operators import Work
-from lora_utils.remember import remembered
-from lora_utils.sources.archives import read_member
-from tests.malicious import CODE, DEEP, FORMS, OBJECTS, PIPE, assert_refused, message_of, payload, spoil
-from tests.malicious_checkpoints import PACKS
+from lora_utils.config.loading import load_config
+from lora_utils.data.sources.tables import read_member
+from lora_utils.memory.footprint import Footprint, remembered
+from lora_utils.memory.operators import Work
+from lora_utils.precompute.cache import Cache
+from lora_utils.precompute.examples import INDEX_NAME, IndexFileError, read_index
+from tests.storage.malicious_checkpoints import PACKS
 
 PACK = "images-000001-0123abcd.safetensors"
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file closefile\n"

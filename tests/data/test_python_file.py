@@ -5,10 +5,10 @@ import sys
 import pytest
 from PIL import Image
 
-from lora_utils import images
-from lora_utils.data_config import DataConfig
-from lora_utils.dataset import find_examples
-from lora_utils.sources.examples import DataError
+from lora_utils.config.data import DataConfig
+from lora_utils.data import images
+from lora_utils.data.dataset import find_examples
+from lora_utils.data.examples import DataError
 
 
 @pytest.fixture

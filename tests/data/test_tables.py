@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from lora_utils.data_config import DataConfig
-from lora_utils.dataset import find_examples
-from lora_utils.images import ImageError
-from lora_utils.sources import archives
-from lora_utils.sources.examples import DataError
+from lora_utils.config.data import DataConfig
+from lora_utils.data.dataset import find_examples
+from lora_utils.data.examples import DataError
+from lora_utils.data.images import ImageError
+from lora_utils.data.sources import tables
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +203,7 @@ def test_packed_images_are_read_and_damaged_ones_are_image_errors(tmp_path):
             file.writestr(name, content)
     found = find(tmp_path)
     assert [(example.captions, example.read()) for example in found.examples] == [(("a.png",), RED), (("b.png",), BLUE)]
-    archives._open.cache_clear()
+    tables._open.cache_clear()
     (tmp_path / "images.zip").write_bytes((tmp_path / "images.zip").read_bytes().replace(BLUE, RED + b"."))
     with pytest.raises(ImageError, match=r"cannot be unpacked.*fetch images\.zip anew"):
         found.examples[1].read()

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from lora_utils import cards, plots, stages
+from lora_utils import notebook, stages
 from lora_utils.cli import main
-from lora_utils.outlook import look_ahead
+from lora_utils.memory import cards
+from lora_utils.memory.advice import look_ahead
 
 
 @pytest.fixture
@@ -65,6 +66,6 @@ def test_the_command_answers_for_a_card_that_is_not_here(config, tmp_path, capsy
 
 
 def test_the_picture_shows_every_stage(config):
-    figure = plots.memory_bars(look_ahead(config, cards.T4).forecast)
+    figure = notebook.memory_bars(look_ahead(config, cards.T4).forecast)
     assert figure.axes[0].get_yticklabels()[0].get_text() == "captions"
     assert len(figure.axes[0].patches) == 5 * 6

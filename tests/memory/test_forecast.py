@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from lora_utils import architectures, steps
-from lora_utils.cards import CARDS, CardError, card, card_at_hand
-from lora_utils.footprints import vae_encode_bytes
-from lora_utils.forecast import forecast, largest_batch, plan_step, precision_for, replan, training_step
-from lora_utils.memory import GIB
-from lora_utils.remember import remembered
-from lora_utils.schema import LoraConfig
-from lora_utils.steps import TrainingStep, training_footprint
+from lora_utils.config.training import LoraConfig
+from lora_utils.memory import unet_footprint
+from lora_utils.memory.cards import CARDS, CardError, card, card_at_hand
+from lora_utils.memory.footprint import remembered, vae_encode_bytes
+from lora_utils.memory.forecast import forecast, replan
+from lora_utils.memory.planning import largest_batch, plan_step, training_step
+from lora_utils.memory.unet_footprint import TrainingStep, training_footprint
+from lora_utils.model import architectures
+from lora_utils.system.device import GIB, precision_for
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_a_model_that_is_not_here_is_taken_for_sdxl(make_config):
 def test_a_forecast_is_counted_once(make_config, monkeypatch):
     config = make_config(resolution=256)
     first = forecast(config, card("t4"))
-    monkeypatch.setattr(steps, "make_lean", None)
+    monkeypatch.setattr(unet_footprint, "make_lean", None)
     assert forecast(config, card("t4")) == first
 
 
@@ -128,7 +129,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(make_config):
 
 def test_without_simulation_a_rule_of_thumb_says_so(make_config, monkeypatch):
     counted = tiny_footprint(make_config)
-    monkeypatch.setattr(steps, "is_supported", lambda: False)
+    monkeypatch.setattr(unet_footprint, "is_supported", lambda: False)
     guessed = training_footprint(tiny_step(make_config))
     assert not guessed.is_counted
     assert guessed.held_bytes == pytest.approx(counted.held_bytes, rel=0.1)
@@ -150,8 +151,10 @@ def test_cards_have_names():
 
 @pytest.mark.parametrize("name", CARDS)
 def test_precision_follows_the_card(name):
-    assert precision_for(CARDS[name], "auto") == ("bf16" if CARDS[name].compute_capability >= (8, 0) else "fp16")
-    assert precision_for(CARDS[name], "fp32") == "fp32"
+    assert precision_for(CARDS[name].compute_capability, "auto") == (
+        "bf16" if CARDS[name].compute_capability >= (8, 0) else "fp16"
+    )
+    assert precision_for(CARDS[name].compute_capability, "fp32") == "fp32"
 
 
 def test_the_machine_at_hand_is_measured():

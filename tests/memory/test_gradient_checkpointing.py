@@ -3,10 +3,20 @@
 import pytest
 import torch
 
-from lora_utils.lean import make_lean
-from lora_utils.lora import add_lora
-from lora_utils.recompute import BLOCK, FEED_FORWARD, RESNET, Plan, Price, Prices, apply_plan, choose, tighter
-from lora_utils.schema import LoraConfig
+from lora_utils.config.training import LoraConfig
+from lora_utils.memory.gradient_checkpointing import (
+    BLOCK,
+    FEED_FORWARD,
+    RESNET,
+    Plan,
+    Price,
+    Prices,
+    apply_plan,
+    choose,
+    tighter,
+)
+from lora_utils.model.lean import make_lean
+from lora_utils.model.lora import add_lora
 
 
 def prices(blocks=10):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from lora_utils import preflight
-from lora_utils.config import load_config
+from lora_utils import notebook
+from lora_utils.config.loading import load_config
+from lora_utils.memory import machine
+from lora_utils.system import device
 
 
 @pytest.fixture
@@ -22,43 +24,46 @@ def card(monkeypatch):
 )
 def test_the_compute_capability_decides_the_precision(card, capability, expected):
     card(capability)
-    assert preflight.choose_precision("auto").name == expected
+    assert device.choose_precision("auto").name == expected
 
 
 def test_accelerate_launch_is_heard_where_nothing_else_is_said(card, monkeypatch):
     card((8, 0))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert preflight.choose_precision("auto").name == "fp16"
-    assert preflight.choose_precision("fp32").name == "fp32"
+    assert device.choose_precision("auto").name == "fp16"
+    assert device.choose_precision("fp32").name == "fp32"
 
 
 def test_fp16_without_a_gpu_is_refused(card):
     card(None)
-    with pytest.raises(preflight.MachineError, match="needs a CUDA GPU"):
-        preflight.choose_precision("fp16")
+    with pytest.raises(device.MachineError, match="needs a CUDA GPU"):
+        device.choose_precision("fp16")
 
 
 def test_auto_takes_t4_on_a_gpu_and_tiny_without(card, monkeypatch):
     monkeypatch.delenv("LORA_PRESET", raising=False)
     card((7, 5))
-    assert preflight.choose_preset("auto") == "t4"
+    assert notebook.choose_preset("auto") == "t4"
     card(None)
-    assert preflight.choose_preset("auto") == "tiny"
+    assert notebook.choose_preset("auto") == "tiny"
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
-    with pytest.raises(preflight.MachineError, match="Change runtime type"):
-        preflight.choose_preset("auto")
-    assert preflight.choose_preset("tiny") == "tiny"
+    with pytest.raises(device.MachineError, match="Change runtime type"):
+        notebook.choose_preset("auto")
+    assert notebook.choose_preset("tiny") == "tiny"
     monkeypatch.setenv("LORA_PRESET", "ci")
-    assert preflight.choose_preset("auto") == "ci"
+    assert notebook.choose_preset("auto") == "ci"
 
 
 def test_colabs_torchao_is_reported_with_its_cure(monkeypatch):
-    monkeypatch.setattr(preflight, "versions", lambda _: {"torchao": "0.10.0"})
-    assert "pip uninstall -y torchao" in preflight.problems()[0]
-    monkeypatch.setattr(preflight, "versions", lambda _: {"torchao": "0.18.0"})
-    assert preflight.problems() == []
+    monkeypatch.setattr(machine, "versions", lambda _: {"torchao": "0.10.0"})
+    assert "pip uninstall -y torchao" in machine.problems()[0]
+    monkeypatch.setattr(machine, "versions", lambda _: {"torchao": "0.18.0"})
+    assert machine.problems() == []
 
 
 def test_the_check_loads_no_dataset():
-    text = preflight.describe(load_config(None, {"dataset_name": "nobody/nothing"}))
+    from lora_utils.data.dataset import _data
+
+    config = load_config(None, {"dataset_name": "nobody/nothing"})
+    text = machine.describe(config, _data(config))
     assert "nobody/nothing; check --data" in text

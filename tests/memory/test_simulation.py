@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import _accuracy
-from lora_utils import simulation
-from lora_utils.allocator import least_limit, replay
-from lora_utils.simulation import Simulation, is_supported, on_meta
+from benchmarks.memory import accuracy
+from lora_utils.memory import simulation
+from lora_utils.memory.allocator import least_limit, replay
+from lora_utils.memory.simulation import Simulation, is_supported, on_meta
 from tests.conftest import TINY
 
 MIB = 2**20
@@ -28,18 +28,18 @@ def tiny_unet_config():
     [("lean", "none", 0.5), ("peft", "none", 0.5), ("lean", "auto", 5), ("lean", "full", 5)],
 )
 def test_the_peak_is_what_the_real_allocator_takes(tiny_unet_config, kind, recompute, percent):
-    (row,) = _accuracy.measure(tiny_unet_config, [(kind, recompute, 4, 32)])
+    (row,) = accuracy.measure(tiny_unet_config, [(kind, recompute, 4, 32)])
     assert abs(row["error_percent"]) <= percent
 
 
 def test_operations_are_those_that_torch_counts(tiny_unet_config):
     unet = UNet2DConditionModel(**tiny_unet_config)
     with FlopCounterMode(display=False) as counter:
-        _accuracy._step(unet, 2, 16, torch.device("cpu"))
+        accuracy._step(unet, 2, 16, torch.device("cpu"))
     with on_meta(torch.float32):
         unet = UNet2DConditionModel(**tiny_unet_config)
     with Simulation() as simulated:
-        _accuracy._step(unet, 2, 16, torch.device("meta"))
+        accuracy._step(unet, 2, 16, torch.device("meta"))
     counted = {str(name): amount for name, amount in counter.get_flop_counts()["Global"].items()}
     products = sum(amount for name, amount in counted.items() if "attention" not in name)
     work = simulated.work()

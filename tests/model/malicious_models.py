@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.faults.malicious import CODE, DEEP, FORMS, PIPE
 from tests.conftest import TINY
-from tests.malicious import CODE, DEEP, FORMS, PIPE
 
 UNET, UNET_INDEX = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json"
 TEXT, TEXT_CONFIG = "text_encoder/model.safetensors", "text_encoder/config.json"

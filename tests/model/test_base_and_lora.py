@@ -8,9 +8,12 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from lora_utils import encoders, lora
-from lora_utils.schema import LoraConfig, ModelConfig
-from lora_utils.sdxl import BaseModel, ModelError
+from lora_utils.config.schema import ModelConfig
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora
+from lora_utils.model import text as text_module
+from lora_utils.model.base import BaseModel, ModelError
+from lora_utils.model.vae import decode_latents, encode_images
 from tests.conftest import TINY
 
 
@@ -78,17 +81,17 @@ def test_weights_that_are_cut_off_are_an_error(tmp_path):
 
 def test_moments_are_the_vaes_and_decoding_is_the_pipelines(base, tiny_pipeline):
     vae, pixels = base.load_vae(), torch.rand(2, 3, 64, 64) * 2 - 1
-    moments = encoders.encode_images(vae, pixels)
+    moments = encode_images(vae, pixels)
     with torch.no_grad():
         posterior = tiny_pipeline.vae.encode(pixels).latent_dist
         decoded = tiny_pipeline.vae.decode(posterior.mean / vae.config.scaling_factor).sample
     assert torch.equal(moments, torch.cat([posterior.mean, posterior.parameters.chunk(2, dim=1)[1]], dim=1))
-    assert torch.equal(encoders.decode_latents(vae, posterior.mean), decoded)
+    assert torch.equal(decode_latents(vae, posterior.mean), decoded)
 
 
 def test_captions_are_embedded_as_the_pipeline_embeds_them(base, tiny_pipeline):
     captions = ["a red star on a blue background", "", "Ünïcode 🦊 " * 60]
-    texts = encoders.encode_captions(base.load_text_pipeline(torch.float32), captions)
+    texts = text_module.encode_captions(base.load_text_pipeline(torch.float32), captions)
     theirs = tiny_pipeline.encode_prompt(captions, do_classifier_free_guidance=False)
     assert texts.prompt_embeds.shape == (3, 77, 128)
     assert torch.equal(texts.prompt_embeds, theirs[0])
@@ -97,7 +100,7 @@ def test_captions_are_embedded_as_the_pipeline_embeds_them(base, tiny_pipeline):
 
 @pytest.mark.parametrize("negative", [None, "", "blurry"])
 def test_the_negative_side_is_the_pipelines(base, tiny_pipeline, negative):
-    mine = encoders.encode_negative(base.load_text_pipeline(torch.float32), negative)
+    mine = text_module.encode_negative(base.load_text_pipeline(torch.float32), negative)
     theirs = tiny_pipeline.encode_prompt("x", negative_prompt=negative)
     assert torch.equal(mine.prompt_embeds, theirs[1])
     assert torch.equal(mine.pooled_prompt_embeds, theirs[3])

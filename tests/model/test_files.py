@@ -11,11 +11,15 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from benchmarks.loading import with_peak
-from lora_utils import UserError, encoders, lora, memory, sampling, stages
-from lora_utils.quantisation import dequantised_weight
-from lora_utils.schema import LoraConfig, ModelConfig
-from lora_utils.sdxl import BaseModel, ModelError
+from benchmarks.memory.loading import with_peak
+from lora_utils import UserError, stages
+from lora_utils.compare import sampling
+from lora_utils.config.schema import ModelConfig
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora, vae
+from lora_utils.model import text as text_module
+from lora_utils.model.base import BaseModel, ModelError
+from lora_utils.model.quantisation import dequantised_weight
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -191,7 +195,7 @@ def test_an_adapter_draws_on_a_quantised_base(kind, tmp_path):
     pipeline = model().load_unet_pipeline(torch.float32, CPU, kind)
     assert pipeline.vae is pipeline.text_encoder is None
     pipeline.vae_scale_factor = model().vae_scale_factor()
-    text = encoders.encode_captions(model().load_text_pipeline(torch.float32), ["a red star"])
+    text = text_module.encode_captions(model().load_text_pipeline(torch.float32), ["a red star"])
     settings = sampling.Settings(64, 64, num_inference_steps=2, guidance_scale=1.0, negative_prompt=None)
     plain = sampling.draw_latents(pipeline, text, text, 0, settings)
     lora.load_lora(pipeline, lora.read_lora(pipeline, lora.save_lora(unet, tmp_path)))
@@ -226,17 +230,17 @@ def test_what_cannot_be_quantised_is_refused_with_its_cure(folder, monkeypatch):
     ],
 )
 def test_the_vae_tiles_only_where_the_card_is_too_small(monkeypatch, card_gib, size, encode, decode):
-    monkeypatch.setattr(memory, "_device_gib", lambda: card_gib)
-    assert memory.vae_tile(size, torch.float32) == encode
-    assert memory.vae_tile(size, torch.float32, memory.DECODE_GIB) == decode
+    monkeypatch.setattr(vae, "_device_gib", lambda: card_gib)
+    assert vae.vae_tile(size, torch.float32) == encode
+    assert vae.vae_tile(size, torch.float32, vae.DECODE_GIB) == decode
 
 
 def test_records_of_tiled_images_are_kept_apart(make_config, data_dir, monkeypatch):
     config = make_config(train_data_dir=data_dir, precompute_dir=None)
     stages.precompute(config)
     assert stages.precompute(config).encoded_images == 0
-    monkeypatch.setattr(memory, "_device_gib", lambda: memory.SPARE_GIB + memory.VAE_GIB + 0.003)
-    monkeypatch.setattr(memory, "TILES_PX", (32,))
+    monkeypatch.setattr(vae, "_device_gib", lambda: vae.SPARE_GIB + vae.VAE_GIB + 0.003)
+    monkeypatch.setattr(vae, "TILES_PX", (32,))
     assert stages.precompute(config).encoded_images == 10
     monkeypatch.undo()
     assert stages.precompute(config).encoded_images == 0

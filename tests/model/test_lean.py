@@ -6,9 +6,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from peft.utils import get_peft_model_state_dict
 
-from lora_utils import lora, stages
-from lora_utils.lean import make_lean
-from lora_utils.schema import LoraConfig
+from lora_utils import stages
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora
+from lora_utils.model.lean import make_lean
 from tests.conftest import TINY
 
 ADAPTERS = {

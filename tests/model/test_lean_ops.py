@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lora_utils import nodes
+from lora_utils.model import lean_ops
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -36,8 +36,8 @@ def test_base_and_lora_in_one_node_are_base_plus_lora(count, dropout, scale):
     ups = [random(6, 3).requires_grad_() for _ in range(count)]
     dropped = F.dropout(x, 0.4) if dropout else None
     up = torch.stack([up.detach() for up in ups])
-    projection = nodes.Projection(lambda: weight, bias, torch.cat([down.detach() for down in downs]), up, scale)
-    ours = nodes.lora_linear(x, dropped, projection, [*downs, *ups])
+    projection = lean_ops.Projection(lambda: weight, bias, torch.cat([down.detach() for down in downs]), up, scale)
+    ours = lean_ops.lora_linear(x, dropped, projection, [*downs, *ups])
     seen = x if dropped is None else dropped
     updates = [scale * seen @ down.T @ up.T for down, up in zip(downs, ups, strict=True)]
     theirs = F.linear(x, weight, bias) + torch.cat(updates, dim=-1)
@@ -46,7 +46,7 @@ def test_base_and_lora_in_one_node_are_base_plus_lora(count, dropout, scale):
 
 def test_a_frozen_linear_layer_is_a_linear_layer():
     x, weight, bias = random(2, 5, 8).requires_grad_(), random(6, 8), random(6)
-    assert_same(nodes.frozen_linear(x, lambda: weight, bias), F.linear(x, weight, bias), [x])
+    assert_same(lean_ops.frozen_linear(x, lambda: weight, bias), F.linear(x, weight, bias), [x])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -54,13 +54,13 @@ def test_a_frozen_linear_layer_is_a_linear_layer():
 def test_a_frozen_convolution_is_a_convolution(layout, options):
     conv = nn.Conv2d(8, 6, 3, padding=1, **options).double().requires_grad_(False)
     x = random(2, 8, 6, 6).to(memory_format=layout).requires_grad_()
-    assert_same(nodes.frozen_conv2d(x, conv), conv(x), [x])
+    assert_same(lean_ops.frozen_conv2d(x, conv), conv(x), [x])
 
 
 def test_geglu_is_its_formula():
     hidden = random(2, 5, 8).requires_grad_()
     value, gate = hidden.chunk(2, dim=-1)
-    assert_same(nodes.geglu(hidden), value * F.gelu(gate), [hidden])
+    assert_same(lean_ops.geglu(hidden), value * F.gelu(gate), [hidden])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -68,14 +68,14 @@ def test_group_norm_and_silu_in_one_node_are_both_in_turn(layout):
     norm = nn.GroupNorm(4, 8, eps=1e-3).double().requires_grad_(False)
     norm.weight.normal_(), norm.bias.normal_()
     x = random(2, 8, 4, 4).to(memory_format=layout).requires_grad_()
-    assert_same(nodes.group_norm_silu(x, norm), F.silu(norm(x)), [x])
+    assert_same(lean_ops.group_norm_silu(x, norm), F.silu(norm(x)), [x])
 
 
 def test_what_is_not_wanted_gets_no_gradient():
     """The text's projections: their input is cached, and nothing goes back into it."""
     weight, down, up = random(6, 8), random(3, 8).requires_grad_(), random(6, 3).requires_grad_()
-    projection = nodes.Projection(lambda: weight, None, down.detach(), up.detach()[None], 1.0)
+    projection = lean_ops.Projection(lambda: weight, None, down.detach(), up.detach()[None], 1.0)
     text = random(2, 5, 8)
-    nodes.lora_linear(text, None, projection, [down, up]).sum().backward()
+    lean_ops.lora_linear(text, None, projection, [down, up]).sum().backward()
     assert text.grad is None
     assert up.grad is not None

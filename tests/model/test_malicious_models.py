@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from lora_utils import lora, stages
-from lora_utils.checkpoint import FOREIGN, read_checkpoint
-from lora_utils.checkpoint_config import CheckpointConfig
-from lora_utils.commits import MANIFEST
-from lora_utils.keeping import Keeper
-from lora_utils.schema import ModelConfig
-from lora_utils.sdxl import BaseModel
-from tests import malicious_models as models
+from benchmarks.faults.malicious import CODE, FORMS, HEADERS, PIPE, assert_refused, message_of, payload, spoil
+from lora_utils import stages
+from lora_utils.config.schema import ModelConfig
+from lora_utils.config.training import CheckpointConfig
+from lora_utils.model import lora
+from lora_utils.model.base import BaseModel
+from lora_utils.storage.checkpoint import FOREIGN, read_checkpoint
+from lora_utils.storage.store import Keeper
+from lora_utils.system.files import MANIFEST
 from tests.conftest import ROOT, TINY
-from tests.malicious import CODE, FORMS, HEADERS, PIPE, assert_refused, message_of, payload, spoil
-from tests.malicious_checkpoints import NAMES, STATES, checkpoint, checkpoint_with_manifest, state_json
+from tests.model import malicious_models as models
+from tests.storage.malicious_checkpoints import NAMES, STATES, checkpoint, checkpoint_with_manifest, state_json
 
 LORAS = ["lora.bin", "lora.pt", "lora.ckpt", "lora.pkl", "lora.safetensors", lora.WEIGHTS_NAME]
 FOREIGNERS = [*FOREIGN, "custom_checkpoint_0.pkl", "pytorch_model.bin", "training_state.pt"]
@@ -200,4 +201,4 @@ def test_the_program_has_nothing_that_runs_what_it_reads(path):
             unsafe |= keywords.get("trust_remote_code", "False") != "False" or keywords.get("allow_pickle") == "True"
             found += [called] if unsafe else []
     # The user's own Python file is a program, and is named as one.
-    assert found == (["exec"] if path.name == "own_dataset.py" else [])
+    assert found == (["exec"] if path.name == "python_file.py" else [])

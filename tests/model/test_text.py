@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lora_utils.encoders import cut_text, encode_captions, encode_negative
+from lora_utils.model.text import cut_text, encode_captions, encode_negative
 
 LONG = " ".join(f"a red star number {number}" for number in range(60))
 

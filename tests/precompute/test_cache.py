@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_utils.cache import FEW_PACKS, Cache, CacheError, record_key
+from lora_utils.precompute.cache import FEW_PACKS, Cache, CacheError, record_key
 
 
 def image_record(seed=0, side=4):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_utils.cache import Cache, CacheError
-from tests.test_cache import assert_holds, filled, image_record, key, packs
+from lora_utils.precompute.cache import Cache, CacheError
+from tests.precompute.test_cache import assert_holds, filled, image_record, key, packs
 
 
 def overwrite(path: Path, offset: int, content: bytes):

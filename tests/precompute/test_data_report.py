@@ -7,7 +7,7 @@ from PIL import Image
 
 from lora_utils import stages
 from lora_utils.cli import main
-from lora_utils.sdxl import BaseModel
+from lora_utils.model.base import BaseModel
 from tests.conftest import TINY
 
 

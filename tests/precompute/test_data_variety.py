@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_utils import denoising, diffusion, stages
-from lora_utils.sdxl import BaseModel
-from lora_utils.visits import CachedExamples, micro_batches
+from lora_utils import stages
+from lora_utils.model.base import BaseModel
+from lora_utils.precompute.examples import CachedExamples
+from lora_utils.training import diffusion, objective, seeds
+from lora_utils.training.batches import micro_batches
 
 BUCKETS = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 16}
 
@@ -92,7 +94,7 @@ def test_a_shuffled_run_pairs_every_latent_with_its_own_caption(make_config, tmp
     order = micro_batches(found.entries, 3, seed=7)
     for visit in range(40):
         for number in next(order):
-            example = examples.draw(number, diffusion.visit_generator(7, visit))
+            example = examples.draw(number, seeds.visit_generator(7, visit))
             nearest = min(range(8), key=lambda one: float((example["moments"] - means[one]).abs().mean()))
             torch.testing.assert_close(example["prompt_embeds"], embeds[nearest][0], rtol=1e-4, atol=1e-4)
             assert found.entries[number].source == f"{nearest}.png"
@@ -115,7 +117,7 @@ def test_masked_parts_do_not_count(make_config, tmp_path):
     assert (example["loss_mask"][..., :8] == 1).all()
     assert (example["loss_mask"][..., 8:] == 0).all()
     schedule = BaseModel(config.model).load_noise_schedule()
-    batch = denoising.visit(example, diffusion.visit_generator(0, 0), schedule)
+    batch = objective.visit(example, seeds.visit_generator(0, 0), schedule)
     prediction, target = torch.randn(2, 1, 4, 16, 16)
     errors = diffusion.squared_errors(prediction, target, batch.loss_mask)
     torch.testing.assert_close(errors[0], ((prediction - target)[..., :8] ** 2).sum() / target.numel())
@@ -184,7 +186,7 @@ def test_the_mean_of_the_posterior_can_be_learned_from(make_config):
     training = stages.prepare_training(config).run
     example = training.examples.read(0)
     visits = [
-        denoising.visit(example, diffusion.visit_generator(0, number), training.schedule, latent_mode="mean")
+        objective.visit(example, seeds.visit_generator(0, number), training.schedule, latent_mode="mean")
         for number in range(2)
     ]
     mean = example["moments"][:4] * training.schedule.scaling_factor

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_utils.index import Entry, IndexFileError, encode_index, read_index, write_index
+from lora_utils.precompute.examples import Entry, IndexFileError, encode_index, read_index, write_index
 
 
 def entry(number, **changes):

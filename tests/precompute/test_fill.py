@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_utils import cache, memory, precomputing, stages
-from lora_utils.sources.examples import DataError
-from lora_utils.visits import CachedExamples
+from lora_utils import stages
+from lora_utils.data.examples import DataError
+from lora_utils.model import vae
+from lora_utils.precompute import cache, fill
+from lora_utils.precompute.examples import CachedExamples
 
 
 def encoded(config):
@@ -112,14 +114,15 @@ def test_damaged_records_are_encoded_anew_and_told(make_config, pictures):
 
 
 def test_a_vae_that_overflows_is_named_with_its_cure(make_config, pictures, monkeypatch):
-    from lora_utils import imagestore
+    from lora_utils import stages
+    from lora_utils.precompute import encoding
 
     def overflow(vae, pixels):
         moments = torch.zeros(len(pixels), 8, 16, 16)
         moments[pixels[:, 0, 5, 5] > 0] = float("nan")
         return moments
 
-    monkeypatch.setattr(imagestore, "encode_images", overflow)
+    monkeypatch.setattr(encoding, "encode_images", overflow)
     found = stages.precompute(make_config(train_data_dir=pictures, precompute_dir=None))
     refused = [finding for finding in found.findings if finding.kind == "refused"]
     assert refused
@@ -151,7 +154,7 @@ def test_a_large_cache_is_checked_when_training_reads_it(make_config, pictures, 
     found = stages.precompute(config)
     for path in found.folder.glob("images-*.safetensors"):
         path.write_bytes(path.read_bytes()[:-600] + bytes(600))
-    monkeypatch.setattr(precomputing, "VERIFIED_BYTES", 0)
+    monkeypatch.setattr(fill, "VERIFIED_BYTES", 0)
     with pytest.raises(cache.CacheError, match="run the same command again"):
         list(stages.train(config))
     reports = list(stages.train(config))  # the same command
@@ -179,8 +182,8 @@ def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(
 def test_images_that_are_too_large_for_the_card_go_through_the_vae_in_tiles(
     make_config, tmp_path, tiny_pipeline, monkeypatch
 ):
-    monkeypatch.setattr(memory, "_device_gib", lambda: memory.SPARE_GIB + memory.VAE_GIB + 0.01)
-    monkeypatch.setattr(memory, "TILES_PX", (128, 64))
+    monkeypatch.setattr(vae, "_device_gib", lambda: vae.SPARE_GIB + vae.VAE_GIB + 0.01)
+    monkeypatch.setattr(vae, "TILES_PX", (128, 64))
     (tmp_path / "large").mkdir()
     steps = np.random.default_rng(0).normal(0, 2, (128, 128, 3))
     pixels = (128 + steps.cumsum(axis=0).cumsum(axis=1) / 8).clip(0, 255).astype(np.uint8)
@@ -198,9 +201,9 @@ def test_images_that_are_too_large_for_the_card_go_through_the_vae_in_tiles(
 
 
 def test_when_memory_is_short_the_batch_is_halved_until_it_fits(make_config, pictures, monkeypatch):
-    from lora_utils import imagestore
+    from lora_utils.precompute import encoding
 
-    encode, sizes = imagestore.encode_images, []
+    encode, sizes = encoding.encode_images, []
 
     def encode_two_at_most(vae, pixels):
         sizes.append(len(pixels))
@@ -208,7 +211,7 @@ def test_when_memory_is_short_the_batch_is_halved_until_it_fits(make_config, pic
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode(vae, pixels)
 
-    monkeypatch.setattr(imagestore, "encode_images", encode_two_at_most)
+    monkeypatch.setattr(encoding, "encode_images", encode_two_at_most)
     config = make_config(train_data_dir=pictures, precompute_dir=None, vae_batch_size=8)
     assert encoded(config) == (10, 10)
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
@@ -216,18 +219,19 @@ def test_when_memory_is_short_the_batch_is_halved_until_it_fits(make_config, pic
 
 
 def test_a_complete_cache_may_be_read_only(make_config, pictures, monkeypatch):
-    from lora_utils import files
+    from lora_utils import stages
+    from lora_utils.system import files as files_module
 
     config = make_config(train_data_dir=pictures, precompute_dir=None)
     folder = stages.precompute(config).folder
-    commit = files.commit_file
+    commit = files_module.commit_file
 
     def read_only(path, write):
         if path.parent == folder:
             raise OSError(30, "Read-only file system")
         commit(path, write)
 
-    monkeypatch.setattr(files, "commit_file", read_only)
+    monkeypatch.setattr(files_module, "commit_file", read_only)
     assert encoded(config) == (0, 0)
 
 

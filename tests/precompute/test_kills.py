@@ -2,8 +2,8 @@
 
 import random
 
+from benchmarks.faults.precompute_kills import contents, precompute_under_kills, same
 from lora_utils import stages
-from tests.kills import contents, precompute_under_kills, same
 
 KILLS = 20  # a hundred in benchmarks/kills.py
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_utils import cache, stages
+from lora_utils import stages
+from lora_utils.precompute import cache
 from tests.conftest import TINY
 
 

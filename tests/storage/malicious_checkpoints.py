@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_utils.checkpoint import STATE, write_checkpoint
-from lora_utils.commits import MANIFEST, commit_folder, read_folder
-from lora_utils.packs import Layout, encode_header
-from tests.malicious import DEEP, FORMS, HEADERS, PIPE, safetensors
-from tests.small_checkpoints import ABOUT, metrics_at, state_at
+from benchmarks.faults.malicious import DEEP, FORMS, HEADERS, PIPE, safetensors
+from benchmarks.faults.small_checkpoints import ABOUT, metrics_at, state_at
+from lora_utils.precompute.packs import Layout, encode_header
+from lora_utils.storage.checkpoint import STATE, write_checkpoint
+from lora_utils.system.files import MANIFEST, commit_folder, read_folder
 
 
 def _optimizer(states: object, groups: object) -> object:

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from lora_utils import lora
-from lora_utils.schema import LoraConfig, ModelConfig
-from lora_utils.sdxl import BaseModel
-from tests import crash_scenarios as scenarios
+from benchmarks.faults import crash_scenarios as scenarios
+from benchmarks.faults.crash_scenarios import crash_everywhere, cut_power_everywhere
+from benchmarks.faults.operations import without_syncing
+from lora_utils.config.schema import ModelConfig
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora
+from lora_utils.model.base import BaseModel
 from tests.conftest import TINY
-from tests.crash_scenarios import crash_everywhere, cut_power_everywhere
-from tests.faults import without_syncing
 
 BOTH = {"before", "after"}
 NONE, HALF = (), (0.5,)  # everything torn in all ways in benchmarks/faults.py

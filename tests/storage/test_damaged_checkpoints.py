@@ -1,6 +1,6 @@
 """A damaged checkpoint is never used: the one before it is, and a sentence says so."""
 
-from tests.damage import DAMAGES, corrupt
+from benchmarks.faults.damage import DAMAGES, corrupt
 
 
 def test_every_damage_of_the_newest_checkpoint_is_found_and_the_older_one_used(tmp_path, caplog):

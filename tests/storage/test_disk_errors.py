@@ -4,9 +4,10 @@ import errno
 
 import pytest
 
-from lora_utils import lora, stages
-from tests.disk_errors import fill_up, listening, small_disk, survive_all
-from tests.faults import without_syncing
+from benchmarks.faults.disk_errors import fill_up, listening, small_disk, survive_all
+from benchmarks.faults.operations import without_syncing
+from lora_utils import stages
+from lora_utils.model import lora
 
 STEPS, FULL_AFTER, FREE_AFTER = 6, 2, 4
 

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from lora_utils import copying, mirror
-from lora_utils.commits import commit_folder, read_folder
-from lora_utils.mirror import Mirror
-from lora_utils.mirrorfolder import MirrorError
-from lora_utils.restoring import restore
-from tests.drive_campaign import Campaign
-from tests.fake_drive import CALM
-from tests.mirrored_run import Place, files_of, quick, wait_for
+from benchmarks.faults.drive_campaign import Campaign
+from benchmarks.faults.fake_drive import CALM
+from benchmarks.faults.mirrored_run import Place, files_of, quick, wait_for
+from lora_utils.storage import mirror, mirror_copy
+from lora_utils.storage.mirror import Mirror
+from lora_utils.storage.mirror_folder import MirrorError
+from lora_utils.storage.mirror_restore import restore
+from lora_utils.system.files import commit_folder, read_folder
 
 
 @pytest.fixture
@@ -135,10 +135,10 @@ def test_a_name_that_is_whole_is_only_given_to_what_was_verified(place):
     commit_folder(earlier, files_of(9))
     place.drive.rates = CALM | {"cut": 1.0}
     with pytest.raises(OSError, match="does not read back"):
-        copying.copy_folder(source, earlier)
+        mirror_copy.copy_folder(source, earlier)
     assert read_folder(earlier) == files_of(9)
     place.drive.rates = CALM
-    copying.copy_folder(source, earlier)
+    mirror_copy.copy_folder(source, earlier)
     assert read_folder(earlier) == files_of(1)
 
 

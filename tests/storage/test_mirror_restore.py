@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lora_utils import copying
-from lora_utils.cache import FEW_PACKS
-from lora_utils.commits import commit_folder, read_folder
-from lora_utils.mirrorfolder import MirrorError, packs_in
-from lora_utils.restoring import Restored, restore
-from tests.fake_drive import PowerCut
-from tests.mirrored_run import Place, files_of, quick
-from tests.small_cache import all_sound, encode
+from benchmarks.faults.fake_drive import PowerCut
+from benchmarks.faults.mirrored_run import Place, files_of, quick
+from benchmarks.faults.small_cache import all_sound, encode
+from lora_utils.precompute.cache import FEW_PACKS
+from lora_utils.storage import mirror_copy
+from lora_utils.storage.mirror_folder import MirrorError, packs_in
+from lora_utils.storage.mirror_restore import Restored, restore
+from lora_utils.system.files import commit_folder, read_folder
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_old_packs_stay_in_the_mirror_until_the_joint_one_is_there(place, monkey
     mirrored = mirrored_cache(place, FEW_PACKS)
     old = packs_in(mirrored)
     encode(place.cache, FEW_PACKS, join=True)
-    monkeypatch.setattr(copying, "RESERVED_BYTES", 2**60)
+    monkeypatch.setattr(mirror_copy, "RESERVED_BYTES", 2**60)
     follower = place.mirror()
     follower.offer(place.commit(1))
     assert "the cache" in follower.close(0.3)

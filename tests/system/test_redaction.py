@@ -13,12 +13,12 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from lora_utils import redaction
 from lora_utils.cli import main
-from lora_utils.config import ConfigError, dump_config, load_config
-from lora_utils.redaction import holds_secret, install, redacted
-from lora_utils.schema import ModelConfig, RunConfig
-from lora_utils.yamlfiles import read_yaml
+from lora_utils.config.loading import ConfigError, dump_config, load_config
+from lora_utils.config.schema import ModelConfig, RunConfig
+from lora_utils.config.strict_yaml import read_yaml
+from lora_utils.system import redaction
+from lora_utils.system.redaction import holds_secret, install, redacted
 from tests.conftest import ROOT
 
 CANARY = "hf_" + "CANARYcanary0123456789CANARYcanary"
@@ -146,7 +146,7 @@ ESCAPES = {
 
 @pytest.mark.parametrize("escape", ESCAPES.values(), ids=ESCAPES)
 def test_a_program_prints_no_token(escape):
-    code = f"from lora_utils import redaction\nredaction.install()\n{escape}"
+    code = f"from lora_utils.system import redaction\nredaction.install()\n{escape}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert CANARY not in done.stdout + done.stderr
     assert "***" in done.stderr
@@ -163,7 +163,7 @@ def test_a_program_prints_no_token(escape):
     ids=["an error", "its source", "a message to the user", "a syntax error"],
 )
 def test_a_failing_cell_shows_no_token_and_sends_none_to_whoever_runs_it(source):
-    cells = ["from lora_utils import redaction\nredaction.install()\nredaction.install()", source]
+    cells = ["from lora_utils.system import redaction\nredaction.install()\nredaction.install()", source]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
     with pytest.raises(CellExecutionError) as failure:
@@ -231,6 +231,8 @@ def test_the_resolved_config_holds_no_token_even_when_it_was_built_by_hand():
 
 
 def test_redaction_loads_in_a_moment():
-    code = "import sys; import lora_utils.redaction; assert not {'torch', 'IPython', 'pydantic'} & set(sys.modules)"
+    code = (
+        "import sys; import lora_utils.system.redaction; assert not {'torch', 'IPython', 'pydantic'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ)
     assert redaction.MASK == "***"

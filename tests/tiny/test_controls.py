@@ -3,17 +3,15 @@
 import shutil
 
 from lora_utils import stages
-from tests.conftest import ROOT
-from tests.test_learning import learn
+from lora_utils.config.loading import find_config, load_config
+from tests.tiny.test_learning import learn
 
 
 def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, precompute_dir, tmp_path):
     """The control: a loop that paid no attention to captions would not notice."""
     lying = tmp_path / "lying"
     shutil.copytree(demo_folder, lying)
-    config = stages.load_config(
-        ROOT / "configs" / "tiny.yaml", {"train_data_dir": demo_folder, "precompute_dir": precompute_dir}
-    )
+    config = load_config(find_config("tiny"), {"train_data_dir": demo_folder, "precompute_dir": precompute_dir})
     names = [entry.source for entry in stages.precompute(config).entries if not entry.held_out]
     captions = [(demo_folder / name).with_suffix(".txt") for name in names]
     texts = [path.read_text() for path in captions]

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from lora_utils import stages
+from lora_utils.config.loading import find_config, load_config
 from lora_utils.tiny import judge
 from lora_utils.tiny.demo_data import demo_scenes, unseen_scenes
 from lora_utils.tiny.evaluate import judge_base, judge_lora
 from lora_utils.tiny.world import draw_ink, draw_plain, plain_scenes, random_scene
-from tests.conftest import ROOT
 
 
 def learn(folder, output_dir, cache, **overrides):
     """The demo's recipe; returns the summary."""
     paths = {"train_data_dir": folder, "output_dir": output_dir, "precompute_dir": cache}
-    config = stages.load_config(ROOT / "configs" / "tiny.yaml", paths | overrides)
+    config = load_config(find_config("tiny"), paths | overrides)
     for _ in stages.train(config):
         pass
     return json.loads((output_dir / "summary.json").read_text())
@@ -43,7 +43,7 @@ def test_the_demo_set_is_enough_and_leaves_prompts_unseen(demo_folder):
     unseen = unseen_scenes(50)
     assert len(unseen) == 50
     assert not set(unseen) & set(demo_scenes())
-    shown = stages.load_config(ROOT / "configs" / "tiny.yaml").compare.prompt
+    shown = load_config(find_config("tiny")).compare.prompt
     assert len(shown) == 8
     assert not set(shown) & {scene.caption for scene in demo_scenes()}
 

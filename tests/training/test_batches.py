@@ -6,10 +6,10 @@ from itertools import islice
 import pytest
 import torch
 
-from lora_utils.cache import Cache, record_key
-from lora_utils.diffusion import data_order, visit_generator
-from lora_utils.index import Entry
-from lora_utils.visits import CachedExamples, micro_batches
+from lora_utils.precompute.cache import Cache, record_key
+from lora_utils.precompute.examples import CachedExamples, Entry
+from lora_utils.training.batches import micro_batches
+from lora_utils.training.seeds import data_order, visit_generator
 
 
 def entry(number, size=(64, 64), repeats=1, images=1, texts=1):

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.training_utils import compute_snr
 
-from lora_utils import diffusion
+from lora_utils.training import diffusion, seeds
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 TIMESTEPS = torch.tensor([0, 17, 500, 999])
@@ -61,15 +61,15 @@ def test_errors_of_fp16_do_not_overflow():
 
 
 def test_an_epoch_visits_everything_once_in_an_order_of_its_own():
-    orders = [diffusion.data_order(0, epoch, 50).tolist() for epoch in range(3)]
+    orders = [seeds.data_order(0, epoch, 50).tolist() for epoch in range(3)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
-    assert orders[1] != diffusion.data_order(1, 0, 50).tolist()
+    assert orders[1] != seeds.data_order(1, 0, 50).tolist()
 
 
 def test_visits_of_neighbouring_seeds_share_no_noise():
     draws = {
-        torch.randn(1, generator=diffusion.visit_generator(seed, number)).item()
+        torch.randn(1, generator=seeds.visit_generator(seed, number)).item()
         for seed in range(10)
         for number in range(10)
     }

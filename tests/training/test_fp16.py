@@ -6,20 +6,24 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from lora_utils import course, runs, stages
-from lora_utils.preflight import Precision
+from lora_utils import stages
+from lora_utils.system.device import Precision
+from lora_utils.training import loop
+from lora_utils.training import run as run_module
 
 
 @pytest.fixture
 def prepared(make_config):
     config = make_config(max_train_steps=2, train_batch_size=1, rank=4)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
-    return config, runs.prepare(config, stages.precompute(config), accelerator, Precision("fp16", "the test asks"))
+    return config, run_module.prepare(
+        config, stages.precompute(config), accelerator, Precision("fp16", "the test asks")
+    )
 
 
 def test_fp16_trains_with_fp32_masters_and_the_losses_of_fp32(prepared, make_config, tmp_path):
     config, run = prepared
-    losses = [report.loss for report in course.carry_out(config, run)]
+    losses = [report.loss for report in loop.train(config, run)]
     trained = [parameter for parameter in run.fitted.unet.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     plain = make_config(max_train_steps=2, train_batch_size=1, rank=4, output_dir=tmp_path / "fp32")
@@ -32,7 +36,7 @@ def test_an_overflow_skips_the_step_and_says_so(prepared):
     named = dict(run.fitted.unet.named_parameters())
     parameter = next(named[name] for name in named if "lora_B" in name)
     hook = parameter.register_hook(lambda gradient: gradient * torch.inf)
-    reports = course.carry_out(config, run)
+    reports = loop.train(config, run)
     first = next(reports)
     hook.remove()
     assert first.grad_norm is None

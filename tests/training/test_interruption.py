@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_utils import cli, training
-from tests.campaigns import result_in, run_straight
-from tests.contenders import RUN, Ours
+from benchmarks.faults.campaigns import result_in, run_straight
+from benchmarks.faults.contenders import RUN, Ours
+from lora_utils import cli
+from lora_utils.training import loop
 
 STEPS, LIMIT_MINUTES, STEP_SECONDS = 14, 0.1, 0.6  # more seconds than the limit, however fast the machine
 
@@ -36,8 +37,8 @@ def start(settings, folder, pause_seconds=0.0, **more):
     code = 1
     try:
         os.chdir(folder)
-        real = training.batch_loss
-        training.batch_loss = lambda *given: (time.sleep(pause_seconds), real(*given))[1]
+        real = loop.batch_loss
+        loop.batch_loss = lambda *given: (time.sleep(pause_seconds), real(*given))[1]
         logging.getLogger().handlers.clear()  # of the tests
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with Path("said.txt").open("a", buffering=1) as said:

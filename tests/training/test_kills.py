@@ -2,9 +2,9 @@
 
 import random
 
-from tests.campaigns import result_in, run_straight, run_under_kills
+from benchmarks.faults.campaigns import result_in, run_straight, run_under_kills
+from benchmarks.faults.contenders import Ours
 from tests.conftest import TINY
-from tests.contenders import Ours
 
 KILLS, MOST_KILLS = 20, 10  # three hundred in benchmarks/faults.py
 

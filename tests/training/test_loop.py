@@ -17,10 +17,13 @@ from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from lora_utils import denoising, diffusion, lora, stages
-from lora_utils.schema import LoraConfig
-from lora_utils.sdxl import BaseModel
-from lora_utils.visits import CachedExamples
+from lora_utils import stages
+from lora_utils.config.loading import load_config
+from lora_utils.config.training import LoraConfig
+from lora_utils.model import lora
+from lora_utils.model.base import BaseModel
+from lora_utils.precompute.examples import CachedExamples
+from lora_utils.training import diffusion, objective, seeds
 from tests.conftest import ROOT, TINY
 
 
@@ -41,9 +44,9 @@ def test_the_loss_of_a_batch_is_diffusers_loss(make_config, kind, snr_gamma):
     schedule, unet = replace(base.load_noise_schedule(), prediction_type=kind), base.load_unet(torch.float32)
     lora.add_lora(unet, LoraConfig(rank=4), seed=0)
     examples = [CachedExamples(found.cache, found.entries).read(number) for number in range(4)]
-    visits = [denoising.visit(one, diffusion.visit_generator(0, n), schedule) for n, one in enumerate(examples)]
-    batch = denoising.collate(visits)
-    errors = denoising.denoising_errors(unet, batch, schedule)
+    visits = [objective.visit(one, seeds.visit_generator(0, n), schedule) for n, one in enumerate(examples)]
+    batch = objective.collate(visits)
+    errors = objective.denoising_errors(unet, batch, schedule)
     if snr_gamma:
         snr = diffusion.signal_to_noise(batch.timesteps, schedule.alphas_cumprod)
         errors = errors * diffusion.min_snr_weights(snr, snr_gamma, kind)
@@ -129,7 +132,7 @@ def test_the_run_folder_tells_what_happened(make_config):
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["held_out_examples"]) == ("done", 3, 2)
     assert "torch" in json.loads((folder / "versions.json").read_text())
-    assert stages.load_config(folder / "config.yaml") == config
+    assert load_config(folder / "config.yaml") == config
 
 
 def test_a_caller_that_stops_early_keeps_what_was_learned(make_config):
@@ -200,13 +203,13 @@ def test_dropped_captions_are_what_guidance_steers_away_from(make_config, tiny_p
     _, embeds, _, pooled = tiny_pipeline.encode_prompt("x", negative_prompt=None)
     assert torch.equal(training.unconditional["prompt_embeds"], embeds[0])
     assert torch.equal(training.unconditional["pooled_prompt_embeds"], pooled[0])
-    batch = denoising.collate([visit_of(training, number) for number in range(400)])
+    batch = objective.collate([visit_of(training, number) for number in range(400)])
     dropped = (batch.prompt_embeds == embeds).all(dim=(1, 2))
     assert 150 < dropped.sum() < 250
     assert torch.equal(dropped, (batch.pooled_prompt_embeds == pooled).all(dim=1))
 
 
 def visit_of(training, number):
-    from lora_utils.microbatches import _visit_number
+    from lora_utils.training.batches import _visit_number
 
     return _visit_number(training, number, number % len(training.examples))

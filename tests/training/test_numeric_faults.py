@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lora_utils import lora, stages, training
-from lora_utils.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from lora_utils.commits import read_folder
-from lora_utils.nested import take_apart
-from lora_utils.training import DivergenceError
-from tests.small_checkpoints import ABOUT, metrics_at, state_at
+from benchmarks.faults.small_checkpoints import ABOUT, metrics_at, state_at
+from lora_utils import stages
+from lora_utils.model import lora
+from lora_utils.storage.checkpoint import CheckpointError, read_checkpoint, take_apart, write_checkpoint
+from lora_utils.system.files import read_folder
+from lora_utils.training import loop
+from lora_utils.training.loop import DivergenceError
 
 NAN = float("nan")
 
@@ -19,14 +20,14 @@ NAN = float("nan")
 @pytest.fixture
 def batches(monkeypatch):
     """Lets a function be called in place of the loss of some micro-batches, counted from 1."""
-    real, faults = training.batch_loss, SimpleNamespace(count=0, at={})
+    real, faults = loop.batch_loss, SimpleNamespace(count=0, at={})
 
     def batch_loss(run, batch, first):
         faults.count += 1
         loss = real(run, batch, first)
         return faults.at.get(faults.count, lambda run, loss: loss)(run, loss)
 
-    monkeypatch.setattr(training, "batch_loss", batch_loss)
+    monkeypatch.setattr(loop, "batch_loss", batch_loss)
     return faults
 
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from lora_utils import denoising, diffusion, lora
-from lora_utils.schema import LoraConfig, TrainConfig
-from lora_utils.sdxl import NoiseSchedule
-from lora_utils.validation import HeldOutLoss
+from lora_utils.config.training import LoraConfig, TrainConfig
+from lora_utils.model import lora
+from lora_utils.model.base import NoiseSchedule
+from lora_utils.training import diffusion, objective, seeds
+from lora_utils.training.validation import HeldOutLoss
 from tests.conftest import TINY
 
 SCHEDULER = DDPMScheduler.from_pretrained(TINY, subfolder="scheduler")
@@ -42,25 +43,24 @@ def schedule(kind="epsilon"):
 def visits(example, count=3, **settings):
     config = TrainConfig(**settings)
     drawn = [
-        denoising.visit(example, diffusion.visit_generator(0, number), schedule(), config=config)
-        for number in range(count)
+        objective.visit(example, seeds.visit_generator(0, number), schedule(), config=config) for number in range(count)
     ]
-    return denoising.collate(drawn)
+    return objective.collate(drawn)
 
 
 def test_zero_terminal_snr_is_for_bases_that_predict_v():
     config = TrainConfig(rescale_betas_zero_snr=True)
-    assert denoising.training_schedule(schedule("v_prediction"), config).alphas_cumprod[-1] == 0
-    with pytest.raises(denoising.ObjectiveError, match="rescale_betas_zero_snr=false"):
-        denoising.training_schedule(schedule(), config)
+    assert objective.training_schedule(schedule("v_prediction"), config).alphas_cumprod[-1] == 0
+    with pytest.raises(objective.ObjectiveError, match="rescale_betas_zero_snr=false"):
+        objective.training_schedule(schedule(), config)
 
 
 def test_timesteps_beyond_the_schedule_are_refused():
     for settings in ({"max_timestep": 1001}, {"min_timestep": 1000}):
-        with pytest.raises(denoising.ObjectiveError, match="1000 timesteps"):
-            denoising.training_schedule(schedule(), TrainConfig(**settings))
+        with pytest.raises(objective.ObjectiveError, match="1000 timesteps"):
+            objective.training_schedule(schedule(), TrainConfig(**settings))
     kept = schedule()
-    assert denoising.training_schedule(kept, TrainConfig(max_timestep=1000, min_timestep=999)) is kept
+    assert objective.training_schedule(kept, TrainConfig(max_timestep=1000, min_timestep=999)) is kept
 
 
 def test_timesteps_cover_their_range_and_nothing_else(example):
@@ -78,7 +78,7 @@ def test_extreme_logits_stay_in_the_range(example):
 
 def test_a_plain_visit_draws_latents_noise_and_timestep_in_this_order(example):
     """Runs of earlier versions are repeated bit by bit only as long as this holds."""
-    generator = diffusion.visit_generator(0, 0)
+    generator = seeds.visit_generator(0, 0)
     latents = diffusion.sample_latents(example["moments"], 0.13025, generator)
     noise = torch.randn(latents.shape, generator=generator)
     timestep = torch.randint(1000, (1,), generator=generator)
@@ -149,7 +149,7 @@ OBJECTIVES = {
 def test_the_loss_of_each_example_is_the_formula(unet, example, name):
     settings, formula = OBJECTIVES[name]
     batch = visits(example, **settings)
-    mine = denoising.training_losses(unet, batch, schedule(), TrainConfig(**settings))
+    mine = objective.training_losses(unet, batch, schedule(), TrainConfig(**settings))
     assert mine.shape == (3,)
     torch.testing.assert_close(mine, reference(unet, batch, "epsilon", **formula), rtol=1e-4, atol=1e-6)
 
@@ -164,15 +164,15 @@ def test_the_loss_of_each_example_is_the_formula(unet, example, name):
 @torch.no_grad()
 def test_bases_that_predict_v_have_weights_of_their_own(unet, example, settings, weight):
     batch = visits(example)
-    mine = denoising.training_losses(unet, batch, schedule("v_prediction"), TrainConfig(**settings))
+    mine = objective.training_losses(unet, batch, schedule("v_prediction"), TrainConfig(**settings))
     torch.testing.assert_close(mine, reference(unet, batch, "v_prediction", weight), rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
 def test_the_plain_training_loss_is_the_error_that_validation_measures(unet, example):
     batch = visits(example)
-    errors = denoising.denoising_errors(unet, batch, schedule())
-    assert torch.equal(denoising.training_losses(unet, batch, schedule(), TrainConfig()), errors)
+    errors = objective.denoising_errors(unet, batch, schedule())
+    assert torch.equal(objective.training_losses(unet, batch, schedule(), TrainConfig()), errors)
 
 
 def test_an_adapter_on_the_first_layer_does_not_decide_the_input_dtype(example):
@@ -181,7 +181,7 @@ def test_an_adapter_on_the_first_layer_does_not_decide_the_input_dtype(example):
     seen = []
     unet.conv_in.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].dtype))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        denoising.denoising_errors(unet, visits(example, 1), schedule())
+        objective.denoising_errors(unet, visits(example, 1), schedule())
     assert seen == [torch.bfloat16]
 
 
@@ -190,29 +190,29 @@ def test_the_held_out_loss_is_plain_on_the_schedule_of_the_run(unet, example):
         read = list.__getitem__
 
     measured = HeldOutLoss(Examples([example]), schedule()).measure(unet, torch.device("cpu"))
-    generator = diffusion.visit_generator(0, 0)
+    generator = seeds.visit_generator(0, 0)
     middles = range(62, 1000, 125)
-    batch = denoising.collate([denoising.visit(example, generator, schedule(), middle) for middle in middles])
+    batch = objective.collate([objective.visit(example, generator, schedule(), middle) for middle in middles])
     assert batch.timesteps.tolist() == list(middles)
     with torch.no_grad():
         assert measured == pytest.approx(reference(unet, batch, "epsilon").mean().item(), rel=1e-5)
-    terminal = denoising.training_schedule(schedule("v_prediction"), TrainConfig(rescale_betas_zero_snr=True))
+    terminal = objective.training_schedule(schedule("v_prediction"), TrainConfig(rescale_betas_zero_snr=True))
     assert HeldOutLoss(Examples([example]), terminal).measure(unet, torch.device("cpu")) != measured
 
 
 def test_a_given_timestep_leaves_the_draws_that_follow_as_they_were(example):
     """Held-out losses of earlier versions stay comparable only as long as this holds."""
-    given, drawn = diffusion.visit_generator(0, 0), diffusion.visit_generator(0, 0)
-    denoising.visit(example, given, schedule(), 5)
-    denoising.visit(example, drawn, schedule())
+    given, drawn = seeds.visit_generator(0, 0), seeds.visit_generator(0, 0)
+    objective.visit(example, given, schedule(), 5)
+    objective.visit(example, drawn, schedule())
     assert torch.equal(given.get_state(), drawn.get_state())
 
 
 def test_pure_noise_gives_a_finite_gradient(unet, example):
     config = TrainConfig(rescale_betas_zero_snr=True, snr_gamma=5.0, min_timestep=999)
-    terminal = denoising.training_schedule(schedule("v_prediction"), config)
-    batch = denoising.visit(example, diffusion.visit_generator(0, 0), terminal, config=config)
-    denoising.training_losses(unet, batch, terminal, config).mean().backward()
+    terminal = objective.training_schedule(schedule("v_prediction"), config)
+    batch = objective.visit(example, seeds.visit_generator(0, 0), terminal, config=config)
+    objective.training_losses(unet, batch, terminal, config).mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in unet.parameters() if parameter.requires_grad)
     noisy_latents = diffusion.add_noise(batch.latents, batch.noise, batch.timesteps, terminal.alphas_cumprod)
     assert torch.equal(noisy_latents, batch.noise)

@@ -10,9 +10,12 @@ from diffusers import UNet2DConditionModel
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
-from lora_utils import UserError, lora, optimizers
-from lora_utils.ema import WeightAverage
-from lora_utils.schema import LoraConfig, TrainConfig
+from lora_utils import UserError
+from lora_utils.config.training import LoraConfig, TrainConfig
+from lora_utils.memory import unet_footprint
+from lora_utils.model import lora
+from lora_utils.training import optimizers
+from lora_utils.training.optimizers import WeightAverage
 from tests.conftest import TINY
 
 RATES = {"prodigy": 1.0, "schedulefree": 0.01, "adafactor": 0.01}
@@ -231,6 +234,6 @@ def test_the_bytes_of_the_state_are_those_of_a_real_one(name):
     states = [state for kept in optimizer.state.values() for key, state in kept.items() if key != "step"]
     storages = [state.untyped_storage() for state in states if torch.is_tensor(state)]
     real = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    assert optimizers.state_bytes(name, shapes) == real
+    assert unet_footprint.state_bytes(name, shapes) == real
     if name.startswith("adamw"):
-        assert optimizers.state_bytes(f"paged_{name}", shapes) == real
+        assert unet_footprint.state_bytes(f"paged_{name}", shapes) == real

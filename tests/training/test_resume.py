@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from benchmarks.faults.campaigns import cut_at, result_in
+from benchmarks.faults.contenders import Ours
 from lora_utils import stages
-from lora_utils.checkpoint import CheckpointError
-from lora_utils.config import load_config
-from tests.campaigns import cut_at, result_in
+from lora_utils.config.loading import load_config
+from lora_utils.storage.checkpoint import CheckpointError
 from tests.conftest import TINY
-from tests.contenders import Ours
 
 STEPS = 13
 OPTIMISERS = {

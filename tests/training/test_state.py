@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from lora_utils import optimizers
-from lora_utils.nested import put_together, take_apart
-from tests.test_optimizers import NAMES, Toy, config_of, equal
+from lora_utils.storage.checkpoint import put_together, take_apart
+from lora_utils.training import optimizers
+from tests.training.test_optimizers import NAMES, Toy, config_of, equal
 
 
 @pytest.mark.parametrize("name", NAMES)

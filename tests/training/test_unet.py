@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lora_utils import stages
-from lora_utils.course import carry_out
-from lora_utils.memory import GIB
-from lora_utils.modelfiles import ModelError
-from lora_utils.training import MemoryFullError
+from lora_utils.model.files import ModelError
+from lora_utils.system.device import GIB
+from lora_utils.training.loop import MemoryFullError
+from lora_utils.training.loop import train as carry_out
 
 SMALL_GIB = 0.0185  # a step of the tiny U-Net fits into this with some of it recomputed
 

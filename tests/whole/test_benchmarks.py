@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from benchmarks import gpu
-from tools.benchmarks import page
+from benchmarks.gpu import gpu
+from benchmarks.report.report import page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_what_the_tool_makes_of_the_results():

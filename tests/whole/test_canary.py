@@ -12,8 +12,8 @@ import pytest
 
 from lora_utils import UserError, stages
 from lora_utils.cli import main
-from lora_utils.config import ConfigError, load_config
-from lora_utils.schema import ModelConfig, RunConfig
+from lora_utils.config.loading import ConfigError, load_config
+from lora_utils.config.schema import ModelConfig, RunConfig
 from tests.conftest import ROOT
 
 TOKEN = "hf_" + "CANARYcanary0123456789CANARYcanary"
@@ -24,7 +24,7 @@ RAISES = [
     f"raise RuntimeError('could not log in with ' + {HALVES[0]})",
     f"raise KeyError({HALVES[1]})",
     "import os\nraise OSError(f\"401 Client Error: Bearer {os.environ['HF_TOKEN']}\")",
-    f"stages.configure(preset, revision={HALVES[0]})",
+    f"notebook.configure(preset, revision={HALVES[0]})",
     f"import warnings, logging\nwarnings.warn({HALVES[0]})\nlogging.error('%s', {HALVES[1]})\nint({HALVES[1]})",
 ]
 
@@ -74,7 +74,7 @@ class Run:
 
     def _arguments(self, name, settings):
         flags = [str(part) for item in (self.settings | settings).items() for part in (f"--{item[0]}", item[1])]
-        return [name, "--config", str(ROOT / "configs" / "ci.yaml"), *flags]
+        return [name, "--config", str(ROOT / "lora_utils" / "presets" / "ci.yaml"), *flags]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def run(tmp_path_factory, data_dir):
 
 def failing_notebook(folder):
     """Its form, our set-up, cells that raise what holds a secret; at the last of them it stops."""
-    first = "from lora_utils import stages\nconfig = stages.configure(preset)"
+    first = "from lora_utils import notebook, stages\nconfig = notebook.configure(preset)"
     cells = [nbformat.v4.new_code_cell(cell) for cell in ("preset = 'auto'", first, *RAISES, RAISES[0])]
     cells[0].metadata["tags"] = ["parameters"]
     for cell in cells[2:-1]:

@@ -9,7 +9,8 @@ import nbformat
 import papermill
 import pytest
 
-from lora_utils import lora, stages
+from lora_utils import notebook, stages
+from lora_utils.model import lora
 from tests.conftest import ROOT
 from tools.notebooks import fix, problems
 
@@ -48,10 +49,10 @@ def test_the_tool_mends_what_editors_leave_behind_and_names_what_it_cannot(tmp_p
 
 def test_notebook_papermill_and_command_line_give_equal_losses(data_dir, tmp_path):
     fields = {"train_data_dir": str(data_dir), "overrides": OPTIONS}
-    config = stages.configure("ci", OPTIONS, train_data_dir=str(data_dir), output_dir=str(tmp_path / "cell"))
+    config = notebook.configure("ci", OPTIONS, train_data_dir=str(data_dir), output_dir=str(tmp_path / "cell"))
     list(stages.train(config))
     execute("03_train", tmp_path / "03.ipynb", output_dir=str(tmp_path / "papermill"), preset="ci", **fields)
-    command = [sys.executable, "-m", "lora_utils", "train", "--config", "configs/ci.yaml", "--max_train_steps", "3"]
+    command = [sys.executable, "-m", "lora_utils", "train", "--config", "ci", "--max_train_steps", "3"]
     paths = ["--train_data_dir", str(data_dir), "--output_dir", str(tmp_path / "command")]
     subprocess.run([*command, *paths], check=True)
     metrics = [losses(tmp_path / name) for name in ("cell", "papermill", "command")]

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from lora_utils.cli import parse
-from lora_utils.data_config import DataConfig
+from lora_utils.config.data import DataConfig
 from tests.conftest import ROOT
 
 PAGES = [
@@ -42,7 +42,7 @@ def test_every_link_and_path_exists(page):
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     missing = [link for link in links if not (page.parent / link).exists()]
-    paths = re.findall(r"`((?:configs|notebooks|tools|tests|docs)/[\w./]+)`", text)
+    paths = re.findall(r"`((?:lora_utils|notebooks|benchmarks|tools|tests|docs)/[\w./]+)`", text)
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
     assert "@" not in text.replace("@param", "")
@@ -50,7 +50,7 @@ def test_every_link_and_path_exists(page):
 
 def test_configs_open_with_a_command_that_is_understood(monkeypatch):
     monkeypatch.chdir(ROOT)
-    files = [file for file in (ROOT / "configs").glob("*.yaml") if file.name != "ci.yaml"]
+    files = [file for file in (ROOT / "lora_utils" / "presets").glob("*.yaml") if file.name != "ci.yaml"]
     assert len(files) >= 4
     for file in files:
         first = file.read_text().splitlines()[0]

@@ -10,7 +10,7 @@ def test_never_two_of_the_three_parts_are_loaded(make_config, monkeypatch, tmp_p
     import gc
     import weakref
 
-    from lora_utils.sdxl import BaseModel
+    from lora_utils.model.base import BaseModel
 
     alive: list[tuple[str, weakref.ref]] = []
     together: list[tuple[str, str]] = []

@@ -1,1 +1,1 @@
-"""The kinds of data that the front door takes, one to a module. ``dataset`` is the entrance."""
+"""The room sources."""

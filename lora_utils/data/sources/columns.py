@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from lora_utils.sources.examples import DataError
+from lora_utils.data.examples import DataError
 
 IMAGE_NAMES = ("file_name", "image", "image_path", "path", "filename", "img", "jpg", "png", "webp")
 CAPTION_NAMES = ("text", "caption", "captions", "prompt", "prompts", "description", "tags", "sentence", "txt")

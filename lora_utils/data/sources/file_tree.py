@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from lora_utils.images import SUFFIXES, UNREADABLE_SUFFIXES
-from lora_utils.sources.examples import Problem, Remarks, showable
+from lora_utils.data.findings import Problem, Remarks, showable
+from lora_utils.data.images import SUFFIXES, UNREADABLE_SUFFIXES
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 

@@ -10,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError  # what torch raises when it has refused to run something
 from typing import TYPE_CHECKING, NoReturn
 
-from lora_utils.images import SUFFIXES
-from lora_utils.sources.examples import DataError, Remarks
-from lora_utils.sources.trees import METADATA, list_files
+from lora_utils.data.examples import DataError
+from lora_utils.data.findings import Remarks
+from lora_utils.data.images import SUFFIXES
+from lora_utils.data.sources.file_tree import METADATA, list_files
 
 if TYPE_CHECKING:
     from datasets import Dataset

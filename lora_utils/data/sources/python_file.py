@@ -18,11 +18,12 @@ from typing import Any
 
 from PIL import Image
 
-from lora_utils.data_config import DataConfig
-from lora_utils.images import UNREADABLE_SUFFIXES, read_bytes
-from lora_utils.sources.captions import Captioner
-from lora_utils.sources.examples import DataError, Example, Remarks
-from lora_utils.sources.trees import file_problem, trusted_root
+from lora_utils.config.data import DataConfig
+from lora_utils.data.captions import Captioner
+from lora_utils.data.examples import DataError, Example
+from lora_utils.data.findings import Remarks
+from lora_utils.data.images import UNREADABLE_SUFFIXES, read_bytes
+from lora_utils.data.sources.file_tree import file_problem, trusted_root
 
 _SIGNATURE = "load_examples(data_dir)"
 

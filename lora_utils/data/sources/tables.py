@@ -4,20 +4,59 @@ Nothing of a dataset is executed, and an image is read from its row, or from a f
 or the Hub's cache, never from an address.
 """
 
+import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_utils.data_config import DataConfig
-from lora_utils.images import read_bytes
-from lora_utils.sources.archives import read_member, split_member
-from lora_utils.sources.captions import Captioner
-from lora_utils.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
-from lora_utils.sources.examples import DataError, Example, Problem
-from lora_utils.sources.loading import load_table
-from lora_utils.sources.trees import file_problem, name_problem, trusted_root
+from lora_utils.config.data import DataConfig
+from lora_utils.data.captions import Captioner
+from lora_utils.data.examples import DataError, Example
+from lora_utils.data.findings import Problem
+from lora_utils.data.images import MAX_BYTES, ImageError, read_bytes
+from lora_utils.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.data.sources.file_tree import file_problem, name_problem, trusted_root
+from lora_utils.data.sources.hub import load_table
+
+_PREFIX = "zip://"
+_FAILURES = (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+_USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+def split_member(name: str) -> tuple[str, str] | None:
+    """The name of a packed file and the path of its archive; None where the name is not of this kind."""
+    member, separator, archive = name.removeprefix(_PREFIX).partition("::")
+    return (member, archive) if name.startswith(_PREFIX) and separator and "::" not in archive else None
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """The content of a packed file; its checksum is checked.
+
+    Raises:
+        ImageError: The archive or the file in it is damaged, missing, locked or huge.
+    """
+    try:
+        opened = _open(archive, os.getpid())
+        info = opened.getinfo(member)
+        if info.compress_type not in _USUAL:
+            raise ImageError(f"packed in an unusual way; pack {archive.name} anew as a plain zip file")
+        if info.file_size > MAX_BYTES:  # no more than it says is unpacked
+            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB; replace or remove it")
+        return opened.read(member)
+    except _FAILURES as error:
+        raise ImageError(f"cannot be unpacked ({error}); fetch {archive.name} anew") from error
+
+
+@lru_cache(maxsize=8)
+def _open(archive: Path, process: int) -> zipfile.ZipFile:
+    """Kept open, because a table of contents is long; not shared between processes, which would share its position."""
+    return zipfile.ZipFile(archive)
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
