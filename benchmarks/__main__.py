@@ -9,7 +9,9 @@ FOLDER = Path(__file__).parent
 
 def programs() -> dict[str, str]:
     """Name of each program, which is a file with a function ``main``, to its module."""
-    files = [file for file in sorted(FOLDER.glob("*/*.py")) if "\ndef main(" in file.read_text(encoding="utf-8")]
+    files = [
+        file for file in sorted(FOLDER.glob("*/*.py")) if "\ndef main(" in file.read_text(encoding="utf-8")
+    ]
     return {file.stem: f"benchmarks.{file.parent.name}.{file.stem}" for file in files}
 
 

@@ -20,7 +20,9 @@ def save(name: str, figures: dict[str, Any]) -> None:
     print(write(name, figures, gpu_facts()).read_text(), end="")
 
 
-def write(name: str, figures: dict[str, Any], gpu: dict[str, Any] | None, commit_id: str | None = None) -> Path:
+def write(
+    name: str, figures: dict[str, Any], gpu: dict[str, Any] | None, commit_id: str | None = None
+) -> Path:
     """Keep the figures and say where.
 
     Args:
@@ -87,4 +89,6 @@ def _driver() -> str | None:
 
 def _cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -23,7 +23,18 @@ WEATHERS = ("clear", "overcast", "partly cloudy", "rainy", "snowy", "foggy")
 SCENES = ("city street", "highway", "parking lot", "tunnel", "residential street", "gas station")
 TIMES = {"daytime": "by day", "night": "at night", "dawn/dusk": "at dawn or dusk"}
 # What captions name, in this order where there are equally many. Lanes and drivable areas are no objects.
-OBJECTS = ("car", "truck", "bus", "traffic light", "traffic sign", "person", "rider", "bicycle", "motorcycle", "train")
+OBJECTS = (
+    "car",
+    "truck",
+    "bus",
+    "traffic light",
+    "traffic sign",
+    "person",
+    "rider",
+    "bicycle",
+    "motorcycle",
+    "train",
+)
 OBJECTS += ("van", "trailer", "caravan", "vehicle")
 # The label versions of 2018 and 2020 differ in names.
 RENAMED = {"pedestrian": "person", "other person": "person", "bike": "bicycle", "motor": "motorcycle"}
@@ -41,17 +52,25 @@ def load_examples(data_dir: Path | None) -> Iterator[tuple[Path, str]]:
     if data_dir is None:
         raise FileNotFoundError(f"set train_data_dir to the folder of BDD100K: {LAYOUT}")
     paths = sorted(path.relative_to(data_dir) for path in data_dir.rglob("[!.]*"))
-    images = [path for path in paths if "images" in path.parts and path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    labels = [path for path in paths if path.suffix == ".json" and ("labels" in path.parts or len(path.parts) == 1)]
+    images = [
+        path for path in paths if "images" in path.parts and path.suffix.lower() in (".jpg", ".jpeg", ".png")
+    ]
+    labels = [
+        path for path in paths if path.suffix == ".json" and ("labels" in path.parts or len(path.parts) == 1)
+    ]
     wanted = {path.stem: path for path in reversed(_prefer_train(images))}
     facts, nameless = _read_labels([data_dir / path for path in labels])
     if not (names := sorted(wanted.keys() & facts.keys())):
-        found = f"{len(images)} images, {len(labels)} label files, {len(facts)} labels but none of such an image"
+        found = (
+            f"{len(images)} images, {len(labels)} label files, {len(facts)} labels but none of such an image"
+        )
         raise FileNotFoundError(f"{data_dir} is not laid out like BDD100K: {LAYOUT}; found are {found}")
     for name in names:
         yield wanted[name], caption(*facts[name])
     absent, unlabelled = len(facts.keys() - {path.stem for path in images}), len(wanted) - len(names)
-    skipped = f"{absent} labels of absent images, {unlabelled} images without label, {nameless} labels without name"
+    skipped = (
+        f"{absent} labels of absent images, {unlabelled} images without label, {nameless} labels without name"
+    )
     if absent or unlabelled or nameless:
         warnings.warn(f"{data_dir}: skipped {skipped}", stacklevel=2)
 
@@ -85,7 +104,11 @@ def _amount(name: str, count: int) -> str:
 def _prefer_train(images: list[Path]) -> list[Path]:
     splits = {path: re.match(r"(.*/)(train|val|test)/", f"/{path.as_posix()}") for path in images}
     with_train = {split[1] for split in splits.values() if split and split[2] == "train"}
-    return [path for path, split in splits.items() if not split or split[2] == "train" or split[1] not in with_train]
+    return [
+        path
+        for path, split in splits.items()
+        if not split or split[2] == "train" or split[1] not in with_train
+    ]
 
 
 def _read_labels(files: list[Path]) -> tuple[dict[str, tuple[dict[str, str], Counter[str]]], int]:
@@ -113,7 +136,9 @@ def _count_objects(record: Mapping[str, Any]) -> Counter[str]:
 
 def stream_records(file: Path, chunk_bytes: int = 1 << 18) -> Iterator[Any]:
     """The elements of a JSON list (of 1.2 GB) one by one, or a lone object; ValueError names the byte of damage."""
-    with file.open(encoding="latin-1", newline="") as stream:  # so that a character is a byte; the labels are ASCII
+    with file.open(
+        encoding="latin-1", newline=""
+    ) as stream:  # so that a character is a byte; the labels are ASCII
         head = stream.read(64)
         text = head.lstrip("\xef\xbb\xbf \t\r\n")
         passed_bytes = len(head) - len(text)

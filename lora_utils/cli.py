@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
-from lora_utils.config.loading import find_config, load_config, presets, settings
+from lora_utils.config.loading import all_settings, find_config, load_config, presets
 from lora_utils.config.schema import RunConfig
 from lora_utils.system.redaction import install, redacted
 
@@ -44,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept (resume_from_checkpoint=latest goes on from it)", file=sys.stderr)
+        print(
+            "stopped; what was finished is kept (resume_from_checkpoint=latest goes on from it)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -57,8 +60,12 @@ def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
     """
     parser = _build_parser()
     known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in arguments])
-    overrides = {name: value for name, value in vars(known).items() if name in settings() and value is not None}
-    stray = {argument.removeprefix("--").split("=")[0]: None for argument in unknown if argument.startswith("--")}
+    overrides = {
+        name: value for name, value in vars(known).items() if name in all_settings() and value is not None
+    }
+    stray = {
+        argument.removeprefix("--").split("=")[0]: None for argument in unknown if argument.startswith("--")
+    }
     if unknown and not stray:
         parser.error(f"cannot understand {' '.join(unknown)}")
     if (known.data or known.card) and known.stage != "check":
@@ -84,13 +91,18 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
     told = f"YAML file of settings, or a preset: {', '.join(presets())}; flags win over it"
     parser.add_argument("--config", type=find_config, metavar="FILE", help=told)
-    parser.add_argument("--data", action="store_true", help="with check: decode every image, read every caption")
-    parser.add_argument("--card", metavar="NAME", help="with check: forecast for t4, l4, a100, 8gb … instead of here")
+    parser.add_argument(
+        "--data", action="store_true", help="with check: decode every image, read every caption"
+    )
+    parser.add_argument(
+        "--card", metavar="NAME", help="with check: forecast for t4, l4, a100, 8gb … instead of here"
+    )
     parser.add_argument("--version", action="version", version=__version__)
     groups = {
-        name: parser.add_argument_group(name, str(field.annotation.__doc__)) for name, field in _sections().items()
+        name: parser.add_argument_group(name, str(field.annotation.__doc__))
+        for name, field in _sections().items()
     }
-    for leaf, (section, field) in settings().items():
+    for leaf, (section, field) in all_settings().items():
         groups[section].add_argument(f"--{leaf}", help=_help(field), metavar=_metavar(field), **_arity(field))
     return parser
 
@@ -128,7 +140,9 @@ def _help(field: FieldInfo) -> str:
 
 def _with_underscores(argument: str) -> str:
     name, equals, value = argument.partition("=")
-    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+    return (
+        name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
+    )
 
 
 def _check(config: RunConfig, card: str | None = None) -> None:

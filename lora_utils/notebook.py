@@ -67,7 +67,9 @@ def memory_bars(forecast: Forecast) -> Figure:
     kinds = list(stages[0].parts_gib)
     figure, axis = plt.subplots(figsize=(8, 0.55 * len(stages) + 1.2))
     left = [0.0] * len(stages)
-    for kind, colour in zip(kinds, [plt.get_cmap("tab20c")(place) for place in range(0, 20, 3)], strict=False):
+    for kind, colour in zip(
+        kinds, [plt.get_cmap("tab20c")(place) for place in range(0, 20, 3)], strict=False
+    ):
         widths = [stage.parts_gib[kind] for stage in stages]
         axis.barh([stage.name for stage in stages], widths, left=left, label=kind, color=colour)
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -85,7 +87,9 @@ def loss_curve(output_dir: Path) -> Figure:
     records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
     steps = [(record["step"], record["loss"]) for record in records if record.get("loss") is not None]
     held_out = [
-        (record["step"], record["held_out_loss"]) for record in records if record.get("held_out_loss") is not None
+        (record["step"], record["held_out_loss"])
+        for record in records
+        if record.get("held_out_loss") is not None
     ]
     figure, axis = plt.subplots(figsize=(8, 3.2))
     axis.plot(*zip(*steps, strict=True), color="0.8", linewidth=0.8, label="each step")

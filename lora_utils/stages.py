@@ -16,22 +16,22 @@ from PIL import Image
 
 from lora_utils.compare import png
 from lora_utils.compare import sheet as sheet_module
-from lora_utils.compare.sampling import Settings, Shot, draw_pairs
+from lora_utils.compare.sampling import SamplingSettings, Shot, draw_pairs
 from lora_utils.config.loading import dump_config
 from lora_utils.config.schema import RunConfig
-from lora_utils.data.dataset import _data, count_examples, find_examples
+from lora_utils.data.dataset import count_examples, describe_data, find_examples
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import as_csv
-from lora_utils.data.inspection import examine
+from lora_utils.data.inspection import inspect_examples
 from lora_utils.memory import cards
-from lora_utils.memory.advice import Outlook, look_ahead
+from lora_utils.memory.advice import JudgedForecast, judge_run
 from lora_utils.memory.machine import describe
 from lora_utils.model import lora
-from lora_utils.model.base import BaseModel
-from lora_utils.precompute.data_report import DataReport, lint
-from lora_utils.precompute.fill import Encoding, Precomputed, _cache_folder, fill_cache, warn_of_findings
-from lora_utils.storage.mirror_restore import _bring_back
-from lora_utils.system.device import DTYPES, choose_precision
+from lora_utils.model.base import PretrainedSdxl
+from lora_utils.precompute.data_report import DataReport, report_on_data
+from lora_utils.precompute.fill import Encoding, Precomputed, cache_folder, fill_cache, warn_of_findings
+from lora_utils.storage.mirror_restore import restore_if_wanted
+from lora_utils.system.device import DTYPES, choose_precision, compute_capability
 from lora_utils.system.files import commit_file, write_atomically
 from lora_utils.training import loop
 from lora_utils.training.loop import StepReport
@@ -57,7 +57,7 @@ class Check:
 
     machine: str
     """Card, precision, memory, disk, data, versions; empty where another card was asked about."""
-    outlook: Outlook
+    outlook: JudgedForecast
     config: str
     """Every setting, as YAML; empty likewise."""
 
@@ -76,12 +76,12 @@ def check(config: RunConfig, card: str | None = None) -> Check:
         UserError: The machine cannot do what the settings ask for, the data cannot be used, or no card has this name.
     """
     if card:
-        return Check("", look_ahead(config, cards.card(card), count_examples(config)), "")
+        return Check("", judge_run(config, cards.find_card(card), count_examples(config)), "")
     machine, here = (
-        describe(config, _data(config)),
-        cards.card_at_hand(choose_precision(config.model.mixed_precision).dtype),
+        describe(config, describe_data(config)),
+        cards.card_here(choose_precision(config.model.mixed_precision, compute_capability()).dtype),
     )
-    return Check(machine, look_ahead(config, here, count_examples(config)), dump_config(config))
+    return Check(machine, judge_run(config, here, count_examples(config)), dump_config(config))
 
 
 def check_data(config: RunConfig) -> DataReport:
@@ -90,7 +90,7 @@ def check_data(config: RunConfig) -> DataReport:
     Raises:
         UserError: There is no data, or a setting is impossible.
     """
-    return lint(config, BaseModel(config.model, config.paths.cache_dir))
+    return report_on_data(config, PretrainedSdxl(config.model, config.paths.cache_dir))
 
 
 def precompute(config: RunConfig) -> Precomputed:
@@ -102,14 +102,16 @@ def precompute(config: RunConfig) -> Precomputed:
         UserError: No data or the base model cannot be used; what was encoded until then is kept.
     """
     found = find_examples(config.data)
-    examined, findings = examine(found.examples, config.data)
+    examined, findings = inspect_examples(found.examples, config.data)
     if config.paths.output_dir.is_file():
         raise DataError(f"output_dir {config.paths.output_dir} is a file; choose a folder")
-    _bring_back(config)
-    base = BaseModel(config.model, config.paths.cache_dir)
-    text_dtype = choose_precision(config.model.mixed_precision).dtype
+    restore_if_wanted(config)
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
+    text_dtype = choose_precision(config.model.mixed_precision, compute_capability()).dtype
     encoding = Encoding(text_dtype, DTYPES[config.model.vae_precision])
-    result = fill_cache(_cache_folder(config), examined, found.findings + findings, base, config.data, encoding)
+    result = fill_cache(
+        cache_folder(config), examined, found.findings + findings, base, config.data, encoding
+    )
     write_atomically(config.paths.output_dir / "data_report.csv", as_csv(result.findings))
     return result
 
@@ -133,7 +135,7 @@ def compare(config: RunConfig) -> Comparison:
     Raises:
         UserError: The base model or the LoRA cannot be used; nothing is written then.
     """
-    settings = Settings(
+    settings = SamplingSettings(
         *config.data.resolution,
         config.compare.num_inference_steps,
         config.compare.guidance_scale,
@@ -143,13 +145,16 @@ def compare(config: RunConfig) -> Comparison:
     )
     file = lora.find_lora(config.compare.lora_path or config.paths.output_dir)
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
-    base = BaseModel(config.model, config.paths.cache_dir)
-    dtype = choose_precision(config.model.mixed_precision).dtype
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
+    dtype = choose_precision(config.model.mixed_precision, compute_capability()).dtype
     baseline, finetuned = draw_pairs(base, file, shots, settings, config.compare.adapter_scale, dtype)
     rows = {"base": baseline, f"LoRA × {config.compare.adapter_scale:g}": finetuned}
     sheet = sheet_module.contact_sheet(shots, rows)
     folder = config.paths.infer_path or config.paths.output_dir / "compare"
-    for name, images, scale in (("baseline", baseline, 0.0), ("finetuned", finetuned, config.compare.adapter_scale)):
+    for name, images, scale in (
+        ("baseline", baseline, 0.0),
+        ("finetuned", finetuned, config.compare.adapter_scale),
+    ):
         for index, (shot, image) in enumerate(zip(shots, images, strict=True)):
             path = folder / f"{name}_{index:03d}_seed{shot.seed}.png"
             png.save_image(image, path, shot, settings, scale)
@@ -160,7 +165,10 @@ def compare(config: RunConfig) -> Comparison:
 
 def prepare_training(config: RunConfig) -> Prepared:
     """Everything that ``train`` does before its first step; raises as it does."""
-    precision, started = choose_precision(config.model.mixed_precision), time.monotonic()
+    precision, started = (
+        choose_precision(config.model.mixed_precision, compute_capability()),
+        time.monotonic(),
+    )
     AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's processes
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
     with accelerator.main_process_first():

@@ -38,7 +38,11 @@ def test_every_file_is_in_a_room():
 def test_rooms_import_downwards(name):
     room = name.split(".")[0]
     if room not in TOP:
-        assert {target.split(".")[0] for target in own_imports(name)} <= {room, "__init__", *ROOMS[room].split()}
+        assert {target.split(".")[0] for target in own_imports(name)} <= {
+            room,
+            "__init__",
+            *ROOMS[room].split(),
+        }
 
 
 def test_no_two_files_import_each_other():

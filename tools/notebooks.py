@@ -42,7 +42,9 @@ def fix(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
         }
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    notebook.cells = [
+        cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in ("tags", "cellView") if cell.metadata.get(key)}
         cell.metadata = nbformat.from_dict(kept)

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_utils.config.loading import settings  # noqa: E402
+from lora_utils.config.loading import all_settings  # noqa: E402
 from lora_utils.config.schema import RunConfig  # noqa: E402
 
 
@@ -19,8 +19,15 @@ def page() -> str:
         "YAML file, and a key of `overrides` in a notebook.",
     ]
     for section, field in RunConfig.model_fields.items():
-        lines += ["", f"## {section}", str(field.annotation.__doc__), "", "| setting | default | |", "|---|---|---|"]
-        for leaf, (owner, setting) in settings().items():
+        lines += [
+            "",
+            f"## {section}",
+            str(field.annotation.__doc__),
+            "",
+            "| setting | default | |",
+            "|---|---|---|",
+        ]
+        for leaf, (owner, setting) in all_settings().items():
             if owner == section:
                 default = "" if setting.default is None else f"`{setting.default}`"
                 lines.append(f"| `{leaf}` | {default} | {setting.description} |")

@@ -60,7 +60,9 @@ def run_straight(contender: Contender, folder: Path) -> Result:
     return result_in(contender, folder)
 
 
-def cut_at(contender: Contender, folder: Path, cuts: Iterable[int]) -> tuple[Result, dict[int, Result | None]]:
+def cut_at(
+    contender: Contender, folder: Path, cuts: Iterable[int]
+) -> tuple[Result, dict[int, Result | None]]:
     """Train straight, and at each of these steps let a copy of the process stop there and be started again.
 
     Returns:
@@ -74,10 +76,14 @@ def cut_at(contender: Contender, folder: Path, cuts: Iterable[int]) -> tuple[Res
         running = contender.steps()
         for step in running:
             if step in wanted:
-                codes[step] = _ended(_fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step))))
+                codes[step] = _ended(
+                    _fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step)))
+                )
     finally:
         os.chdir(before)
-    results = {step: None if code else result_in(contender, folder / str(step)) for step, code in codes.items()}
+    results = {
+        step: None if code else result_in(contender, folder / str(step)) for step, code in codes.items()
+    }
     return result_in(contender, straight), results
 
 
@@ -98,7 +104,9 @@ def run_under_kills(
     return found
 
 
-def run_under_aimed_kills(contender: Contender, folder: Path, chance: random.Random, window_seconds: float) -> Kills:
+def run_under_aimed_kills(
+    contender: Contender, folder: Path, chance: random.Random, window_seconds: float
+) -> Kills:
     """The same, with kills while a checkpoint is being written; about every other checkpoint is let through."""
     found = Kills()
     _restart(contender, folder, lambda child: _sleep_until_save(folder, child, chance, window_seconds), found)
@@ -171,7 +179,9 @@ def _sleep_until_save(folder: Path, child: int, chance: random.Random, window_se
 
 def _names(folder: Path) -> set[str]:
     """Folders with a number in their name, as checkpoints have, whole or not."""
-    names = {name for _, inside, _ in os.walk(folder) for name in inside}  # walk bears that they vanish meanwhile
+    names = {
+        name for _, inside, _ in os.walk(folder) for name in inside
+    }  # walk bears that they vanish meanwhile
     return {name for name in names if set(name) & set("0123456789") and not name.startswith(".deleted")}
 
 

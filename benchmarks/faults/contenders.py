@@ -13,7 +13,7 @@ from benchmarks.faults.campaigns import Result
 from lora_utils import stages
 from lora_utils.config.loading import load_config
 from lora_utils.model import lora
-from lora_utils.storage.checkpoint import newest, read_checkpoint, step_of, take_apart
+from lora_utils.storage.checkpoint import flatten_state, newest, read_checkpoint, step_of
 
 RUN = Path("run")
 TIMES = ("step_seconds", "data_seconds", "peak_memory_gib", "forecast_memory_gib")
@@ -51,7 +51,7 @@ class Ours:
 
 def digest(state: Any) -> str:
     """SHA-256 of a nested state: structure, numbers and the bits of tensors."""
-    tensors, rest = take_apart(state)
+    tensors, rest = flatten_state(state)
     hasher = hashlib.sha256(json.dumps(rest).encode())
     for name, tensor in sorted(tensors.items()):
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

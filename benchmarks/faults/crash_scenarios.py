@@ -14,7 +14,13 @@ import yaml
 
 from benchmarks.faults.operations import CRASHED, crash, kinds, operations, places
 from benchmarks.faults.power import DATA, NAMES, Disk
-from benchmarks.faults.small_checkpoints import assert_next_save_is_clean, metrics_at, newest_step, save, save_two
+from benchmarks.faults.small_checkpoints import (
+    assert_next_save_is_clean,
+    metrics_at,
+    newest_step,
+    save,
+    save_two,
+)
 from lora_utils.model import lora
 from lora_utils.precompute.cache import STALE_SECONDS, Cache, record_key
 from lora_utils.storage.log import RunLog
@@ -35,7 +41,9 @@ class Scenario:
     """What the next run does; asserts that it ends well and leaves no litter."""
 
 
-def crash_everywhere(scenario: Scenario, folder: Path, shares: tuple[float, ...]) -> tuple[Counter[str], Counter[str]]:
+def crash_everywhere(
+    scenario: Scenario, folder: Path, shares: tuple[float, ...]
+) -> tuple[Counter[str], Counter[str]]:
     """Crash before every operation and in the middle of it; how many operations of each kind, how many outcomes.
 
     Args:
@@ -139,7 +147,9 @@ def cache_packs() -> Scenario:
 
     def go_on(root: Path) -> None:
         for stray in root.glob(".*.partial"):
-            os.utime(stray, (0, os.stat(stray).st_mtime - 2 * STALE_SECONDS))  # else they might be another run's
+            os.utime(
+                stray, (0, os.stat(stray).st_mtime - 2 * STALE_SECONDS)
+            )  # else they might be another run's
         fill(root, range(PACKS + 2))
         fill(root, range(PACKS + 2, PACKS + 2 + PACKS))
         assert check(root) == "after"

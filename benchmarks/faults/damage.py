@@ -99,7 +99,9 @@ def corrupt(folder: Path, count: int, seed: int, heard: Callable[[], str]) -> Co
     for number in range(count):
         kind = list(DAMAGES)[number % len(DAMAGES)]
         shutil.rmtree(folder / "damaged", ignore_errors=True)
-        older, newest = sorted(Path(one) for one in shutil.copytree(folder / "sound", folder / "damaged").iterdir())
+        older, newest = sorted(
+            Path(one) for one in shutil.copytree(folder / "sound", folder / "damaged").iterdir()
+        )
         file = chance.choice(sorted(newest.iterdir()))
         DAMAGES[kind](file, older, chance)
         used = newest_checkpoint(folder / "damaged")
@@ -107,7 +109,11 @@ def corrupt(folder: Path, count: int, seed: int, heard: Callable[[], str]) -> Co
         assert used.folder == older, f"{number}: {kind} of {file.name} was not found"
         assert_is(used, 1)
         message = heard()
-        for part in ("the checkpoint of step 2 is damaged", ".bad-step-000000002", "going on from step 1: 1 steps"):
+        for part in (
+            "the checkpoint of step 2 is damaged",
+            ".bad-step-000000002",
+            "going on from step 1: 1 steps",
+        ):
             assert part in message, message
         assert not newest.exists()
         found[kind] += 1

@@ -14,9 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.faults.operations import failing, operations
-from benchmarks.faults.small_checkpoints import ABOUT, assert_next_save_is_clean, metrics_at, newest_step, state_at
+from benchmarks.faults.small_checkpoints import (
+    ABOUT,
+    assert_next_save_is_clean,
+    metrics_at,
+    newest_step,
+    state_at,
+)
 from lora_utils.config.training import CheckpointConfig
-from lora_utils.storage.store import FOLDER, Keeper
+from lora_utils.storage.store import FOLDER, CheckpointStore
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.ENOTCONN, errno.ESTALE)
 
@@ -42,15 +48,15 @@ class Error:
     is_lasting: bool
 
 
-def keeper_of(output_dir: Path) -> Keeper:
+def keeper_of(output_dir: Path) -> CheckpointStore:
     """One that has made checkpoints of steps 1 and 2."""
-    keeper = Keeper(CheckpointConfig(), output_dir, ABOUT["fingerprint"], None)
+    keeper = CheckpointStore(CheckpointConfig(), output_dir, ABOUT["fingerprint"], None)
     for step in (1, 2):
         save(keeper, step)
     return keeper
 
 
-def save(keeper: Keeper, step: int) -> None:
+def save(keeper: CheckpointStore, step: int) -> None:
     """As the course does after a step."""
     about = {name: value for name, value in ABOUT.items() if name != "fingerprint"}
     keeper.save(StandIn(step), about, metrics_at(step))  # pyright: ignore[reportArgumentType]
@@ -125,7 +131,9 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
     """
     folder.mkdir(parents=True)
     size = f"size={mebibytes}m"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, text=True
+    )
     if mounted.returncode:
         raise PermissionError(mounted.stderr.strip())
     try:

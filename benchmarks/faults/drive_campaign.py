@@ -67,7 +67,9 @@ class Campaign:
             self.expect(mirror.safe_step == self.step, "the last step is not safe")
             self.lose_machine(mirror)
             self.restore()
-        faults = {kind: count for kind, count in self.drive.faults.items() if kind != "loss"}  # counted when it strikes
+        faults = {
+            kind: count for kind, count in self.drive.faults.items() if kind != "loss"
+        }  # counted when it strikes
         self.counts.update({f"fault: {kind}": count for kind, count in faults.items()})
 
     def start(self) -> Mirror:
@@ -97,7 +99,9 @@ class Campaign:
             self.counts["offers"] += 1
             if self.random.random() < 0.7:
                 with mirror._changed:
-                    mirror._changed.wait_for(lambda: not mirror._pending, self.random.choice((0.005, 0.02, 0.2)))
+                    mirror._changed.wait_for(
+                        lambda: not mirror._pending, self.random.choice((0.005, 0.02, 0.2))
+                    )
             for old in steps_in(folder.parent)[self.random.choice((1, 2)) :]:
                 remove(old)
 
@@ -143,7 +147,9 @@ class Campaign:
         self.expect(brought == packs or self.late, "not every whole pack came")  # a late one is not listed
         self.expect(all_sound(self.cache), "a record differs")
         named = found.skipped if found else ()
-        self.expect(all(any(one.name in text for text in named) for one in skipped), "a damaged copy is not named")
+        self.expect(
+            all(any(one.name in text for text in named) for one in skipped), "a damaged copy is not named"
+        )
         if self.drive.faults["lost later"] == self.losses_then and not self.earlier:
             self.expect(step >= self.safe, f"step {step} although step {self.safe} was safe")
         self.counts["restored"] += 1
@@ -173,7 +179,11 @@ class Campaign:
         skipped, packs = [], set()
         with self.drive.calm():
             if (self.run / "precomputed").is_dir():
-                packs = {name for name in packs_in(self.run / "precomputed") if whole(self.run / "precomputed" / name)}
+                packs = {
+                    name
+                    for name in packs_in(self.run / "precomputed")
+                    if whole(self.run / "precomputed" / name)
+                }
             for folder in steps_in(self.run / "checkpoints") if (self.run / "checkpoints").is_dir() else []:
                 try:
                     read_folder(folder)
@@ -199,7 +209,9 @@ class Campaign:
         """Pruning leaves two whole copies, where there were two."""
         if self.drive.faults["lost later"] == self.losses_then:
             there = self.whole_steps() - {new}
-            self.expect(len(there) >= self.kept - (new == self.safe), f"{there} left of {self.kept} whole copies")
+            self.expect(
+                len(there) >= self.kept - (new == self.safe), f"{there} left of {self.kept} whole copies"
+            )
 
     def whole_steps(self) -> set[int]:
         with self.drive.calm():

@@ -29,7 +29,19 @@ BAD_DAY = {
     "full": 0.02,
 }
 LONGEST_BURST, MOST_ASKED = 8, 3
-NAMES = ("open", "stat", "lstat", "listdir", "scandir", "mkdir", "rename", "replace", "unlink", "rmdir", "truncate")
+NAMES = (
+    "open",
+    "stat",
+    "lstat",
+    "listdir",
+    "scandir",
+    "mkdir",
+    "rename",
+    "replace",
+    "unlink",
+    "rmdir",
+    "truncate",
+)
 REAL = {name: getattr(os, name) for name in NAMES} | {"fsync": os.fsync, "io": io.open}
 
 
@@ -108,7 +120,11 @@ class FakeDrive:
                 elif name != "rmdir" and name != "unlink":
                     self._require_visible(path)
                 found = real(path, *args, **kwargs)
-                return [one for one in found if not self._is_late(Path(path) / one)] if name == "listdir" else found
+                return (
+                    [one for one in found if not self._is_late(Path(path) / one)]
+                    if name == "listdir"
+                    else found
+                )
 
         return wrapped
 
@@ -201,7 +217,9 @@ class FakeDrive:
         self._doomed = [one for one in self._doomed if one[1] not in due]
         if due:
             with self.calm():
-                for path in [path for path in self.root.rglob("*") if path.is_file() and path.stat().st_ino in due]:
+                for path in [
+                    path for path in self.root.rglob("*") if path.is_file() and path.stat().st_ino in due
+                ]:
                     self.faults["lost later"] += 1
                     self.damage(path)
 

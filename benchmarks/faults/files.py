@@ -15,7 +15,7 @@ from lora_utils import stages
 from lora_utils.config.schema import ModelConfig
 from lora_utils.config.training import LoraConfig
 from lora_utils.model import lora
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 
 TINY = Path(stages.__file__).parent / "tiny"
 DAMAGES, SEED = 500, 0
@@ -25,7 +25,9 @@ def crashes(work: Path, minutes: float) -> dict[str, Any]:
     """The process ends before every operation, and in the middle of every one that is about bytes."""
     found: dict[str, Any] = {"crashes": 0, "old_or_new_whole": 0}
     for name, scenario in _scenarios().items():
-        operations, outcomes = crash_everywhere(scenario, work / name, SHARES)  # raises where neither is whole
+        operations, outcomes = crash_everywhere(
+            scenario, work / name, SHARES
+        )  # raises where neither is whole
         count = sum(outcomes.values())
         found[name] = {"operations": sum(operations.values()), "crashes": count, "outcomes": dict(outcomes)}
         found["crashes"] += count
@@ -50,7 +52,11 @@ def errors(work: Path, minutes: float) -> dict[str, Any]:
     """Four errors at every operation of a checkpoint, reads too, once and from then on."""
     with listening() as heard:
         outcomes = survive_all(work, ERRORS, heard)
-    return {"errors": sum(outcomes.values()), "nothing_lost": sum(outcomes.values()), "outcomes": dict(outcomes)}
+    return {
+        "errors": sum(outcomes.values()),
+        "nothing_lost": sum(outcomes.values()),
+        "outcomes": dict(outcomes),
+    }
 
 
 def damage(work: Path, minutes: float) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def damage(work: Path, minutes: float) -> dict[str, Any]:
 
 
 def _scenarios() -> dict[str, Scenario]:
-    unet = BaseModel(ModelConfig(pretrained_model_name_or_path=str(TINY)), None).load_unet(torch.float32)
+    unet = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(TINY)), None).load_unet(torch.float32)
     lora.add_lora(unet, LoraConfig(rank=1), seed=0)
     return {
         "checkpoint": scenarios.checkpoints(),

@@ -45,7 +45,9 @@ def main() -> None:
         "seconds": round(time.monotonic() - started),
     }
     record.save("fuzz_yaml", figures)
-    too_much = figures["longest_cpu_seconds"] >= LONGEST_SECONDS or figures["memory_growth_mb"] >= MOST_GROWTH_MB
+    too_much = (
+        figures["longest_cpu_seconds"] >= LONGEST_SECONDS or figures["memory_growth_mb"] >= MOST_GROWTH_MB
+    )
     if figures["anything_else"] or too_much:
         raise SystemExit(f"failed: {dict(outcomes) or 'too long or too much memory'}")
 

@@ -35,7 +35,9 @@ def main() -> None:
             "random_flip": True,
             "dataloader_num_workers": 0,
         }
-        straight = contents(stages.precompute(load_config(None, settings | {"precompute_dir": work / "straight"})))
+        straight = contents(
+            stages.precompute(load_config(None, settings | {"precompute_dir": work / "straight"}))
+        )
         while kills < options.kills:
             config = load_config(None, settings | {"precompute_dir": work / f"killed{runs}"})
             kills += precompute_under_kills(config, generator, longest_seconds=1.5)
@@ -43,4 +45,6 @@ def main() -> None:
             found = stages.precompute(config)
             equal += same(contents(found), straight) and found.encoded_images == found.encoded_captions == 0
     seconds = round(time.monotonic() - started)
-    record.save("kills", {"kills": kills, "runs": runs, "same_cache": equal, "manual_steps": 0, "seconds": seconds})
+    record.save(
+        "kills", {"kills": kills, "runs": runs, "same_cache": equal, "manual_steps": 0, "seconds": seconds}
+    )

@@ -24,7 +24,9 @@ DEEP = "[" * 100_000
 
 def code(canary: Path) -> str:
     """A module that leaves the canary when it is imported, with classes of every name that is asked for."""
-    return f"open({str(canary)!r}, 'a').write('ran')\ndef __getattr__(name):\n    return type(name, (), {{}})\n"
+    return (
+        f"open({str(canary)!r}, 'a').write('ran')\ndef __getattr__(name):\n    return type(name, (), {{}})\n"
+    )
 
 
 class _Payload:

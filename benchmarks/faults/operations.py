@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REAL = {name: getattr(os, name) for name in ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "fsync")}
+REAL = {
+    name: getattr(os, name) for name in ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "fsync")
+}
 REAL_OPEN = io.open
 CRASHED = 9
 SHARES = (0.0, 0.5, 1.0)

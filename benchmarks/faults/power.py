@@ -92,7 +92,9 @@ class Disk:
 
 
 def _read(path: Path) -> _Folder:
-    nodes = {one.name: _read(one) if one.is_dir() else _File(one.read_bytes(), True) for one in path.iterdir()}
+    nodes = {
+        one.name: _read(one) if one.is_dir() else _File(one.read_bytes(), True) for one in path.iterdir()
+    }
     return _Folder(dict(nodes), dict(nodes))
 
 

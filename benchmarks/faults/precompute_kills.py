@@ -38,7 +38,9 @@ def contents(found) -> dict:
 def same(first: dict, second: dict) -> bool:
     """Equal keys, equal bits."""
     return first.keys() == second.keys() and all(
-        torch.equal(tensor, second[key][name]) for key, record in first.items() for name, tensor in record.items()
+        torch.equal(tensor, second[key][name])
+        for key, record in first.items()
+        for name, tensor in record.items()
     )
 
 

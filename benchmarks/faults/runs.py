@@ -72,9 +72,13 @@ def cuts(work: Path, minutes: float) -> dict[str, Any]:
         made, equal = made + len(found), equal + sum(one == straight for one in found.values())
         failed += [f"{chosen}, after step {step}" for step, one in found.items() if one != straight]
         started += 1
-    return {"combinations": started, "of": len(combinations), "steps": STEPS, "cuts": made, "equal": equal} | {
-        "not_equal": failed
-    }
+    return {
+        "combinations": started,
+        "of": len(combinations),
+        "steps": STEPS,
+        "cuts": made,
+        "equal": equal,
+    } | {"not_equal": failed}
 
 
 def accelerate(work: Path, minutes: float) -> dict[str, Any]:
@@ -83,7 +87,11 @@ def accelerate(work: Path, minutes: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, every_step, every_second in (
         ("save_state", AccelerateLoop(TINY, STEPS, 1), AccelerateLoop(TINY, KILLED_STEPS, 2)),
-        ("ours", Ours(ours.settings | {"max_train_steps": STEPS}), Ours(ours.settings | {"checkpointing_steps": 2})),
+        (
+            "ours",
+            Ours(ours.settings | {"max_train_steps": STEPS}),
+            Ours(ours.settings | {"checkpointing_steps": 2}),
+        ),
     ):
         straight, cut = cut_at(every_step, work / name / "cuts", range(1, STEPS))
         same = [step for step, one in cut.items() if one == straight]
@@ -133,7 +141,9 @@ def _pictures(work: Path) -> Path:
 
 
 def _sum(first: Kills, second: Kills) -> Kills:
-    return Kills(first.kills + second.kills, first.manual_steps + second.manual_steps, first.lost + second.lost)
+    return Kills(
+        first.kills + second.kills, first.manual_steps + second.manual_steps, first.lost + second.lost
+    )
 
 
 def _told(found: Kills, runs: int, equal: int) -> dict[str, Any]:

@@ -12,7 +12,9 @@ MOST = 40
 
 def record(number: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(number)
-    return {name: torch.randn(3, 4, generator=generator) for name in ("prompt_embeds", "pooled_prompt_embeds")}
+    return {
+        name: torch.randn(3, 4, generator=generator) for name in ("prompt_embeds", "pooled_prompt_embeds")
+    }
 
 
 def encode(folder: Path, number: int, join: bool = False) -> None:

@@ -5,11 +5,22 @@ from typing import Any
 
 import torch
 
-from lora_utils.storage.checkpoint import Checkpoint, newest_checkpoint, prune, step_of, write_checkpoint
+from lora_utils.storage.checkpoint import (
+    Checkpoint,
+    newest_checkpoint,
+    prune_checkpoints,
+    step_of,
+    write_checkpoint,
+)
 from lora_utils.system.files import sweep
 
 KEEP = 2
-ABOUT = {"fingerprint": {"fixed": {}, "free": {}}, "seconds": 1.5, "history": [], "held_out_loss_before": None}
+ABOUT = {
+    "fingerprint": {"fixed": {}, "free": {}},
+    "seconds": 1.5,
+    "history": [],
+    "held_out_loss_before": None,
+}
 
 
 def state_at(step: int) -> dict[str, Any]:
@@ -43,7 +54,7 @@ def metrics_at(step: int) -> bytes:
 def save(folder: Path, step: int) -> Path:
     """Write the checkpoint of a step and prune, as a run does."""
     written = write_checkpoint(folder, state_at(step), ABOUT, metrics_at(step))
-    prune(folder, KEEP)
+    prune_checkpoints(folder, KEEP)
     return written
 
 
@@ -81,7 +92,9 @@ def assert_next_save_is_clean(folder: Path, step: int) -> None:
 def equal(first: Any, second: Any) -> bool:
     """Whether two nested states are alike in types, numbers and bits."""
     if isinstance(first, torch.Tensor):
-        same = isinstance(second, torch.Tensor) and first.dtype == second.dtype and first.shape == second.shape
+        same = (
+            isinstance(second, torch.Tensor) and first.dtype == second.dtype and first.shape == second.shape
+        )
         return same and first.numpy().tobytes() == second.numpy().tobytes()
     if isinstance(first, dict):
         return isinstance(second, dict) and equal(list(first.items()), list(second.items()))

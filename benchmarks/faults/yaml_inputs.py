@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_utils import UserError
-from lora_utils.config.loading import PRESETS, load_config, settings
+from lora_utils.config.loading import PRESETS, all_settings, load_config
 from lora_utils.config.schema import RunConfig
 
 CONFIGS = sorted(PRESETS.glob("*.yaml"))
@@ -32,8 +32,37 @@ NASTY = [
         "0x1F",
         "09",
     ),
-    *("1e-4", "1E5", ".5e3", "1.", "-.5", "1e400", "1e-400", ".nan", "-.inf", ".INF", "1_000", "12:30", "1" * 400),
-    *("2024-01-01", "#fff", "# note", "#", "fp32", "none", "auto", "red", "1280x720", "64", "a: b", "a:b", "[", "]"),
+    *(
+        "1e-4",
+        "1E5",
+        ".5e3",
+        "1.",
+        "-.5",
+        "1e400",
+        "1e-400",
+        ".nan",
+        "-.inf",
+        ".INF",
+        "1_000",
+        "12:30",
+        "1" * 400,
+    ),
+    *(
+        "2024-01-01",
+        "#fff",
+        "# note",
+        "#",
+        "fp32",
+        "none",
+        "auto",
+        "red",
+        "1280x720",
+        "64",
+        "a: b",
+        "a:b",
+        "[",
+        "]",
+    ),
     *(
         "[1, 2]",
         "[]",
@@ -67,7 +96,17 @@ NASTY = [
         "😀",
         "\x07",
     ),
-    *("!!str 5", "!!int x", "!!python/object/apply:os.system [ls]", "!<%FF> 1", "!", "!x y", "&a 1", "*a", "&a [*a]"),
+    *(
+        "!!str 5",
+        "!!int x",
+        "!!python/object/apply:os.system [ls]",
+        "!<%FF> 1",
+        "!",
+        "!x y",
+        "&a 1",
+        "*a",
+        "&a [*a]",
+    ),
     *(
         "&b [1, 2]",
         "*b",
@@ -82,13 +121,32 @@ NASTY = [
         "\u2028",
         "\x85",
     ),
-    *("rgb(999,999,999)", "hsl(9999,1%,1%)", "hsv(0,0%,0%)", "a" * 300, "../../etc", "/", "C:\\x", "hf_" + "A1" * 10),
+    *(
+        "rgb(999,999,999)",
+        "hsl(9999,1%,1%)",
+        "hsv(0,0%,0%)",
+        "a" * 300,
+        "../../etc",
+        "/",
+        "C:\\x",
+        "hf_" + "A1" * 10,
+    ),
 ]
 BOMBS = [
     "a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in itertools.pairwise("abcdefghi")),
     *("[" * 3000, "{a: " * 3000, "- " * 3000, "? " * 3000, "a:\n" * 3000, "prompt: [" + "a," * 20000 + "]\n"),
-    *("prompt: " + "word " * 24000, "#" + "x" * 120000, "\n" * 120000, "prompt: |\n" + " x\n" * 40000, " " * 130000),
-    *("prompt:\n" + "- x\n" * 30000, "seeds: [" + "1e5, " * 6000 + "]", "".join(f"k{i}: v\n" for i in range(9000))),
+    *(
+        "prompt: " + "word " * 24000,
+        "#" + "x" * 120000,
+        "\n" * 120000,
+        "prompt: |\n" + " x\n" * 40000,
+        " " * 130000,
+    ),
+    *(
+        "prompt:\n" + "- x\n" * 30000,
+        "seeds: [" + "1e5, " * 6000 + "]",
+        "".join(f"k{i}: v\n" for i in range(9000)),
+    ),
     "prompt: &p " + "x" * 100000 + "\nseeds: [" + "*p, " * 5000 + "]",
 ]
 
@@ -161,8 +219,8 @@ def _with_another_value(generator: random.Random, content: bytearray) -> bytearr
 def _generated(generator: random.Random) -> str:
     lines = []
     for _ in range(generator.randrange(1, 7)):
-        leaf = generator.choice(list(settings()))
-        section = settings()[leaf][0]
+        leaf = generator.choice(list(all_settings()))
+        section = all_settings()[leaf][0]
         value = generator.choice(NASTY) if generator.random() < 0.8 else _nested(generator, 4)
         shape = generator.randrange(4)
         if shape == 0:
@@ -180,4 +238,8 @@ def _nested(generator: random.Random, depth: int) -> str:
     if depth == 0 or generator.random() < 0.3:
         return generator.choice(NASTY)
     inner = [_nested(generator, depth - 1) for _ in range(generator.randrange(4))]
-    return f"[{', '.join(inner)}]" if generator.random() < 0.6 else "{" + ", ".join(f"k: {one}" for one in inner) + "}"
+    return (
+        f"[{', '.join(inner)}]"
+        if generator.random() < 0.6
+        else "{" + ", ".join(f"k: {one}" for one in inner) + "}"
+    )

@@ -91,7 +91,9 @@ def chosen(only: list[str], quick: bool) -> list[Job]:
         job for job in CORE + REST if any(text in job.name for text in only)
     ]
     if not found:
-        raise SystemExit(f"no case is called {' or '.join(only)}; there are: {'; '.join(job.name for job in jobs)}")
+        raise SystemExit(
+            f"no case is called {' or '.join(only)}; there are: {'; '.join(job.name for job in jobs)}"
+        )
     return found
 
 
@@ -120,7 +122,9 @@ def cap_grid(share: int) -> list[Case]:
     return kinds
 
 
-def largest(grid: list[Case], forecasts: list[dict[str, Any]], cap_gib: float, spare_gib: float) -> list[Case]:
+def largest(
+    grid: list[Case], forecasts: list[dict[str, Any]], cap_gib: float, spare_gib: float
+) -> list[Case]:
     """Of each kind, the largest that fits with everything recomputed; to be planned anew."""
     found: dict[str, Case] = {}
     for case, forecast in zip(grid, forecasts, strict=True):
@@ -150,7 +154,9 @@ def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _worst(records: list[dict[str, Any]]) -> float | None:
-    return max((abs(record["error_percent"]) for record in records if "error_percent" in record), default=None)
+    return max(
+        (abs(record["error_percent"]) for record in records if "error_percent" in record), default=None
+    )
 
 
 def ratio(records: dict[str, dict[str, Any]], first: str, second: str, figure: str) -> float | None:

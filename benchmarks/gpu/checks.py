@@ -43,7 +43,9 @@ def check_losses(stage: Stage, settings: Settings) -> dict[str, Any]:
     runs = {label: _losses(torch.float16, label, stage, settings) for label in ("none", "auto", "full")}
     exact = _losses(torch.float32, "none", stage, settings)
     figures: dict[str, Any] = {
-        f"{label}_off_by": max(abs(one / other - 1) for one, other in zip(runs[label], runs["none"], strict=True))
+        f"{label}_off_by": max(
+            abs(one / other - 1) for one, other in zip(runs[label], runs["none"], strict=True)
+        )
         for label in ("auto", "full")
     }
     figures["fp16_off_by"] = max(abs(one / other - 1) for one, other in zip(runs["none"], exact, strict=True))
@@ -87,7 +89,9 @@ def _losses(dtype: torch.dtype, label: str, stage: Stage, settings: Settings) ->
     config = TrainConfig(learning_rate=1e-3)
     batches = [random_batch(2, stage.side_px, settings.device, seed) for seed in range(4)]
     turn = iter(batches * LOSSES)
-    step = updating(unet, lambda: training_losses(unet, next(turn), schedule, config).mean(), config, settings.device)
+    step = updating(
+        unet, lambda: training_losses(unet, next(turn), schedule, config).mean(), config, settings.device
+    )
     with attention(settings):
         return [float(step()) for _ in range(REHEARSED_LOSSES if settings.rehearse else LOSSES)]
 

@@ -93,7 +93,12 @@ def measure(run: Callable[[], object], settings: Settings) -> dict[str, Any]:
     }
     try:
         return figures | kernels_of(run, settings)
-    except (RuntimeError, AssertionError, OSError, ValueError) as error:  # of memory, of the profiler, of its file
+    except (
+        RuntimeError,
+        AssertionError,
+        OSError,
+        ValueError,
+    ) as error:  # of memory, of the profiler, of its file
         return figures | {"kernels": None, "kernel_ms": None, "profiler": str(error)[:MESSAGE_LENGTH]}
 
 

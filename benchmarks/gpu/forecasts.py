@@ -11,15 +11,15 @@ from lora_utils.memory.allocator import least_limit
 from lora_utils.memory.cards import FP32_SLOWDOWN, T4, WORKSPACE_GIB, Card
 from lora_utils.memory.footprint import (
     Footprint,
+    cached_on_disk,
     captions_footprint,
     decoding_footprint,
     encoding_footprint,
-    remembered,
 )
 from lora_utils.memory.gradient_checkpointing import Plan
 from lora_utils.memory.operators import Work
 from lora_utils.memory.planning import plan_step
-from lora_utils.memory.unet_footprint import TrainingStep, sampling_footprint, training_footprint
+from lora_utils.memory.unet_footprint import StepShape, sampling_footprint, training_footprint
 from lora_utils.model import architectures
 from lora_utils.system.device import DTYPES, GIB
 
@@ -64,7 +64,11 @@ def forecast(job: Job, cap_gib: float) -> dict[str, Any]:
         "kernels": found.work.kernels + (found.exact_work.kernels if found.exact_work else 0),
         "tflop": found.work.tflop + (found.exact_work.tflop if found.exact_work else 0),
         "t4_seconds": found.seconds(T4),
-        **({"plan": found.plan, "recomputes": str(found.plan), "share": found.plan.share} if found.plan else {}),
+        **(
+            {"plan": found.plan, "recomputes": str(found.plan), "share": found.plan.share}
+            if found.plan
+            else {}
+        ),
     }
 
 
@@ -85,9 +89,9 @@ def _counted(found: Footprint) -> Counted:
     return Counted(found.peak_bytes, found.reserved_bytes, found.needed_bytes, found.work)
 
 
-def training_step(case: Case) -> TrainingStep:
+def training_step(case: Case) -> StepShape:
     """Of ours."""
-    return TrainingStep(
+    return StepShape(
         architectures.UNET,
         LoraConfig(rank=case.rank, target_modules=[case.targets]),
         "fp16",
@@ -118,7 +122,7 @@ def _count_peer(case: Case) -> Counted:
     found = Counted(peak, reserved, needed, simulation.work())
     if not peer.encodes:
         return found
-    encoding = remembered(encoding_footprint, architectures.VAE, size, case.batch, DTYPES["fp32"], None)
+    encoding = cached_on_disk(encoding_footprint, architectures.VAE, size, case.batch, DTYPES["fp32"], None)
     at_rest = simulation.phases[""] - encoding.held_bytes["base"]  # the VAE is resident already
     return Counted(
         max(found.peak_bytes, at_rest + encoding.peak_bytes),
@@ -132,14 +136,14 @@ def _count_peer(case: Case) -> Counted:
 def _stage_footprint(stage: Stage) -> Footprint | None:
     size, dtype = (stage.side_px, stage.side_px), DTYPES[stage.dtype]
     if stage.function == "vae_encode":
-        return remembered(encoding_footprint, architectures.VAE, size, stage.batch, dtype, stage.tile_px)
+        return cached_on_disk(encoding_footprint, architectures.VAE, size, stage.batch, dtype, stage.tile_px)
     if stage.function == "vae_decode":
-        return remembered(decoding_footprint, architectures.VAE, size, dtype, None)
+        return cached_on_disk(decoding_footprint, architectures.VAE, size, dtype, None)
     if stage.function == "captions":
-        return remembered(
+        return cached_on_disk(
             captions_footprint, (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2), stage.batch, dtype
         )
     if stage.function == "sampling":
         step = replace(training_step(Case("sampling")), size_px=size)
-        return sampling_footprint(step, stage.batch, remembered(training_footprint, step))
+        return sampling_footprint(step, stage.batch, cached_on_disk(training_footprint, step))
     return None

@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     with Workers(settings, fork=options.rehearse) as workers:
         card = workers.run(120, "describe")
         if card["status"] != "ok" or not (card["gpu"] or options.rehearse):
-            reason = card.get("message", "there is no CUDA card here (in Colab: Runtime, Change runtime type, T4 GPU)")
+            reason = card.get(
+                "message", "there is no CUDA card here (in Colab: Runtime, Change runtime type, T4 GPU)"
+            )
             raise SystemExit(f"{reason}; --rehearse needs none")
         book = Book(card, options)
         if card["gpu"]:
@@ -65,7 +67,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--minutes", type=float, default=9, help="no case is started after this")
     parser.add_argument("--quick", action="store_true", help="the most important cases, five steps each")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="these cases; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="these cases; may be repeated"
+    )
     parser.add_argument("--caps", metavar="GIB,GIB,...", help="the largest that trains under each cap")
     parser.add_argument("--micro", action="store_true", help="rates of the card alone")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with small shapes")
@@ -81,7 +85,9 @@ class Book:
         self.usable_gib: float = options.vram_gib or card.get("usable_gib") or T4_GIB
         kind = "micro_" if options.micro else "caps_" if options.caps else ""
         name = re.sub(r"nvidia|tesla|geforce", "", self._gpu["name"].lower()) if self._gpu else "rehearsal"
-        self._name = f"gpu_{kind}{'-'.join(name.split())}" + (f"_{options.emulate}" if options.emulate else "")
+        self._name = f"gpu_{kind}{'-'.join(name.split())}" + (
+            f"_{options.emulate}" if options.emulate else ""
+        )
         known = None if options.rehearse else results.read(self._name)
         self.records: dict[str, dict[str, Any]] = known["figures"]["records"] if known else {}
 
@@ -128,7 +134,9 @@ def _run_caps(workers: Workers, book: Book, options: argparse.Namespace) -> None
     tried = [(cap, case) for cap in caps for case in cases.largest(grid, leanest, cap, SPARE_GIB)]
     forecasts = workers.forecasts([case for _, case in tried], [cap for cap, _ in tried])
     for (cap, case), forecast in zip(tried, forecasts, strict=True):
-        book.add(f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | _record(workers, case, forecast, vram_gib=cap))
+        book.add(
+            f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | _record(workers, case, forecast, vram_gib=cap)
+        )
 
 
 def _record(workers: Workers, job: Job, forecast: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -143,7 +151,12 @@ def _record(workers: Workers, job: Job, forecast: dict[str, Any], **changes: Any
 
 
 def _line(record: dict[str, Any]) -> str:
-    shown = {name: value for name, value in record.items() if name != "status" and not isinstance(value, dict)}
-    parts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()]
+    shown = {
+        name: value for name, value in record.items() if name != "status" and not isinstance(value, dict)
+    }
+    parts = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    ]
     expected = record.get("forecast", {}).get("allocated_gib")
     return ", ".join([record["status"], *parts, *([f"forecast {expected:.4g} GiB"] if expected else [])])

@@ -60,7 +60,9 @@ def _case(settings: Settings, case: Case, plan: Plan | None) -> dict[str, Any]:
     """Steps of one way; the loss tells that they compute something."""
     with attention(settings):
         if case.way == "ours":
-            step = our_step(case, plan or Plan((), "full" if case.plan == "full" else "none"), settings.device)
+            step = our_step(
+                case, plan or Plan((), "full" if case.plan == "full" else "none"), settings.device
+            )
         else:
             step = peer_step(case, settings.device)
         return measure(step, settings) | {"loss": float(step())}

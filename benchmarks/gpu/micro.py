@@ -20,7 +20,14 @@ from benchmarks.gpu.forecasts import count
 from lora_utils.memory.cards import STREAMED_SHARE, T4, Card
 from lora_utils.model import lean_ops
 
-GEMMS = [(1024, 1280, 1280), (1024, 1280, 10240), (4096, 640, 640), (4096, 640, 5120), (1024, 1280, 32), (4096,) * 3]
+GEMMS = [
+    (1024, 1280, 1280),
+    (1024, 1280, 10240),
+    (4096, 640, 640),
+    (4096, 640, 5120),
+    (1024, 1280, 32),
+    (4096,) * 3,
+]
 STEP_GEMMS = 4  # the first ones are what an SDXL step consists of
 CONVOLUTIONS = [(320, 128), (640, 64), (1280, 32)]  # channels, side
 ATTENTIONS = [(10, 4096, 4096), (20, 1024, 1024), (10, 4096, 77), (20, 1024, 77)]  # heads, queries, keys
@@ -135,7 +142,10 @@ class _Bench:
     def streams(self) -> dict[str, float]:
         """GB/s, bytes of input and output once each."""
         big, picture = self.draw(2**27 // self.share**2), self.draw(1, 320, 128 // self.share, 128)
-        tokens, norm = self.draw(4096 // self.share, 5120), torch.nn.GroupNorm(32, 320).to(self.device, self.dtype)
+        tokens, norm = (
+            self.draw(4096 // self.share, 5120),
+            torch.nn.GroupNorm(32, 320).to(self.device, self.dtype),
+        )
         with torch.no_grad():
             rows = {
                 "copy": (2 * big.nbytes, lambda: big.clone()),
@@ -151,7 +161,9 @@ class _Bench:
         weight = self.draw(10240 // self.share, 1280)
         codes, scale = weight.to(torch.int8), torch.rand(len(weight), 1, device=self.device)
         found: dict[str, float | None] = {
-            "int8": 1e-9 * weight.nbytes / self.seconds(lambda: torch.mul(codes, scale, out=torch.empty_like(weight)))
+            "int8": 1e-9
+            * weight.nbytes
+            / self.seconds(lambda: torch.mul(codes, scale, out=torch.empty_like(weight)))
         }
         try:
             from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -175,10 +187,24 @@ class _Bench:
         gemm = statistics.harmonic_mean(list(figures["gemm"].values())[:STEP_GEMMS])
         conv = statistics.harmonic_mean([rate for name, rate in figures["conv"].items() if "NCHW" in name])
         attention = statistics.harmonic_mean(list(figures["attention"].values())[:4])
-        stream = statistics.harmonic_mean([rate for name, rate in figures["stream"].items() if name != "copy"])
+        stream = statistics.harmonic_mean(
+            [rate for name, rate in figures["stream"].items() if name != "copy"]
+        )
         usable = facts()["usable_gib"] or T4.usable_gib
         card = Card(
-            "here", usable, usable, None, gemm, conv, attention, stream / STREAMED_SHARE, figures["launch_us"], True
+            "here",
+            usable,
+            usable,
+            None,
+            gemm,
+            conv,
+            attention,
+            stream / STREAMED_SHARE,
+            figures["launch_us"],
+            True,
         )
-        found = {case.name: count(case, T4.usable_gib) for case in PREDICTED[: 1 if self.settings.rehearse else None]}
+        found = {
+            case.name: count(case, T4.usable_gib)
+            for case in PREDICTED[: 1 if self.settings.rehearse else None]
+        }
         return {name: counted.seconds(card) for name, counted in found.items() if counted}

@@ -87,8 +87,12 @@ def peer_step(case: Case, device: torch.device) -> Step:
     if peer.recompute == "full":
         unet.enable_gradient_checkpointing()
     elif peer.recompute == "reentrant":
-        unet.enable_gradient_checkpointing(lambda module, *args: checkpoint(module, *args, use_reentrant=True))
-    encoders = [*text_encoders(torch.float16, device), random_vae(torch.float32, device)] if peer.resident else []
+        unet.enable_gradient_checkpointing(
+            lambda module, *args: checkpoint(module, *args, use_reentrant=True)
+        )
+    encoders = (
+        [*text_encoders(torch.float16, device), random_vae(torch.float32, device)] if peer.resident else []
+    )
     batch = random_batch(case.batch, case.side_px, device)
     pixels = torch.randn(case.batch, 3, case.side_px, case.side_px, device=device).clamp(-1, 1)
     alphas_cumprod = noise_schedule().alphas_cumprod.to(device)
@@ -169,7 +173,9 @@ def random_vae(dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
 
 def text_encoders(dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
     """Both of SDXL's, likewise."""
-    first, second = (CLIPTextConfig(**shape) for shape in (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2))
+    first, second = (
+        CLIPTextConfig(**shape) for shape in (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2)
+    )
     kinds = (partial(CLIPTextModel, first), partial(CLIPTextModelWithProjection, second))
     return [_made(kind, dtype, device) for kind in kinds]
 

@@ -38,7 +38,9 @@ def captions(stage: Stage, settings: Settings) -> dict[str, Any]:
     """Captions of 77 tokens through both text encoders."""
     encoders = text_encoders(DTYPES[stage.dtype], settings.device)
     ids = torch.randint(100, (stage.batch, TOKENS), device=settings.device)
-    return _measured(lambda: [encoder(ids, output_hidden_states=True) for encoder in encoders], settings, stage.batch)
+    return _measured(
+        lambda: [encoder(ids, output_hidden_states=True) for encoder in encoders], settings, stage.batch
+    )
 
 
 def sampling(stage: Stage, settings: Settings) -> dict[str, Any]:

@@ -73,7 +73,8 @@ class Workers:
             processes = max(1, min(FORECASTERS, (os.cpu_count() or 1) - 1, len(jobs)))
             with ProcessPoolExecutor(processes, mp_context=self._context) as pool:
                 asked = [
-                    pool.submit(_forecast, self._settings, job, cap) for job, cap in zip(jobs, caps_gib, strict=True)
+                    pool.submit(_forecast, self._settings, job, cap)
+                    for job, cap in zip(jobs, caps_gib, strict=True)
                 ]
                 return [_result(job, future) for job, future in zip(jobs, asked, strict=True)]
         finally:

@@ -25,7 +25,12 @@ MIDDLE = architectures.UNET | {
     "projection_class_embeddings_input_dim": 1536 + 64,
 }
 SETTINGS = [
-    *((kind, label, 2, side) for kind in ("lean", "peft") for label in ("none", "auto", "full") for side in (32, 64)),
+    *(
+        (kind, label, 2, side)
+        for kind in ("lean", "peft")
+        for label in ("none", "auto", "full")
+        for side in (32, 64)
+    ),
     ("lean", "none", 4, 48),
     ("lean", "full", 4, 48),
 ]

@@ -20,7 +20,7 @@ from lora_utils.memory.cards import T4
 from lora_utils.memory.footprint import Footprint
 from lora_utils.memory.gradient_checkpointing import Plan
 from lora_utils.memory.planning import plan_step
-from lora_utils.memory.unet_footprint import TrainingStep, training_footprint
+from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model import architectures
 from lora_utils.system.device import GIB
 
@@ -37,7 +37,10 @@ PEERS = {  # allocated and reserved GiB, TFLOP, kernels, T4 milliseconds
         Graph("plain", autocast=True, recompute="reentrant", targets=ALL),
         (6.58, 7.15, 21.7, 24375, 1770),
     ),
-    "OneTrainer": (Graph("plain", autocast=True, recompute="full", targets=ALL), (6.49, 7.12, 21.2, 24017, 1724)),
+    "OneTrainer": (
+        Graph("plain", autocast=True, recompute="full", targets=ALL),
+        (6.49, 7.12, 21.2, 24017, 1724),
+    ),
     "one node, fused": (Graph("node", True), (9.70, 10.11, 14.6, 7004, 963)),
     "one node, fused, 722 linears": (Graph("node", True, targets=ALL), (11.28, 11.63, 14.8, 7974, 1002)),
 }
@@ -79,7 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--only", choices=["cost", "accuracy", "published", "own", "planner"], nargs="*")
     wanted = parser.parse_args().only or ["cost", "accuracy", "published", "own", "planner"]
-    parts = {"cost": cost, "accuracy": accuracy.measure, "published": published, "own": own, "planner": planner}
+    parts = {
+        "cost": cost,
+        "accuracy": accuracy.measure,
+        "published": published,
+        "own": own,
+        "planner": planner,
+    }
     save("forecast", {name: parts[name]() for name in wanted})
 
 
@@ -98,7 +107,11 @@ def cost() -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     wall = time.monotonic() - started
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-    return {"wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1), "rss_gib": round(float(done.stdout), 2)}
+    return {
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "rss_gib": round(float(done.stdout), 2),
+    }
 
 
 def published() -> list[dict[str, Any]]:
@@ -111,7 +124,9 @@ def published() -> list[dict[str, Any]]:
     for side, (allocated, reserved, plain, full, quantised) in RESOLUTIONS.items():
         fused = Graph(fused=True, side_px=side)
         rows.append(_row(f"{side} px, fused", fused, (allocated, reserved, None, None, plain)))
-        rows.append(_row(f"{side} px, full", Graph(recompute="full", side_px=side), (None, None, None, None, full)))
+        rows.append(
+            _row(f"{side} px, full", Graph(recompute="full", side_px=side), (None, None, None, None, full))
+        )
         nf4 = Graph(fused=True, side_px=side, base="nf4")
         rows.append(_row(f"{side} px, fused, nf4", nf4, (quantised, None, None, None, None)))
     return rows
@@ -152,7 +167,7 @@ def own() -> list[dict[str, Any]]:
     return [{"step": name, **_figures(training_footprint(step))} for name, step in steps.items()]
 
 
-def _step(**changes: Any) -> TrainingStep:
+def _step(**changes: Any) -> StepShape:
     usual = {
         "unet": architectures.UNET,
         "lora": LoraConfig(rank=32),
@@ -163,7 +178,7 @@ def _step(**changes: Any) -> TrainingStep:
         "size_px": (1024, 1024),
         "tokens": 77,
     }
-    return TrainingStep(**(usual | changes))
+    return StepShape(**(usual | changes))
 
 
 def _figures(found: Footprint) -> dict[str, Any]:
@@ -183,7 +198,9 @@ def _figures(found: Footprint) -> dict[str, Any]:
 def planner() -> list[dict[str, Any]]:
     """What is recomputed on a T4, and how near the plan comes to the budget."""
     rows = []
-    cells = [("plain", batch, 14.3) for batch in (1, 2, 3, 4, 6)] + [("nf4", batch, 14.3) for batch in (1, 2, 4, 6)]
+    cells = [("plain", batch, 14.3) for batch in (1, 2, 3, 4, 6)] + [
+        ("nf4", batch, 14.3) for batch in (1, 2, 4, 6)
+    ]
     for base, batch, budget in [*cells, ("plain", 1, 8.0), ("nf4", 1, 3.55)]:
         found = plan_step(_step(base=base, batch=batch), T4, budget)
         figures = _figures(found.planned)

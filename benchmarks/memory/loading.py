@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from benchmarks import record
 from lora_utils.config.schema import ModelConfig
 from lora_utils.model import architectures
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.system.device import GIB
 
 TINY = Path(architectures.__file__).parent / "tiny"
@@ -46,7 +46,9 @@ ROWS = [
 def main() -> None:
     """Write, measure in fresh processes, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--row", nargs=4, help="used by the program itself: folder, files, loader, base_precision")
+    parser.add_argument(
+        "--row", nargs=4, help="used by the program itself: folder, files, loader, base_precision"
+    )
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measure(Path(options.row[0]), *options.row[1:])))
@@ -71,7 +73,9 @@ def write_models(work: Path) -> None:
         for part in ("model_index.json", "tokenizer", "tokenizer_2", "scheduler"):
             (folder / part).symlink_to(TINY / part)
         unet.save_pretrained(folder / "unet", max_shard_size=size)
-    CLIPTextModel(CLIPTextConfig(**architectures.TEXT_ENCODER)).save_pretrained(work / "single" / "text_encoder")
+    CLIPTextModel(CLIPTextConfig(**architectures.TEXT_ENCODER)).save_pretrained(
+        work / "single" / "text_encoder"
+    )
     CLIPTextModelWithProjection(CLIPTextConfig(**TEXT)).save_pretrained(work / "single" / "text_encoder_2")
 
 
@@ -79,14 +83,16 @@ def measure(work: Path, files: str, loader: str, base_precision: str) -> dict[st
     """One row: load once to fp16, and tell what it took."""
     sink = torch.device("cuda" if torch.cuda.is_available() else "meta")
     device = torch.device("cpu") if base_precision != "auto" and sink.type == "meta" else sink
-    base = BaseModel(ModelConfig(pretrained_model_name_or_path=str(work / files)))
+    base = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(work / files)))
 
     def load() -> list[nn.Module]:
         if loader == "text":
             pipeline = base.load_text_pipeline(torch.float16, device)
             return [pipeline.text_encoder, pipeline.text_encoder_2]
         if loader == "diffusers":  # as its own script does
-            unet = UNet2DConditionModel.from_pretrained(work / files, subfolder="unet", torch_dtype=torch.float16)
+            unet = UNet2DConditionModel.from_pretrained(
+                work / files, subfolder="unet", torch_dtype=torch.float16
+            )
             return [unet.to(device)]
         return [base.load_unet(torch.float16, device, base_precision)]
 

@@ -98,7 +98,11 @@ def inputs(graph: Graph) -> tuple[Tensor, dict[str, Any]]:
     batch, side, half = graph.batch, graph.side_px // 8, {"dtype": torch.float16, "device": META}
     embeds = torch.empty(batch, 77, 2048, **half)
     added = {"text_embeds": torch.empty(batch, 1280, **half), "time_ids": torch.empty(batch, 6, **half)}
-    told = {"timestep": torch.zeros(batch, device=META), "encoder_hidden_states": embeds, "added_cond_kwargs": added}
+    told = {
+        "timestep": torch.zeros(batch, device=META),
+        "encoder_hidden_states": embeds,
+        "added_cond_kwargs": added,
+    }
     return torch.empty(batch, 4, side, side, **half), told
 
 
@@ -155,8 +159,12 @@ class QuantisedLinear(nn.Module):
         super().__init__()
         count, self.bias = linear.weight.numel(), linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("packed", torch.empty(count if kind == "int8" else count // 2, dtype=torch.uint8))
-        self.register_buffer("scale", torch.empty(self.out_features * 2 if kind == "int8" else count // 64).byte())
+        self.register_buffer(
+            "packed", torch.empty(count if kind == "int8" else count // 2, dtype=torch.uint8)
+        )
+        self.register_buffer(
+            "scale", torch.empty(self.out_features * 2 if kind == "int8" else count // 64).byte()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return _Unpacked.apply(x, self.packed, self.scale, self.bias, (self.out_features, self.in_features))
@@ -164,13 +172,21 @@ class QuantisedLinear(nn.Module):
 
 class _Unpacked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, shape: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor | None, shape: Any
+    ) -> Tensor:
         ctx.shape = shape
         return F.linear(x, torch.empty(shape, dtype=x.dtype, device=x.device), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad.matmul(torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device)), None, None, None, None
+        return (
+            grad.matmul(torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device)),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _Geglu(torch.autograd.Function):
@@ -206,12 +222,16 @@ class _NormSilu(torch.autograd.Function):
         grad = torch.ops.aten.silu_backward(grad, out)
         del out
         only_x = [True, False, False]
-        return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, *ctx.shape, only_x)[0], None
+        return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, weight, *ctx.shape, only_x)[
+            0
+        ], None
 
 
 def _fuse(unet: nn.Module) -> None:
     def resnet(block: Any, x: Tensor, temb: Tensor) -> Tensor:
-        hidden = block.conv1(_NormSilu.apply(x, block.norm1)) + block.time_emb_proj(F.silu(temb))[:, :, None, None]
+        hidden = (
+            block.conv1(_NormSilu.apply(x, block.norm1)) + block.time_emb_proj(F.silu(temb))[:, :, None, None]
+        )
         hidden = block.conv2(_NormSilu.apply(hidden, block.norm2))
         return (x if block.conv_shortcut is None else block.conv_shortcut(x)) + hidden
 
@@ -226,7 +246,9 @@ def _recompute(unet: UNet2DConditionModel, wanted: str) -> None:
     if wanted == "full":
         unet.enable_gradient_checkpointing()
     elif wanted == "reentrant":
-        unet.enable_gradient_checkpointing(lambda module, *args: checkpoint(module, *args, use_reentrant=True))
+        unet.enable_gradient_checkpointing(
+            lambda module, *args: checkpoint(module, *args, use_reentrant=True)
+        )
     elif wanted:
         for name, module in unet.named_modules():
             if re.fullmatch(wanted, name):

@@ -38,7 +38,9 @@ def main() -> None:
     """Build, measure in fresh processes, print, plot and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--measure", type=Path, help="used by the program itself: open this cache and read from it")
+    parser.add_argument(
+        "--measure", type=Path, help="used by the program itself: open this cache and read from it"
+    )
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure)))

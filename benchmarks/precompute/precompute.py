@@ -22,8 +22,8 @@ from benchmarks import record
 from lora_utils import stages
 from lora_utils.config.loading import load_config
 from lora_utils.config.schema import RunConfig
-from lora_utils.model.base import BaseModel
-from lora_utils.model.text import BATCH, encode_captions
+from lora_utils.model.base import PretrainedSdxl
+from lora_utils.model.text import CAPTIONS_PER_BATCH, encode_captions
 from lora_utils.model.vae import encode_images, vae_batch
 from lora_utils.system.device import best_device, free_memory
 
@@ -92,11 +92,11 @@ def measure(work: Path, count: int, side_px: int, rounds: int) -> dict[str, obje
 
 def encode_bare(config: RunConfig, pixels: torch.Tensor) -> None:
     """The encoders' own work: nothing found, decoded, checked or written."""
-    base = BaseModel(config.model)
+    base = PretrainedSdxl(config.model)
     captions = [f"a red star number {number} on a blue background" for number in range(len(pixels))]
     texts = base.load_text_pipeline(torch.float32).to(best_device())
-    for start in range(0, len(captions), BATCH):
-        encode_captions(texts, captions[start : start + BATCH])
+    for start in range(0, len(captions), CAPTIONS_PER_BATCH):
+        encode_captions(texts, captions[start : start + CAPTIONS_PER_BATCH])
     del texts
     free_memory()
     vae = base.load_vae().to(best_device())

@@ -27,11 +27,20 @@ def draw(results: Results, path: Path) -> None:
         reserved = forecast["reserved_gib"]
         axis.barh(place, reserved, color=OURS if label.startswith("ours") else OTHERS, height=0.62)
         axis.text(0.15, place, f"{reserved:.1f}", va="center", color="white", fontsize=9)
-        axis.text(1.02, place, f"{forecast['t4_roofline_ms'] / 1000:.2f} s", va="center", transform=beside, fontsize=9)
+        axis.text(
+            1.02,
+            place,
+            f"{forecast['t4_roofline_ms'] / 1000:.2f} s",
+            va="center",
+            transform=beside,
+            fontsize=9,
+        )
         if record.get("status") == "ok":
             axis.plot(record["reserved_gib"], place, "o", color="black", markersize=5)
     axis.axvline(T4.usable_gib, color=LIMIT, linewidth=1.2)
-    axis.text(T4.usable_gib, len(rows) - 0.4, f"a T4: {T4.usable_gib:g} ", color=LIMIT, ha="right", fontsize=9)
+    axis.text(
+        T4.usable_gib, len(rows) - 0.4, f"a T4: {T4.usable_gib:g} ", color=LIMIT, ha="right", fontsize=9
+    )
     axis.text(1.02, len(rows) - 0.4, "a T4's step,\nby roofline", transform=beside, fontsize=9)
     axis.set_yticks(range(len(rows)), [textwrap.fill(label, 34) for label, *_ in rows], fontsize=9)
     dots = f"\ndots: measured on {results.told(names[0])}" if names else "\nnot measured yet on a GPU"

@@ -153,11 +153,14 @@ def _owed(results: Results) -> list[str]:
 
 def _on_cpus(results: Results) -> list[str]:
     forecast, step, full = (results.figures(name) for name in ("forecast", "step", "full_size"))
-    ratios = [{"CPU seconds of a step": name, "ratio": value} for name, value in step.get("ratios", {}).items()]
+    ratios = [
+        {"CPU seconds of a step": name, "ratio": value} for name, value in step.get("ratios", {}).items()
+    ]
     stages = [{"stage": name, **figure} for name, figure in full.items() if isinstance(figure, dict)]
     precisions = results.figures("precisions")
     learned = [
-        {"base": name, "steps": precisions["steps"], **found} for name, found in precisions.get("cases", {}).items()
+        {"base": name, "steps": precisions["steps"], **found}
+        for name, found in precisions.get("cases", {}).items()
     ]
     whole = {name: figure for name, figure in full.items() if not isinstance(figure, dict)}
     tables: list[tuple[str, str, Iterable[dict[str, Any]]]] = [
@@ -174,7 +177,9 @@ def _on_cpus(results: Results) -> list[str]:
         ("Kills", "kills", [results.figures("kills")]),
     ]
     return ["## Without a GPU"] + [
-        part for title, name, rows in tables for part in (f"### {title}", f"{results.told(name)}.", table(rows))
+        part
+        for title, name, rows in tables
+        for part in (f"### {title}", f"{results.told(name)}.", table(rows))
     ]
 
 

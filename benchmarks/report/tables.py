@@ -88,4 +88,6 @@ def _cell(value: Any) -> str:
         return str(value)
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    )

@@ -19,7 +19,7 @@ from lora_utils.memory.cards import T4
 from lora_utils.memory.forecast import forecast
 from lora_utils.model.architectures import find_architecture
 from lora_utils.model.lora import add_lora
-from lora_utils.storage.checkpoint import newest_checkpoint, prune, write_checkpoint
+from lora_utils.storage.checkpoint import newest_checkpoint, prune_checkpoints, write_checkpoint
 
 CONFIG = find_config("t4")
 MIB = 2**20
@@ -29,12 +29,17 @@ def main() -> None:
     """Time checkpoints of random tensors in the adapter's shapes, with AdamW's states."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to write; a folder for temporary files when not given")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write; a folder for temporary files when not given"
+    )
     options = parser.parse_args()
     config = load_config(CONFIG, {"train_data_dir": "."})
     state = _state(config)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        written = [_timed(lambda step=step: _write(Path(scratch), state, step)) for step in range(options.checkpoints)]
+        written = [
+            _timed(lambda step=step: _write(Path(scratch), state, step))
+            for step in range(options.checkpoints)
+        ]
         reading = _timed(lambda: newest_checkpoint(Path(scratch)))
         size = sum(path.stat().st_size for path in next(Path(scratch).iterdir()).iterdir())
     saving, found = statistics.median(written), forecast(config, T4)
@@ -59,16 +64,27 @@ def _state(config: Any) -> dict[str, Any]:
         add_lora(unet, config.lora, 0)
     adapter = {name: torch.randn(one.shape) for name, one in unet.named_parameters() if one.requires_grad}
     moments = {
-        number: {"step": torch.tensor(1.0), "exp_avg": torch.randn(one.shape), "exp_avg_sq": torch.rand(one.shape)}
+        number: {
+            "step": torch.tensor(1.0),
+            "exp_avg": torch.randn(one.shape),
+            "exp_avg_sq": torch.rand(one.shape),
+        }
         for number, one in enumerate(adapter.values())
     }
     optimizer = {"state": moments, "param_groups": [{"lr": 1e-4, "params": list(moments)}]}
-    return {"adapter": adapter, "average": {}, "optimizer": optimizer, "scaler": {}, "skipped": 0, "micro_batches": 0}
+    return {
+        "adapter": adapter,
+        "average": {},
+        "optimizer": optimizer,
+        "scaler": {},
+        "skipped": 0,
+        "micro_batches": 0,
+    }
 
 
 def _write(folder: Path, state: dict[str, Any], step: int) -> None:
     write_checkpoint(folder, state | {"step": step}, {}, b"")
-    prune(folder, 2)
+    prune_checkpoints(folder, 2)
 
 
 def _timed(work: Any) -> float:

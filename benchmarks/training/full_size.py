@@ -28,22 +28,37 @@ from benchmarks.precompute.precompute import draw
 from benchmarks.record import ROOT, save
 from lora_utils import cli
 from lora_utils.model import architectures, lora
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.storage.checkpoint import newest, step_of
 from lora_utils.system.device import GIB
 
 TINY = Path(architectures.__file__).parent / "tiny"
-SMALL_UNET = {"block_out_channels": [32, 64, 64], "transformer_layers_per_block": 1, "attention_head_dim": [1, 2, 2]}
+SMALL_UNET = {
+    "block_out_channels": [32, 64, 64],
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": [1, 2, 2],
+}
 SMALL_UNET |= {"cross_attention_dim": 128, "projection_class_embeddings_input_dim": 6 * 256 + 64}
 SMALL_VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
 SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL_TEXT |= {"projection_dim": 64, "vocab_size": 595}
-PARTS = {"load_vae": "vae", "load_text_pipeline": "text_encoder", "load_unet_pipeline": "unet", "load_unet": "unet"}
+PARTS = {
+    "load_vae": "vae",
+    "load_text_pipeline": "text_encoder",
+    "load_unet_pipeline": "unet",
+    "load_unet": "unet",
+}
 STAGES = {
     "check": ["check"],
     "precompute": ["precompute"],
     "train": ["train"],
-    "one step more from the checkpoint": ["train", "--max_train_steps", "3", "--resume_from_checkpoint", "latest"],
+    "one step more from the checkpoint": [
+        "train",
+        "--max_train_steps",
+        "3",
+        "--resume_from_checkpoint",
+        "latest",
+    ],
     "compare": ["compare"],
 }
 
@@ -51,10 +66,14 @@ STAGES = {
 def main() -> None:
     """Write the model, run the stages, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a toy of the same layout, at 64 pixels; nothing is kept")
+    parser.add_argument(
+        "--small", action="store_true", help="a toy of the same layout, at 64 pixels; nothing is kept"
+    )
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--base_precision", default="auto")
-    parser.add_argument("--work", type=Path, help="where the model and the run go; a temporary folder when not given")
+    parser.add_argument(
+        "--work", type=Path, help="where the model and the run go; a temporary folder when not given"
+    )
     parser.add_argument("--stage", nargs=argparse.REMAINDER, help="used by the program itself")
     options = parser.parse_args()
     if options.stage:
@@ -67,7 +86,11 @@ def main() -> None:
         if not (work / "pictures").exists():
             draw(work / "pictures", 2, side_px)
         flags = flags_of(work, side_px, options.base_precision)
-        figures = {"base_gib": round(size_gib, 2), "write_seconds": round(written_seconds), "resolution_px": side_px}
+        figures = {
+            "base_gib": round(size_gib, 2),
+            "write_seconds": round(written_seconds),
+            "resolution_px": side_px,
+        }
         for stage, command in STAGES.items():
             figures[stage] = measure([command[0], *flags, *command[1:]])
             print(stage, figures[stage], flush=True)
@@ -154,7 +177,10 @@ def resident_bytes(pid: int) -> dict[str, int]:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return {}
-    return {name: int(size) * 1024 for name, size in re.findall(r"^(RssAnon|VmRSS):\s+(\d+)", status, re.MULTILINE)}
+    return {
+        name: int(size) * 1024
+        for name, size in re.findall(r"^(RssAnon|VmRSS):\s+(\d+)", status, re.MULTILINE)
+    }
 
 
 def run_watched(arguments: list[str]) -> int:
@@ -164,9 +190,9 @@ def run_watched(arguments: list[str]) -> int:
     together: list[tuple[str, str]] = []
 
     def watch(name: str, kind: str) -> None:
-        load = getattr(BaseModel, name)
+        load = getattr(PretrainedSdxl, name)
 
-        def watched(self: BaseModel, *values: Any, **options: Any) -> Any:
+        def watched(self: PretrainedSdxl, *values: Any, **options: Any) -> Any:
             gc.collect()
             together.extend((kind, other) for other, part in alive if part() is not None and other != kind)
             part = load(self, *values, **options)
@@ -175,7 +201,7 @@ def run_watched(arguments: list[str]) -> int:
             alive.append((kind, weakref.ref(getattr(part, kind) if whole else part)))
             return part
 
-        setattr(BaseModel, name, watched)
+        setattr(PretrainedSdxl, name, watched)
 
     for name, kind in PARTS.items():
         watch(name, kind)

@@ -59,7 +59,9 @@ def train(case: str, steps: int, folder: Path) -> dict[str, float]:
     }
     config = load_config(ROOT / "lora_utils" / "presets" / "tiny.yaml", changes)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
-    prepared = run_module.prepare(config, stages.precompute(config), accelerator, Precision(name, "the benchmark asks"))
+    prepared = run_module.prepare(
+        config, stages.precompute(config), accelerator, Precision(name, "the benchmark asks")
+    )
     reports = list(loop.train(config, prepared))
     summary = json.loads((config.paths.output_dir / "summary.json").read_text())
     return {

@@ -68,7 +68,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         other = work / "other"
-        subprocess.run(["git", "worktree", "add", "--detach", str(other), options.commit], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", str(other), options.commit], cwd=ROOT, check=True
+        )
         try:
             differing = compare_all(other, work, [options.only] if options.only else [*CASES, TAKEN_OVER])
         finally:
@@ -107,8 +109,24 @@ def train(root: Path, run: Path, pictures: Path, settings: dict[str, Any]) -> st
     calls, processes = settings.pop("CALLS", 1), settings.pop("PROCESSES", 1)
     launcher = [sys.executable, "-m", "lora_utils"]
     if processes > 1:
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lora_utils"]
+        launcher = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            str(processes),
+        ]
+        launcher += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "-m",
+            "lora_utils",
+        ]
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -125,7 +143,9 @@ def train(root: Path, run: Path, pictures: Path, settings: dict[str, Any]) -> st
 def contents(run: Path) -> dict[str, str]:
     """What must not differ between two runs: name to hash."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    records = [{k: v for k, v in json.loads(line).items() if not re.search("seconds|memory", k)} for line in lines]
+    records = [
+        {k: v for k, v in json.loads(line).items() if not re.search("seconds|memory", k)} for line in lines
+    ]
     found = {
         "weights": _hash((run / "pytorch_lora_weights.safetensors").read_bytes()),
         "log": _hash(json.dumps(records, sort_keys=True).encode()),

@@ -50,8 +50,12 @@ def main() -> None:
     """Time every way and print the ratios."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--resolutions", type=int, nargs="+", default=[64, 128], help="pixels; latents have a quarter")
-    parser.add_argument("--child", nargs=4, metavar=("WAY", "STEPS", "FOLDER", "PIXELS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--resolutions", type=int, nargs="+", default=[64, 128], help="pixels; latents have a quarter"
+    )
+    parser.add_argument(
+        "--child", nargs=4, metavar=("WAY", "STEPS", "FOLDER", "PIXELS"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.child:
         way, steps, folder, pixels = options.child
@@ -85,7 +89,17 @@ def _rounds(count: int, resolution_px: int) -> dict[str, list[float]]:
 
 
 def _start(way: str, steps: int, folder: str, resolution_px: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmarks", "step", "--child", way, str(steps), folder, str(resolution_px)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "step",
+        "--child",
+        way,
+        str(steps),
+        folder,
+        str(resolution_px),
+    ]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
 
@@ -105,7 +119,9 @@ def prepare(folder: Path, resolution_px: int) -> None:
     torch.manual_seed(0)
     shape = UNet2DConditionModel.load_config(TINY, subfolder="unet")
     unet = UNet2DConditionModel.from_config(shape | MID)
-    print(f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters", file=sys.stderr)
+    print(
+        f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters", file=sys.stderr
+    )
     unet.save_pretrained(folder / "base" / "unet")
     draw_demo_data(folder / "data", resolution_px)
     stages.precompute(_config("loop", 1, folder, resolution_px))

@@ -8,11 +8,13 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lora_utils.compare.sampling import Settings, Shot
+from lora_utils.compare.sampling import SamplingSettings, Shot
 from lora_utils.system.files import write_atomically
 
 
-def save_image(image: Image.Image, path: Path, shot: Shot, settings: Settings, adapter_scale: float) -> None:
+def save_image(
+    image: Image.Image, path: Path, shot: Shot, settings: SamplingSettings, adapter_scale: float
+) -> None:
     """Write a PNG that carries its settings: JSON under ``lora_utils``, one line under ``parameters``.
 
     The second is the line that stable-diffusion-webui and its relatives read back.

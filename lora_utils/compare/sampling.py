@@ -11,7 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import ADAPTER, load_lora, read_lora
 from lora_utils.model.text import TextEmbeddings, cut_text, encode_captions, encode_negative, too_long
 from lora_utils.model.vae import DECODE_GIB, decode_latents, tile_vae, vae_tile
@@ -22,7 +22,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """Everything that decides an image besides its prompt and seed."""
 
     width: int
@@ -43,10 +43,10 @@ class Shot:
 
 
 def draw_pairs(
-    base: BaseModel,
+    base: PretrainedSdxl,
     lora_file: Path,
     shots: Sequence[Shot],
-    settings: Settings,
+    settings: SamplingSettings,
     adapter_scale: float,
     dtype: torch.dtype,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -64,7 +64,9 @@ def draw_pairs(
     """
     prompts, negative = _encode_texts(base, shots, settings, dtype)
     pipeline = base.load_unet_pipeline(dtype, best_device(), base.base_precision)
-    if settings.rescale_betas_zero_snr:  # Lin et al., 2024, section 3.3: begin at the last timestep, as in training
+    if (
+        settings.rescale_betas_zero_snr
+    ):  # Lin et al., 2024, section 3.3: begin at the last timestep, as in training
         changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
@@ -87,7 +89,7 @@ def draw_pairs(
 
 
 def _encode_texts(
-    base: BaseModel, shots: Sequence[Shot], settings: Settings, dtype: torch.dtype
+    base: PretrainedSdxl, shots: Sequence[Shot], settings: SamplingSettings, dtype: torch.dtype
 ) -> tuple[dict[str, TextEmbeddings], TextEmbeddings]:
     texts = base.load_text_pipeline(dtype, best_device())
     limit = settings.max_token_length
@@ -103,7 +105,11 @@ def _encode_texts(
 
 
 def draw_latents(
-    pipeline: StableDiffusionXLPipeline, prompt: TextEmbeddings, negative: TextEmbeddings, seed: int, settings: Settings
+    pipeline: StableDiffusionXLPipeline,
+    prompt: TextEmbeddings,
+    negative: TextEmbeddings,
+    seed: int,
+    settings: SamplingSettings,
 ) -> Tensor:
     """Denoise one image as SDXL's own pipeline does, up to the latents.
 

@@ -19,15 +19,22 @@ def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> 
     first = next(iter(rows.values()))[0]
     width = max(TILE_PX, first.width // 4)
     height = round(width * first.height / first.width)
-    bands = [range(start, min(start + SHEET_COLUMNS, len(shots))) for start in range(0, len(shots), SHEET_COLUMNS)]
+    bands = [
+        range(start, min(start + SHEET_COLUMNS, len(shots))) for start in range(0, len(shots), SHEET_COLUMNS)
+    ]
     margin, band_px = 96, LABEL_PX + len(rows) * height + 8
     sheet = Image.new("RGB", (margin + min(len(shots), SHEET_COLUMNS) * width, band_px * len(bands)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+    pen, font = (
+        ImageDraw.Draw(sheet),
+        ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13),
+    )
     for number, band in enumerate(bands):
         top = number * band_px
         for place, index in enumerate(band):
             left = margin + place * width
-            pen.multiline_text((left + 4, top + 2), _fit(shots[index], font, width - 8), "black", font, spacing=1)
+            pen.multiline_text(
+                (left + 4, top + 2), _fit(shots[index], font, width - 8), "black", font, spacing=1
+            )
             for row, images in enumerate(rows.values()):
                 tile = images[index].resize((width - GAP_PX, height - GAP_PX), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (left, top + LABEL_PX + row * height))

@@ -30,7 +30,7 @@ class ConfigError(UserError):
 
 
 @cache
-def settings() -> dict[str, tuple[str, FieldInfo]]:
+def all_settings() -> dict[str, tuple[str, FieldInfo]]:
     """Every leaf name with its section and field."""
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
     return {
@@ -67,7 +67,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     _refuse_misplaced(leaves)
     sections: dict[str, dict[str, Any]] = {}
     for leaf, value in leaves.items():
-        sections.setdefault(settings()[leaf][0], {})[leaf] = value
+        sections.setdefault(all_settings()[leaf][0], {})[leaf] = value
     try:
         return RunConfig.model_validate(sections)
     except ValidationError as error:
@@ -93,7 +93,9 @@ def dump_config(config: RunConfig) -> str:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ConfigError(f"there is no config file {file}; give the path of one, or a preset: {', '.join(presets())}")
+        raise ConfigError(
+            f"there is no config file {file}; give the path of one, or a preset: {', '.join(presets())}"
+        )
     try:
         return read_yaml(file)
     except YamlError as error:
@@ -107,8 +109,10 @@ def _flatten(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
             if not isinstance(value, Mapping | None):
                 raise ConfigError(f"{where}'{name}' is a section; write its settings indented below it")
             for leaf, inner in (value or {}).items():
-                if leaf in settings() and settings()[leaf][0] != name:
-                    raise ConfigError(f"{where}'{leaf}' belongs under '{settings()[leaf][0]}:', not '{name}:'")
+                if leaf in all_settings() and all_settings()[leaf][0] != name:
+                    raise ConfigError(
+                        f"{where}'{leaf}' belongs under '{all_settings()[leaf][0]}:', not '{name}:'"
+                    )
                 leaves[_known(leaf, where)] = inner
         else:
             leaves[_known(name, where)] = value
@@ -116,11 +120,11 @@ def _flatten(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _known(name: object, where: str) -> str:
-    if isinstance(name, str) and name in settings():
+    if isinstance(name, str) and name in all_settings():
         return name
     if str(name).endswith(("token", "api_key", "password", "secret")) and not str(name).startswith("keep"):
         raise ConfigError(f"{where}there is no setting '{name}'; {ADVICE}")
-    near = difflib.get_close_matches(str(name), settings(), n=1)
+    near = difflib.get_close_matches(str(name), all_settings(), n=1)
     hint = f"did you mean '{near[0]}'?" if near else "docs/settings.md lists them all"
     raise ConfigError(f"{where}there is no setting '{name}'; {hint}")
 
@@ -132,7 +136,7 @@ def _refuse_misplaced(leaves: Mapping[str, Any]) -> None:
         raise ConfigError(f"{' and '.join(named) or 'a setting'} holds a token or another secret; {ADVICE}")
     for leaf, value in leaves.items():
         several = isinstance(value, list | tuple | set)
-        if isinstance(value, Mapping) or (several and not _takes_several(settings()[leaf][1].annotation)):
+        if isinstance(value, Mapping) or (several and not _takes_several(all_settings()[leaf][1].annotation)):
             raise ConfigError(f"{leaf}: takes one value, not {one_line(repr(value), 60)}")
 
 

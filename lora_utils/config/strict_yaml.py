@@ -60,7 +60,9 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (ValueError, OverflowError):  # PyYAML turns \UFFFFFFFF and %YAML 99999… into numbers unchecked
         raise _error(file, None, "there is an escaped character or a version that does not exist") from None
     if not isinstance(tree.root, dict | None):
-        raise _error(file, None, f"it must hold settings such as 'rank: 16', not a {type(tree.root).__name__}")
+        raise _error(
+            file, None, f"it must hold settings such as 'rank: 16', not a {type(tree.root).__name__}"
+        )
     return tree.root or {}
 
 
@@ -138,7 +140,8 @@ class _Tree:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._anchors:
                 raise _FoundError(
-                    event, f"*{_clip(event.anchor)} stands for nothing that ends above it; write the value out"
+                    event,
+                    f"*{_clip(event.anchor)} stands for nothing that ends above it; write the value out",
                 )
             value, weight = self._anchors[event.anchor]
             self._count(event, weight)
@@ -148,10 +151,14 @@ class _Tree:
         if len(self._open) >= MAX_DEPTH:
             raise _FoundError(event, f"more than {MAX_DEPTH} levels are nested; settings need two")
         if self._wants_key():
-            raise _FoundError(event, "the name of a setting cannot be a list or mapping; put a text in quotes")
+            raise _FoundError(
+                event, "the name of a setting cannot be a list or mapping; put a text in quotes"
+            )
         before = self._values
         self._count(event, 1)
-        self._open.append(_Open({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor, before))
+        self._open.append(
+            _Open({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor, before)
+        )
 
     def _wants_key(self) -> bool:
         return bool(self._open) and isinstance(self._open[-1].value, dict) and self._open[-1].key is None
@@ -178,7 +185,9 @@ class _Tree:
             parent.value[parent.key] = value
             parent.key = None
         elif not isinstance(value, str):
-            raise _FoundError(event, f"{_clip(repr(value))} is not the name of a setting; is a line indented too far?")
+            raise _FoundError(
+                event, f"{_clip(repr(value))} is not the name of a setting; is a line indented too far?"
+            )
         elif value == "<<":
             raise _FoundError(event, "merge keys (<<) are not supported; write the settings out")
         elif value in parent.value:
@@ -190,7 +199,8 @@ class _Tree:
         if event.style is None:
             if not event.value and (comment := _TIGHT_COMMENT.match(self._text, event.start_mark.index)):
                 raise _FoundError(
-                    event, f"{_clip(comment[1])} is read as a comment; put it in quotes, or a space behind the #"
+                    event,
+                    f"{_clip(comment[1])} is read as a comment; put it in quotes, or a space behind the #",
                 )
             return _plain_value(event.value)
         if "\0" in event.value or any("\ud800" <= char <= "\udfff" for char in event.value):
@@ -229,7 +239,9 @@ def _read_text(file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise _error(file, line, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        raise _error(
+            file, line, f"byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def _error(file: Path, line: int | None, problem: str) -> YamlError:

@@ -26,7 +26,9 @@ class CheckpointConfig(Section):
     """Minutes between checkpoints, where that comes first."""
     checkpoints_total_limit: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints that are kept; at least two, in case the disk damages one."""
-    resume_from_checkpoint: Annotated[str, BeforeValidator(lambda value: "none" if value is None else value)] = "none"
+    resume_from_checkpoint: Annotated[
+        str, BeforeValidator(lambda value: "none" if value is None else value)
+    ] = "none"
     """latest goes on from the newest sound checkpoint of output_dir, where there is one; or a folder; or none."""
     resume_force: bool = False
     """Go on from a checkpoint although settings differ that make it another run; takes over what fits."""
@@ -36,7 +38,9 @@ class CheckpointConfig(Section):
     """Folder, such as one on Google Drive, that gets a verified copy of every checkpoint; latest restores from it."""
 
 
-Optimizer = Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "adafactor", "prodigy", "schedulefree"]
+Optimizer = Literal[
+    "adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "adafactor", "prodigy", "schedulefree"
+]
 
 
 def _from_flag(value: Any) -> Any:
@@ -152,11 +156,15 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _must_agree(self) -> Self:
         if self.use_8bit_adam and self.optimizer not in ("adamw", "adamw8bit"):
-            raise ValueError(f"use_8bit_adam and optimizer {self.optimizer} exclude each other; leave one out")
+            raise ValueError(
+                f"use_8bit_adam and optimizer {self.optimizer} exclude each other; leave one out"
+            )
         if self.snr_gamma is not None and self.debiased_estimation_loss:
             raise ValueError("snr_gamma and debiased_estimation_loss exclude each other; leave one out")
         if self.max_timestep is not None and self.max_timestep <= self.min_timestep:
-            raise ValueError(f"max_timestep {self.max_timestep} must be above min_timestep {self.min_timestep}")
+            raise ValueError(
+                f"max_timestep {self.max_timestep} must be above min_timestep {self.min_timestep}"
+            )
         if self.torch_compile and self.lean_step:
             raise ValueError("torch_compile compiles peft's way: set lean_step to false too")
         if self.optimizer == "schedulefree" and self.use_ema:
@@ -164,7 +172,9 @@ class TrainConfig(Section):
         if self.optimizer == "schedulefree" and self.adam_beta1 == 0:
             raise ValueError("optimizer schedulefree needs an adam_beta1 above 0; 0.9 is the usual one")
         if self.optimizer == "prodigy" and (self.loraplus_lr_ratio is not None or self.learning_rate == 0):
-            raise ValueError("optimizer prodigy finds one learning rate for all: no loraplus_lr_ratio, learning_rate 1")
+            raise ValueError(
+                "optimizer prodigy finds one learning rate for all: no loraplus_lr_ratio, learning_rate 1"
+            )
         if self.optimizer == "schedulefree" and self.lr_scheduler not in ("constant", "constant_with_warmup"):
             raise ValueError("optimizer schedulefree makes its own schedule; set lr_scheduler to constant")
         return self

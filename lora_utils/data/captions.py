@@ -48,7 +48,9 @@ def clean_caption(text: str) -> tuple[str, str]:
     Those are control and format characters (Unicode's Cc and Cf: zero-width spaces, direction marks) and lone
     surrogates (Cs), which a JSON escape can make and which no file can hold.
     """
-    invisible = {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs") and not char.isspace()}
+    invisible = {
+        char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs") and not char.isspace()
+    }
     visible = "".join(char for char in text if char not in invisible) if invisible else text
     return " ".join(visible.split()), ", ".join(f"U+{ord(char):04X}" for char in sorted(invisible))
 
@@ -71,7 +73,9 @@ class Captioner:
         """
         texts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
         if odd := [text for text in texts if not isinstance(text, str)]:
-            return self._refuse(source, Problem(f"caption that is no text ({_kind(odd[0])})", "make it text in quotes"))
+            return self._refuse(
+                source, Problem(f"caption that is no text ({_kind(odd[0])})", "make it text in quotes")
+            )
         if longest := max((len(text) for text in texts if len(text) > MAX_CHARACTERS), default=0):
             problem = f"caption of more than {MAX_CHARACTERS:,} characters ({longest:,})"
             return self._refuse(source, Problem(problem, "shorten it"))
@@ -82,7 +86,9 @@ class Captioner:
         if not captions:
             return self._empty(source, cure)
         if "\N{REPLACEMENT CHARACTER}" in "".join(captions):
-            self.remarks.notice(source, "damaged letters (\N{REPLACEMENT CHARACTER})", "used as they are; correct them")
+            self.remarks.notice(
+                source, "damaged letters (\N{REPLACEMENT CHARACTER})", "used as they are; correct them"
+            )
         different = tuple(dict.fromkeys(captions))
         if len(different) < len(captions):
             self.remarks.tally(source, "the same caption twice", "used once")

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lora_utils.config.data import DataConfig
+from lora_utils.config.section import Size
 from lora_utils.data.images import ImageError
 
-Size = tuple[int, int]
 GREATEST_ENLARGEMENT = 8
 
 
@@ -123,7 +123,9 @@ def _own_bucket(original: Size, config: DataConfig) -> Size:
     scale = min(1.0, math.sqrt(area / (width * height)))
     size = tuple(min(config.max_bucket_reso, int(side * scale)) // step * step for side in original)
     if min(size) == 0:
-        raise ImageError(f"too narrow ({width}x{height} for bucket_reso_steps {step}); lower bucket_reso_steps")
+        raise ImageError(
+            f"too narrow ({width}x{height} for bucket_reso_steps {step}); lower bucket_reso_steps"
+        )
     return size[0], size[1]
 
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from lora_utils.config.data import DataConfig
 from lora_utils.config.schema import RunConfig
 from lora_utils.data.captions import TRIGGER, Captioner, clean_caption
-from lora_utils.data.examples import DataError, Example, Found
+from lora_utils.data.examples import DataError, Example, FoundExamples
 from lora_utils.data.findings import Remarks, showable, table
 from lora_utils.data.images import SUFFIXES
 from lora_utils.data.sources.file_tree import METADATA
 from lora_utils.data.sources.folders import find_in_folders
 from lora_utils.data.sources.hub import holds_images
-from lora_utils.data.sources.python_file import find_in_own_dataset
+from lora_utils.data.sources.python_file import find_in_python_file
 from lora_utils.data.sources.tables import find_in_table
 
 
-def find_examples(config: DataConfig) -> Found:
+def find_examples(config: DataConfig) -> FoundExamples:
     """Every image with its captions, and what was wrong with the others.
 
     Raises:
@@ -31,7 +31,9 @@ def find_examples(config: DataConfig) -> Found:
     examples, rule = _find(config.model_copy(update={"instance_prompt": instance_prompt}), remarks)
     for example in examples:
         if config.trigger_word is None and any(TRIGGER in caption for caption in example.captions):
-            remarks.tally(example.source, f"{TRIGGER} without trigger_word", "used as it is; set trigger_word")
+            remarks.tally(
+                example.source, f"{TRIGGER} without trigger_word", "used as it is; set trigger_word"
+            )
     findings, where = remarks.findings(), rule.partition(";")[0]
     if not examples and not any(finding.kind == "refused" for finding in findings):
         listed = f"\n{table(findings)}" if findings else ""
@@ -41,7 +43,9 @@ def find_examples(config: DataConfig) -> Found:
         )
     if not examples:
         raise DataError(f"none of the {where} can be used; do what the last column says\n{table(findings)}")
-    return Found([replace(one, source=showable(one.source)) for one in examples], findings, showable(rule))
+    return FoundExamples(
+        [replace(one, source=showable(one.source)) for one in examples], findings, showable(rule)
+    )
 
 
 def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
@@ -55,17 +59,21 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
         return find_in_folders(config, captioner)
     own, folder = name.endswith(".py"), Path(name).expanduser()
     if config.train_data_dir and not own:
-        raise DataError("train_data_dir and dataset_name are both set; set one of both (only a Python file takes both)")
+        raise DataError(
+            "train_data_dir and dataset_name are both set; set one of both (only a Python file takes both)"
+        )
     if folder.is_dir() and not own and holds_images(folder):
         split = folder / config.dataset_split
         described = any((folder / file).exists() for file in METADATA)
         if config.dataset_split != "train" and not split.is_dir():
-            raise DataError(f"{folder} holds images but no folder {split.name}; set dataset_split to a sub-folder")
+            raise DataError(
+                f"{folder} holds images but no folder {split.name}; set dataset_split to a sub-folder"
+            )
         folders = [split if split.is_dir() and not described else folder]
         return find_in_folders(config.model_copy(update={"train_data_dir": folders}), captioner)
     if config.mask_data_dir:
         raise DataError(f"masks need a folder of images; set train_data_dir instead of dataset_name={name}")
-    return find_in_own_dataset(config, captioner) if own else find_in_table(config, captioner)
+    return find_in_python_file(config, captioner) if own else find_in_table(config, captioner)
 
 
 def count_examples(config: RunConfig) -> int | None:
@@ -73,7 +81,7 @@ def count_examples(config: RunConfig) -> int | None:
     return len(find_examples(config.data).examples) if config.data.train_data_dir else None
 
 
-def _data(config: RunConfig) -> str:
+def describe_data(config: RunConfig) -> str:
     if config.data.dataset_name and not config.data.train_data_dir:
         return f"{config.data.dataset_name}; check --data loads it and looks into it"
     if config.data.train_data_dir is None:

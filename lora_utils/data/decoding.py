@@ -112,7 +112,9 @@ def _starts(pool: ProcessPoolExecutor) -> bool:
         return False
 
 
-def _in_pool(pool: ProcessPoolExecutor, jobs: Iterator[Job], ahead: int) -> Generator[Picture, None, list[Job]]:
+def _in_pool(
+    pool: ProcessPoolExecutor, jobs: Iterator[Job], ahead: int
+) -> Generator[Picture, None, list[Job]]:
     """Yield pictures until the jobs end or a worker dies; returns the jobs that were under way then."""
     waiting: deque[tuple[Job, Any]] = deque()  # with the picture to come
     try:

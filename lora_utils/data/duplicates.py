@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def fingerprint(image: Image.Image) -> tuple[int, bytes]:
+def perceptual_hash(image: Image.Image) -> tuple[int, bytes]:
     """A 64-bit difference hash of the brightness and an 8 × 8 RGB thumbnail of 192 bytes."""
     cells = np.asarray(image.convert("RGB").resize((72, 64), Image.Resampling.BOX), dtype=np.float64)
     grey = (cells @ (0.299, 0.587, 0.114)).reshape(8, 8, 9, 8).mean(axis=(1, 3))
@@ -22,7 +22,9 @@ def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int
     the next 32 only, so N copies of one image give no N² pairs, but enough to link them all.
     """
     hashes = np.array([number for number, _ in fingerprints], dtype=np.uint64)
-    thumbnails = np.frombuffer(b"".join(t for _, t in fingerprints), np.uint8).reshape(-1, 192).astype(np.int16)
+    thumbnails = (
+        np.frombuffer(b"".join(t for _, t in fingerprints), np.uint8).reshape(-1, 192).astype(np.int16)
+    )
     brightness = thumbnails.sum(axis=1, dtype=np.int64)
     pairs: set[tuple[int, int]] = set()
     for band in range(4):
@@ -34,7 +36,9 @@ def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int
             if not near.any():
                 break
             first, second = first[near], second[near]
-            flipped = np.unpackbits((hashes[first] ^ hashes[second]).view(np.uint8)).reshape(-1, 64).sum(axis=1)
+            flipped = (
+                np.unpackbits((hashes[first] ^ hashes[second]).view(np.uint8)).reshape(-1, 64).sum(axis=1)
+            )
             close = (flipped <= 3) & (np.abs(thumbnails[first] - thumbnails[second]).sum(axis=1) <= 4 * 192)
             pairs.update((min(pair), max(pair)) for pair in np.stack((first, second), axis=1)[close].tolist())
     return sorted(pairs)

@@ -28,7 +28,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundExamples:
     """All that can be learned from, and what was wrong with the rest."""
 
     examples: list[Example]

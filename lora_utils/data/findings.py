@@ -106,12 +106,15 @@ class Remarks:
         ]
         return self._named + counted
 
-    def _add(self, source: str, problem: str, action: str, kind: Literal["refused", "fixed", "noticed"]) -> None:
+    def _add(
+        self, source: str, problem: str, action: str, kind: Literal["refused", "fixed", "noticed"]
+    ) -> None:
         self._named.append(Finding(showable(source), showable(problem), showable(action), kind))
 
 
 def showable(text: str) -> str:
     """Text from outside, with control characters and lone surrogates escaped: neither may reach a terminal."""
     return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs") else char for char in text
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs") else char
+        for char in text
     )

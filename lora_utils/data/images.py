@@ -27,7 +27,9 @@ MAX_PIXELS = 64 * 10**6
 _TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
 _AVIF = "avif" in features.modules and bool(features.check("avif"))
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + ("AVIF",) * _AVIF
-SUFFIXES = frozenset((".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff" + " .avif" * _AVIF).split())
+SUFFIXES = frozenset(
+    (".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff" + " .avif" * _AVIF).split()
+)
 _NOT_READ = (
     ".ai .arw .avif .cr2 .cr3 .dds .dib .dng .emf .eps .exr .hdr .heic .heif .icns .ico .j2k .jp2 .jpx .jxl .nef .orf "
     ".pbm .pcx .pdf .pgm .pnm .ppm .ps .psb .psd .qoi .raf .raw .rw2 .srw .svg .svgz .tga .wmf .xcf"
@@ -35,7 +37,9 @@ _NOT_READ = (
 UNREADABLE_SUFFIXES = frozenset(_NOT_READ.split()) - SUFFIXES  # to be refused by name, not passed over
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", *_GREY16)
-_UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # EXIF (CIPA DC-008)
+_UPRIGHT = dict(
+    zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True)
+)  # EXIF (CIPA DC-008)
 _PILLOW_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
     *(AssertionError, MemoryError, RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError),
@@ -87,8 +91,14 @@ def read_bytes(path: Path, root: Path) -> bytes:
         # Without O_NONBLOCK, a pipe that takes the file's place at this moment would block forever.
         with open(target, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(MAX_BYTES)
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise ImageError(f"cannot be opened ({getattr(error, 'strerror', 0) or error}); check or remove it") from error
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise ImageError(
+            f"cannot be opened ({getattr(error, 'strerror', 0) or error}); check or remove it"
+        ) from error
 
 
 @lru_cache(maxsize=256)
@@ -100,9 +110,13 @@ def read_header(content: bytes) -> Header:
     """Size and transparency, without decoding pixels; raises an ImageError where `decode` needs no pixels for it."""
     with _reading():
         image, orientation, _ = _probe(BytesIO(content))
-        tags = getattr(image, "tag_v2", None)  # of a TIFF, whose sides newer versions of Pillow have already swapped
+        tags = getattr(
+            image, "tag_v2", None
+        )  # of a TIFF, whose sides newer versions of Pillow have already swapped
         width, height = (tags[256], tags[257]) if tags else image.size
-        return Header(*((height, width) if orientation >= 5 else (width, height)), image.has_transparency_data)
+        return Header(
+            *((height, width) if orientation >= 5 else (width, height)), image.has_transparency_data
+        )
 
 
 def decode(content: bytes, background: str = "white") -> Decoded:
@@ -115,12 +129,16 @@ def decode(content: bytes, background: str = "white") -> Decoded:
     with _reading():
         file = BytesIO(content)
         probe, orientation, exif_is_damaged = _probe(file)
-        if probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0:  # no end mark behind the header
+        if (
+            probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0
+        ):  # no end mark behind the header
             raise ImageError("damaged (cut short); replace or remove it")
         probe.verify()  # every CRC of a PNG
         notices = [("damaged EXIF", "used what could be read of it")] if exif_is_damaged else []
         image = Image.open(BytesIO(content), formats=_FORMATS)
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photo with its smaller copies
+        if image.format != "MPO" and getattr(
+            image, "is_animated", False
+        ):  # MPO: a photo with its smaller copies
             notices.append(("several frames", "used the first"))
         if getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size)):  # of a GIF
             notices.append(("first frame does not fill the image", "rest left as it is"))
@@ -134,7 +152,9 @@ def decode(content: bytes, background: str = "white") -> Decoded:
         image = _to_srgb(image, icc, notices)
         if alpha and (share := 1 - alpha.histogram()[255] / (alpha.width * alpha.height)):
             image.paste(backdrop, mask=ImageChops.invert(alpha))
-            notices.append((f"transparent pixels ({max(1, round(100 * share))} %)", f"laid over {background}"))
+            notices.append(
+                (f"transparent pixels ({max(1, round(100 * share))} %)", f"laid over {background}")
+            )
         if orientation > 1:
             notices.append((f"EXIF orientation ({orientation})", "turned as its EXIF says"))
             if kind != "TIFF":  # Pillow itself turns those while it loads them
@@ -166,7 +186,9 @@ def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
         raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height}); make it smaller")
     if image.mode not in _MODES:
         raise ImageError(f"unusual pixels ({image.mode}); save it as 8-bit RGB")
-    late = max(content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17)))  # behind a PNG's pixels
+    late = max(
+        content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17))
+    )  # behind a PNG's pixels
     said = image.info.get("exif") or (content[late + 4 :] if late > 0 and image.format == "PNG" else None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -218,7 +240,9 @@ def _to_srgb(image: Image.Image, icc: bytes, notices: list[tuple[str, str]]) -> 
             if mode != "RGB" or "sRGB" not in name:
                 colours, srgb = image.convert(mode), ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB") or image
-                notices.append(("CMYK colours" if mode == "CMYK" else f"colour profile ({name})", "converted to sRGB"))
+                notices.append(
+                    ("CMYK colours" if mode == "CMYK" else f"colour profile ({name})", "converted to sRGB")
+                )
         except _PILLOW_ERRORS:
             notices.append(("unusable colour profile", "ignored"))
     if image.mode == "CMYK":

@@ -18,7 +18,7 @@ ALPHA = "alpha"
 
 
 @dataclass(frozen=True)
-class Examined:
+class InspectedExample:
     """An example whose file looks like an image; its pixels have not been decoded."""
 
     example: Example
@@ -42,25 +42,29 @@ class Examined:
         return self.crops[0].original[0] * self.crops[0].original[1]
 
 
-def examine(examples: Sequence[Example], config: DataConfig) -> tuple[list[Examined], list[Finding]]:
+def inspect_examples(
+    examples: Sequence[Example], config: DataConfig
+) -> tuple[list[InspectedExample], list[Finding]]:
     """Hash every file and read its header; what cannot be used is a finding and left out."""
     found, findings = [], []
     first: dict[str, str] = {}
     for example in progress_bar(examples, "files", shown=len(examples) > MANY):
         try:
-            one = _examine(example, config)
+            one = _inspect(example, config)
         except ImageError as error:
             findings.append(refusal(example.source, error))
             continue
         if (twin := first.setdefault(one.content_hash, example.source)) != example.source:
-            findings.append(Finding(example.source, f"same picture as another (as {twin})", "both are used", "noticed"))
+            findings.append(
+                Finding(example.source, f"same picture as another (as {twin})", "both are used", "noticed")
+            )
         notices = _notices(one, config)
         findings += [Finding(example.source, problem, action, "noticed") for problem, action in notices]
         found.append(one)
     return found, findings
 
 
-def read_unchanged(one: Examined) -> tuple[bytes, bytes | None]:
+def read_unchanged(one: InspectedExample) -> tuple[bytes, bytes | None]:
     """The image file and its mask file.
 
     Raises:
@@ -74,13 +78,15 @@ def read_unchanged(one: Examined) -> tuple[bytes, bytes | None]:
     return content, mask
 
 
-def held_out_hashes(examined: Sequence[Examined], validation_split: float) -> set[str]:
+def held_out_hashes(examined: Sequence[InspectedExample], validation_split: float) -> set[str]:
     """The images that are held out, chosen by their bytes alone: new captions, seeds and names leave the choice."""
     different = sorted({one.content_hash for one in examined})
     return set(different[: max(1, round(len(different) * validation_split))]) if validation_split else set()
 
 
-def require_training(examined: Sequence[Examined], findings: Sequence[Finding], validation_split: float) -> None:
+def require_training(
+    examined: Sequence[InspectedExample], findings: Sequence[Finding], validation_split: float
+) -> None:
     """Raises DataError where nothing is left to train on."""
     if not examined:
         raise DataError(f"nothing is left to train on; do what the last column says\n{table(findings)}")
@@ -89,7 +95,7 @@ def require_training(examined: Sequence[Examined], findings: Sequence[Finding], 
         raise DataError("validation_split leaves no image to train on; lower it, or add images")
 
 
-def _examine(example: Example, config: DataConfig) -> Examined:
+def _inspect(example: Example, config: DataConfig) -> InspectedExample:
     content = example.read()
     header = read_header(content)
     original = header.width, header.height
@@ -99,19 +105,27 @@ def _examine(example: Example, config: DataConfig) -> Examined:
     if example.read_mask is not None:
         mask_hash = _hash(example.read_mask())
     variants = [variant for caption in example.captions for variant in caption_variants(caption, config)]
-    return Examined(example, content_hash, mask_hash, header.has_alpha, tuple(crops), tuple(dict.fromkeys(variants)))
+    return InspectedExample(
+        example, content_hash, mask_hash, header.has_alpha, tuple(crops), tuple(dict.fromkeys(variants))
+    )
 
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _notices(one: Examined, config: DataConfig) -> list[tuple[str, str]]:
+def _notices(one: InspectedExample, config: DataConfig) -> list[tuple[str, str]]:
     original, size, notices = one.crops[0].original, one.size, []
     if (factor := enlargement(original, size)) > 1:
-        notices.append((f"smaller than its frame ({original[0]}x{original[1]})", f"enlarged {factor:.2g} times"))
+        notices.append(
+            (f"smaller than its frame ({original[0]}x{original[1]})", f"enlarged {factor:.2g} times")
+        )
     if (share := cropped_share(original, size)) > TOO_MUCH_CROPPED:
-        cure = "its shape is beyond the buckets" if config.enable_bucket else "enable_bucket would keep more of it"
+        cure = (
+            "its shape is beyond the buckets"
+            if config.enable_bucket
+            else "enable_bucket would keep more of it"
+        )
         notices.append((f"much is cropped away ({share:.0%})", cure))
     if config.alpha_mask and one.mask_hash is None:
         notices.append(("no alpha channel", "all of it is learned"))

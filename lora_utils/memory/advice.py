@@ -8,7 +8,7 @@ from lora_utils.config.schema import RunConfig
 from lora_utils.memory.cards import Card
 from lora_utils.memory.forecast import Forecast, StageForecast, forecast
 from lora_utils.memory.gradient_checkpointing import Plan
-from lora_utils.memory.planning import largest_batch, plan_step, training_step
+from lora_utils.memory.planning import largest_batch, plan_step, step_shape
 from lora_utils.model.architectures import find_architecture
 from lora_utils.system.device import GIB
 
@@ -17,7 +17,7 @@ Judgement = Literal["PASS", "TIGHT", "FAIL"]
 
 
 @dataclass(frozen=True)
-class Help:
+class Suggestion:
     """A setting that would make training smaller, or spare recomputation."""
 
     setting: str
@@ -30,13 +30,13 @@ class Help:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class JudgedForecast:
     """A judged forecast; prints as a table."""
 
     forecast: Forecast
     judgements: dict[str, Judgement]
     """By stage."""
-    helps: list[Help]
+    helps: list[Suggestion]
     """Where training is not a PASS, best first."""
     largest_batch: int
     """Largest train_batch_size that fits without recomputing."""
@@ -46,13 +46,19 @@ class Outlook:
 
     def __str__(self) -> str:
         found, card = self.forecast, self.forecast.card
-        shapes = "; SDXL's own shapes are taken, the base model's config is not here yet" if found.assumes_sdxl else ""
+        shapes = (
+            "; SDXL's own shapes are taken, the base model's config is not here yet"
+            if found.assumes_sdxl
+            else ""
+        )
         lines = [f"{card.name}: {found.budget_gib:.1f} of {card.total_gib:.1f} GiB can be used{shapes}"]
         lines += [self._line(stage) for stage in found.stages.values()]
         lines.append(f"training: {found.plan}; {self._batches()}")
         lines += [f"with {help}" for help in self.helps]
         how = "by rates measured here" if card.is_measured else "estimates by a roofline, not measured"
-        lines.append(f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}")
+        lines.append(
+            f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}"
+        )
         if not found.is_counted:
             lines.append("this version of torch cannot be simulated: a rule of thumb, 10 % off")
         return "\n".join(lines)
@@ -71,7 +77,9 @@ class Outlook:
         takes = f"{stage.seconds:.2g} s per {stage.per}" if stage.seconds else ""
         if stage.name == "train" and self.steps:
             takes += f", {self.steps * stage.seconds / 60:.0f} min for {self.steps} steps"
-        return f"{self.judgements[stage.name]:5} {stage.name:9} {stage.reserved_gib:5.1f} GiB   {takes}".rstrip()
+        return (
+            f"{self.judgements[stage.name]:5} {stage.name:9} {stage.reserved_gib:5.1f} GiB   {takes}".rstrip()
+        )
 
     def _batches(self) -> str:
         if self.largest_batch > self.train_batch_size:
@@ -80,7 +88,7 @@ class Outlook:
         return f"train_batch_size is {self.train_batch_size}"
 
 
-def look_ahead(config: RunConfig, card: Card, examples: int | None = None) -> Outlook:
+def judge_run(config: RunConfig, card: Card, examples: int | None = None) -> JudgedForecast:
     """Forecast a run on a card, judge each stage, and try what would help. Downloads nothing.
 
     Args:
@@ -89,11 +97,13 @@ def look_ahead(config: RunConfig, card: Card, examples: int | None = None) -> Ou
         examples: How many there are, where that is known.
     """
     found = forecast(config, card, {config.data.resolution: examples or 1})
-    judgements: dict[str, Judgement] = {name: _judge(stage, found.budget_gib) for name, stage in found.stages.items()}
-    helps = [] if judgements["train"] == "PASS" else what_helps(config, found)
+    judgements: dict[str, Judgement] = {
+        name: _judge(stage, found.budget_gib) for name, stage in found.stages.items()
+    }
+    helps = [] if judgements["train"] == "PASS" else suggest(config, found)
     steps = config.train.max_train_steps or (config.train.total_steps(examples) if examples else None)
     largest = largest_batch(config, card)
-    return Outlook(found, judgements, helps, largest, config.train.train_batch_size, steps)
+    return JudgedForecast(found, judgements, helps, largest, config.train.train_batch_size, steps)
 
 
 def _judge(stage: StageForecast, budget_gib: float) -> Judgement:
@@ -102,20 +112,20 @@ def _judge(stage: StageForecast, budget_gib: float) -> Judgement:
     return "TIGHT" if stage.reserved_gib <= budget_gib else "FAIL"
 
 
-def what_helps(config: RunConfig, found: Forecast) -> list[Help]:
+def suggest(config: RunConfig, found: Forecast) -> list[Suggestion]:
     """Settings that would make a forecast step smaller, best first, each forecast itself."""
     shape = find_architecture(config.model, config.paths.cache_dir)
     before, helps = found.stages["train"].reserved_gib, []
     for setting, section, changes in _candidates(config):
         part = getattr(config, section).model_copy(update=changes)
         other = config.model_copy(update={section: part})
-        step = training_step(other, found.card, shape, other.data.resolution)
+        step = step_shape(other, found.precision, shape, other.data.resolution)
         checkpointing = other.train.gradient_checkpointing
         planned = plan_step(step, found.card, found.budget_gib, checkpointing, config.paths.cache_dir)
         footprint = planned.planned
         needs = max(footprint.needed_bytes / GIB, min(footprint.reserved_bytes / GIB, found.budget_gib))
         if needs < before or planned.plan.share < found.plan.share:
-            helps.append(Help(setting, needs, before - needs, planned.plan))
+            helps.append(Suggestion(setting, needs, before - needs, planned.plan))
     return sorted(helps, key=lambda help: (help.plan.share, help.reserved_gib))
 
 
@@ -136,6 +146,10 @@ def _candidates(config: RunConfig) -> list[tuple[str, str, Mapping[str, Any]]]:
         tried.append(("optimizer=adamw8bit", "train", {"optimizer": "adamw8bit"}))
     smaller = tuple(side * 3 // 4 // 64 * 64 for side in config.data.resolution)
     if min(smaller) >= 512:
-        text = f"resolution={smaller[0]}" if smaller[0] == smaller[1] else f"resolution={smaller[0]}x{smaller[1]}"
+        text = (
+            f"resolution={smaller[0]}"
+            if smaller[0] == smaller[1]
+            else f"resolution={smaller[0]}x{smaller[1]}"
+        )
         tried.append((text, "data", {"resolution": smaller}))
     return tried

@@ -3,7 +3,7 @@
 A step's time is a roofline: operations over the rate of their kind, plus all that is read and written over 0.81 of the
 memory's bandwidth. Of the T4, 24 TFLOPS for products of 4096 x 4096 were measured by others (NVIDIA's forum, 264462:
 the 70 W cap), which is 26 without their memory traffic; its other rates are fitted to a published roofline of SDXL's
-step. The remaining cards' rates are shares of their data sheets. ``card_at_hand`` measures instead.
+step. The remaining cards' rates are shares of their data sheets. ``card_here`` measures instead.
 """
 
 import time
@@ -55,7 +55,9 @@ class Card:
         return max(computing + streaming, kernels * self.launch_us / 1e6)
 
 
-def _card(name: str, total_gib: float, capability: tuple[int, int], tensor_tflops: float, bandwidth_gbs: float) -> Card:
+def _card(
+    name: str, total_gib: float, capability: tuple[int, int], tensor_tflops: float, bandwidth_gbs: float
+) -> Card:
     """Rates as shares of the data sheet's fp16 tensor peak, the shares that a published A100 roofline implies."""
     gemm, conv, attention = 0.6 * tensor_tflops, 0.5 * tensor_tflops, 0.35 * tensor_tflops
     usable = total_gib - CONTEXT_GIB - WORKSPACE_GIB
@@ -66,7 +68,9 @@ def _sized(size_gb: int) -> Card:
     """Some card of this size, as fast as a T4."""
     total = size_gb * 0.985
     usable = round(total - CONTEXT_GIB - WORKSPACE_GIB, 2)
-    return Card(f"{size_gb}gb", total, usable, (7, 5), T4.gemm_tflops, T4.conv_tflops, T4.attention_tflops, 320)
+    return Card(
+        f"{size_gb}gb", total, usable, (7, 5), T4.gemm_tflops, T4.conv_tflops, T4.attention_tflops, 320
+    )
 
 
 T4 = Card("t4", 14.75, 14.3, (7, 5), 26.0, 28.9, 10.9, 320)
@@ -85,7 +89,7 @@ CARDS = {
 }
 
 
-def card(name: str) -> Card:
+def find_card(name: str) -> Card:
     """A card by name.
 
     Raises:
@@ -97,7 +101,7 @@ def card(name: str) -> Card:
     return CARDS[key]
 
 
-def card_at_hand(dtype: torch.dtype) -> Card:
+def card_here(dtype: torch.dtype) -> Card:
     """The GPU here, or the CPU: what it has free, and rates from about a second of measuring in this precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rates = _rates(device, dtype)

@@ -14,14 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lora_utils.config.section import Size
 from lora_utils.memory.allocator import least_limit, replay
 from lora_utils.memory.operators import META, Work
 from lora_utils.memory.simulation import Simulation, Unit, is_supported, on_meta
 from lora_utils.model.vae import tile_vae
 from lora_utils.system.files import write_atomically
 from lora_utils.system.versions import versions
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
         return _rule_of_thumb(encoders, dtype, 8 * 2**20 * rows)
     simulation, held = Simulation(), {}
     with simulation, torch.no_grad():
-        held["base"] = held_by(simulation, lambda: simulation.hold([*encoders.parameters(), *encoders.buffers()]))
+        held["base"] = held_by(
+            simulation, lambda: simulation.hold([*encoders.parameters(), *encoders.buffers()])
+        )
         ids = torch.zeros(rows, first.get("max_position_embeddings", 77), dtype=torch.long, device=META)
         simulation.start("forward")
         for encoder in encoders:
@@ -90,7 +91,9 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
     return footprint_of(simulation, held, encoders)
 
 
-def vae_encode_bytes(vae_config: dict[str, Any], height_px: int, width_px: int, batch: int, dtype: torch.dtype) -> int:
+def vae_encode_bytes(
+    vae_config: dict[str, Any], height_px: int, width_px: int, batch: int, dtype: torch.dtype
+) -> int:
     """Most bytes that tensors take while a batch of images is encoded, the VAE's weights included."""
     return encoding_footprint(vae_config, (width_px, height_px), batch, dtype).peak_bytes
 
@@ -132,7 +135,9 @@ def footprint_of(
     work, forward = simulation.work(first), simulation.work(first, middle)
     peak, reserved = simulation.peak_bytes, replay(simulation.trace)
     needed = least_limit(simulation.trace, peak, reserved)
-    return Footprint(peak, reserved, needed, held, simulation.phases, work, forward, units or {}, *counts_of(model))
+    return Footprint(
+        peak, reserved, needed, held, simulation.phases, work, forward, units or {}, *counts_of(model)
+    )
 
 
 def counts_of(model: nn.Module) -> tuple[int, int]:
@@ -146,14 +151,16 @@ def _rule_of_thumb(model: nn.Module, dtype: torch.dtype, activation_bytes: int) 
     weights, trainable = counts_of(model)
     held, nothing = weights * dtype.itemsize, Work(0, {}, 0)
     peak = held + activation_bytes
-    return Footprint(peak, peak, peak, {"base": held}, {}, nothing, nothing, {}, weights, trainable, is_counted=False)
+    return Footprint(
+        peak, peak, peak, {"base": held}, {}, nothing, nothing, {}, weights, trainable, is_counted=False
+    )
 
 
 FORMAT = TypeAdapter(Footprint)
 PACKAGES = ["torch", "diffusers", "transformers", "peft"]
 
 
-def remembered(function: Callable[..., Footprint], *args: Any, folder: Path | None = None) -> Footprint:
+def cached_on_disk(function: Callable[..., Footprint], *args: Any, folder: Path | None = None) -> Footprint:
     """The function's result, from disk where it was counted before with the same versions and code.
 
     Args:

@@ -7,28 +7,31 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lora_utils.config.schema import RunConfig
+from lora_utils.config.section import Size
 from lora_utils.memory.cards import CONTEXT_GIB, FP32_SLOWDOWN, Card
 from lora_utils.memory.footprint import (
     Footprint,
-    Size,
+    cached_on_disk,
     captions_footprint,
     decoding_footprint,
     encoding_footprint,
-    remembered,
 )
 from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
 from lora_utils.memory.operators import Work
-from lora_utils.memory.planning import plan_step, training_step
-from lora_utils.memory.unet_footprint import TrainingStep, sampling_footprint
+from lora_utils.memory.planning import plan_step, step_shape
+from lora_utils.memory.unet_footprint import StepShape, sampling_footprint
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.model.vae import DECODE_GIB, ENCODE_GIB, vae_batch, vae_tile
-from lora_utils.system.device import DTYPES, GIB
+from lora_utils.system.device import DTYPES, GIB, Precision, choose_precision
 
-LIBRARIES_GIB, CUDA_HOST_GIB = 0.7, 1.5  # resident: Python with torch, diffusers and peft (measured); CUDA (allowance)
+LIBRARIES_GIB, CUDA_HOST_GIB = (
+    0.7,
+    1.5,
+)  # resident: Python with torch, diffusers and peft (measured); CUDA (allowance)
 LOADING_SHARE = 0.15  # of a weight file that is in host memory while it streams to a card
 PICTURE_GIB = 2e-3
 
@@ -55,13 +58,13 @@ class StageForecast:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StageContext:
     """What all stages share."""
 
     config: RunConfig
     card: Card
     shape: Architecture
-    step: TrainingStep
+    step: StepShape
     shapes: Mapping[Size, int]
     """Examples of each width and height."""
 
@@ -74,26 +77,26 @@ class Setting:
         return sum(self.shapes.values())
 
     def footprint(self, function: Any, *args: Any) -> Footprint:
-        return remembered(function, *args, folder=self.config.paths.cache_dir)
+        return cached_on_disk(function, *args, folder=self.config.paths.cache_dir)
 
     def file_gib(self, weights: int, itemsize: int | None = None) -> float:
         """Of a weight file, as it is downloaded."""
         return weights * (itemsize or (2 if self.config.model.variant == "fp16" else 4)) / GIB
 
 
-def captions_forecast(setting: Setting) -> StageForecast:
+def captions_forecast(setting: StageContext) -> StageForecast:
     """Both text encoders on a batch of captions."""
     step, chunks = setting.step, setting.config.data.max_token_length // 75
-    dtype, rows = DTYPES[step.precision], text_module.BATCH * chunks
+    dtype, rows = DTYPES[step.precision], text_module.CAPTIONS_PER_BATCH * chunks
     found = setting.footprint(captions_footprint, setting.shape.text_encoders, rows, dtype)
     file = setting.file_gib(found.weights)
     width = sum(config["hidden_size"] for config in setting.shape.text_encoders)
     record = (step.tokens * width + setting.shape.text_encoders[1]["projection_dim"]) * dtype.itemsize / GIB
     disk = setting.examples * record + _download(setting, file)
-    return _stage(setting, "captions", found, file, disk, "caption", 1 / text_module.BATCH)
+    return _stage(setting, "captions", found, file, disk, "caption", 1 / text_module.CAPTIONS_PER_BATCH)
 
 
-def images_forecast(setting: Setting) -> StageForecast:
+def images_forecast(setting: StageContext) -> StageForecast:
     """The VAE's encoder on a batch of the largest images, cut into tiles as precompute does."""
     model, data = setting.config.model, setting.config.data
     dtype = DTYPES[model.vae_precision]
@@ -103,7 +106,9 @@ def images_forecast(setting: Setting) -> StageForecast:
     batch = data.vae_batch_size or vae_batch(side, dtype, card_gib)
     found = setting.footprint(encoding_footprint, setting.shape.vae, setting.largest, batch, dtype, tile)
     channels = 2 * setting.shape.vae.get("latent_channels", 4)
-    latents = sum(math.prod(size) * count for size, count in setting.shapes.items()) / setting.shape.scale_factor**2
+    latents = (
+        sum(math.prod(size) * count for size, count in setting.shapes.items()) / setting.shape.scale_factor**2
+    )
     own_vae = model.pretrained_vae_model_name_or_path
     file = setting.file_gib(found.weights, 4 if own_vae else None)
     variants = (2 if data.random_flip else 1) * (data.crop_variants if data.random_crop else 1)
@@ -113,9 +118,12 @@ def images_forecast(setting: Setting) -> StageForecast:
     return _stage(setting, "images", found, file, disk, "image", slowdown / batch)
 
 
-def training_forecast(setting: Setting, found: Footprint) -> StageForecast:
+def training_forecast(setting: StageContext, found: Footprint) -> StageForecast:
     """The planned step, with all its micro-batches and the update."""
-    train, kept = setting.config.train, setting.config.checkpoint.checkpoints_total_limit + 1  # one is being written
+    train, kept = (
+        setting.config.train,
+        setting.config.checkpoint.checkpoints_total_limit + 1,
+    )  # one is being written
     file = setting.file_gib(found.weights)
     checkpoints = kept * (found.trainable * 4 + found.held_bytes["optimizer"]) / GIB
     return _stage(
@@ -129,7 +137,7 @@ def training_forecast(setting: Setting, found: Footprint) -> StageForecast:
     )
 
 
-def save_forecast(setting: Setting, found: Footprint) -> StageForecast:
+def save_forecast(setting: StageContext, found: Footprint) -> StageForecast:
     """The adapter written: scaled into a copy on the card, then through host memory."""
     copy = found.trainable * 4
     held = {name: size for name, size in found.held_bytes.items() if name != "gradients"}
@@ -139,7 +147,7 @@ def save_forecast(setting: Setting, found: Footprint) -> StageForecast:
     return _stage(setting, "save", saving, 0.0, copy / GIB, "run", 0.0)
 
 
-def comparison_forecast(setting: Setting, training: Footprint) -> StageForecast:
+def comparison_forecast(setting: StageContext, training: Footprint) -> StageForecast:
     """The U-Net on one picture, with guidance on two latents; then the VAE's decoder in fp32, the U-Net gone."""
     compare, size = setting.config.compare, setting.config.data.resolution
     batch = 2 if compare.guidance_scale > 1 else 1
@@ -150,7 +158,9 @@ def comparison_forecast(setting: Setting, training: Footprint) -> StageForecast:
     decoding = setting.footprint(decoding_footprint, setting.shape.vae, size, DTYPES["fp32"], tile)
     largest = max(sampling, decoding, key=lambda one: one.peak_bytes)
     pictures = 2 * len(compare.prompt) * len(compare.seeds)
-    drawn = _stage(setting, "compare", largest, setting.file_gib(training.weights), pictures * PICTURE_GIB, "picture")
+    drawn = _stage(
+        setting, "compare", largest, setting.file_gib(training.weights), pictures * PICTURE_GIB, "picture"
+    )
     seconds = compare.num_inference_steps * area * _seconds(setting.card, sampling)
     seconds += _seconds(setting.card, decoding) * (1 if setting.card.is_measured else FP32_SLOWDOWN)
     tflop = compare.num_inference_steps * area * sampling.work.tflop + decoding.work.tflop
@@ -159,7 +169,13 @@ def comparison_forecast(setting: Setting, training: Footprint) -> StageForecast:
 
 
 def _stage(
-    setting: Setting, name: str, found: Footprint, file_gib: float, disk_gib: float, per: str, times: float = 1.0
+    setting: StageContext,
+    name: str,
+    found: Footprint,
+    file_gib: float,
+    disk_gib: float,
+    per: str,
+    times: float = 1.0,
 ) -> StageForecast:
     card, held = setting.card, {kind: size / GIB for kind, size in found.held_bytes.items()}
     peak, reserved = found.peak_bytes / GIB, found.reserved_bytes / GIB
@@ -184,7 +200,7 @@ def _seconds(card: Card, found: Footprint) -> float:
     return card.seconds(work.flops, work.streamed_bytes, work.kernels)
 
 
-def _download(setting: Setting, file_gib: float) -> float:
+def _download(setting: StageContext, file_gib: float) -> float:
     return 0.0 if setting.shape.is_local else file_gib
 
 
@@ -196,7 +212,8 @@ class Forecast:
     """What a run needs on a card."""
 
     card: Card
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Precision
+    """What the U-Net and the text encoders compute in."""
     stages: dict[str, StageForecast]
     """By name, in order: captions, images, train, save, compare."""
     plan: Plan
@@ -211,20 +228,28 @@ class Forecast:
     """False where this torch cannot simulate, and a rule of thumb has to do: 10 % off."""
 
 
-def forecast(config: RunConfig, card: Card, shapes: Mapping[Size, int] | None = None) -> Forecast:
+def forecast(
+    config: RunConfig,
+    card: Card,
+    shapes: Mapping[Size, int] | None = None,
+    precision: Precision | None = None,
+) -> Forecast:
     """What every stage of a run needs on a card. Downloads nothing.
 
     Args:
         config: Of the run.
         card: From ``cards.card`` or ``cards.card_at_hand``.
         shapes: How many examples there are of each width and height in pixels; one of the resolution when not given.
+        precision: What the U-Net computes in; what the settings and the card say when not given.
     """
     shapes = shapes or {config.data.resolution: 1}
     shape = find_architecture(config.model, config.paths.cache_dir)
-    step = training_step(config, card, shape, max(shapes, key=math.prod))
+    if precision is None:
+        precision = choose_precision(config.model.mixed_precision, card.compute_capability)
+    step = step_shape(config, precision, shape, max(shapes, key=math.prod))
     budget = config.train.vram_gib or card.usable_gib
     found = plan_step(step, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
-    setting = Setting(config, card, shape, step, shapes)
+    setting = StageContext(config, card, shape, step, shapes)
     stages = [
         captions_forecast(setting),
         images_forecast(setting),
@@ -234,7 +259,7 @@ def forecast(config: RunConfig, card: Card, shapes: Mapping[Size, int] | None = 
     ]
     by_name = {stage.name: stage for stage in stages}
     counted = found.plain.is_counted
-    return Forecast(card, step.precision, by_name, found.plan, found.prices, budget, shape.is_assumed, counted)
+    return Forecast(card, precision, by_name, found.plan, found.prices, budget, shape.is_assumed, counted)
 
 
 def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:

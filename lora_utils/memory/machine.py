@@ -10,13 +10,16 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.version import Version
 
 from lora_utils.config.schema import RunConfig
-from lora_utils.system.device import GIB, choose_precision
+from lora_utils.system.device import GIB, choose_precision, compute_capability
 from lora_utils.system.versions import versions
 
 
 def describe(config: RunConfig, data: str) -> str:
     """Card, precision, memory, disk, data and versions, as text. Downloads nothing."""
-    precision, ram = choose_precision(config.model.mixed_precision), psutil.virtual_memory()
+    precision, ram = (
+        choose_precision(config.model.mixed_precision, compute_capability()),
+        psutil.virtual_memory(),
+    )
     lines = [
         f"card        {_card()}",
         f"precision   {precision.name}: {precision.reason}",
@@ -59,4 +62,6 @@ def _where(config: RunConfig) -> str:
     cached = try_to_load_from_cache(
         name, "model_index.json", cache_dir=config.paths.cache_dir, revision=config.model.revision
     )
-    return "already downloaded" if isinstance(cached, str) else "on the Hub, to be downloaded when it is needed"
+    return (
+        "already downloaded" if isinstance(cached, str) else "on the Hub, to be downloaded when it is needed"
+    )

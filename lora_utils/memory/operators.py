@@ -12,7 +12,14 @@ from torch import Tensor
 META = torch.device("meta")
 GEMM, CONV, ATTENTION, OTHER = "gemm", "conv", "attention", "other"
 FLASH = "_scaled_dot_product_flash_attention_for_cpu"
-_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}  # name to place of left factor
+_PRODUCTS = {
+    "mm": 0,
+    "bmm": 0,
+    "addmm": 1,
+    "addmm_": 1,
+    "baddbmm": 1,
+    "baddbmm_": 1,
+}  # name to place of left factor
 _FREE = ("_unsafe_view", "empty", "new_empty", "zeros", "new_zeros")  # zeroing is a memset
 
 
@@ -92,5 +99,9 @@ def shape_of(value: Any) -> Any:
 
 def bytes_of(args: tuple, outputs: Iterable) -> int:
     """Read and written."""
-    tensors = [*args, *outputs, *(tensor for some in args if isinstance(some, list | tuple) for tensor in some)]
+    tensors = [
+        *args,
+        *outputs,
+        *(tensor for some in args if isinstance(some, list | tuple) for tensor in some),
+    ]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, Tensor))

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from lora_utils.config.schema import RunConfig
+from lora_utils.config.section import Size
 from lora_utils.memory.cards import Card
-from lora_utils.memory.footprint import Footprint, Size, remembered
+from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
-from lora_utils.memory.unet_footprint import TrainingStep, training_footprint
+from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model.architectures import Architecture, find_architecture
-from lora_utils.system.device import GIB, precision_for
+from lora_utils.system.device import GIB, Precision, choose_precision
 
 LARGEST_BATCH = 64
 TRIES, CLOSE, AIM = 4, 0.98, 0.99
@@ -34,7 +35,7 @@ class PlannedStep:
 
 
 def plan_step(
-    step: TrainingStep,
+    step: StepShape,
     card: Card,
     budget_gib: float,
     checkpointing: Literal["auto", "none", "full"] = "auto",
@@ -49,14 +50,16 @@ def plan_step(
         checkpointing: auto recomputes what does not fit.
         folder: Where footprints are kept.
     """
-    plain = remembered(training_footprint, step, folder=folder)
+    plain = cached_on_disk(training_footprint, step, folder=folder)
     prices = _prices(plain, card)
     budget = budget_gib * GIB
     if checkpointing == "none" or (checkpointing == "auto" and plain.needed_bytes <= budget):
         return PlannedStep(plain, plain, prices, none_plan(prices))
 
     def count(plan: Plan) -> PlannedStep:
-        found = remembered(training_footprint, replace(step, plan=Plan(plan.units, plan.label)), folder=folder)
+        found = cached_on_disk(
+            training_footprint, replace(step, plan=Plan(plan.units, plan.label)), folder=folder
+        )
         return PlannedStep(plain, found, prices, replace(plan, predicted_bytes=found.peak_bytes))
 
     if checkpointing == "full" or not plain.units:
@@ -82,12 +85,13 @@ def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | No
     Few simulations do: what a step needs grows linearly with its batch. 0 when not even one fits, at most 64.
     """
     folder, shape = config.paths.cache_dir, find_architecture(config.model, config.paths.cache_dir)
-    step = training_step(config, card, shape, max(shapes or {config.data.resolution: 1}, key=math.prod))
+    precision = choose_precision(config.model.mixed_precision, card.compute_capability)
+    step = step_shape(config, precision, shape, max(shapes or {config.data.resolution: 1}, key=math.prod))
     label = "full" if config.train.gradient_checkpointing == "full" else "none"
 
     def counted(batch: int) -> Footprint:
         whole = replace(step, batch=batch, plan=Plan((), label))
-        return remembered(training_footprint, whole, folder=folder)
+        return cached_on_disk(training_footprint, whole, folder=folder)
 
     budget, one, two = (config.train.vram_gib or card.usable_gib) * GIB, counted(1), counted(2)
     room = budget - one.needed_bytes
@@ -99,13 +103,13 @@ def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | No
     return max(0, min(batch, LARGEST_BATCH))
 
 
-def training_step(config: RunConfig, card: Card, shape: Architecture, size_px: Size) -> TrainingStep:
+def step_shape(config: RunConfig, precision: Precision, shape: Architecture, size_px: Size) -> StepShape:
     """The micro-batch that the settings ask for, with nothing recomputed."""
     base, train = config.model.base_precision, config.train
-    return TrainingStep(
+    return StepShape(
         shape.unet,
         config.lora,
-        precision_for(card.compute_capability, config.model.mixed_precision),
+        precision.name,
         "plain" if base in ("auto", "fp16") else base,
         "adamw8bit" if train.use_8bit_adam else train.optimizer,
         train.train_batch_size,
@@ -120,7 +124,12 @@ def training_step(config: RunConfig, card: Card, shape: Architecture, size_px: S
 
 def _prices(found: Footprint, card: Card) -> Prices:
     units = [
-        Price(name, kind, unit.freed_bytes, card.seconds(unit.work.flops, unit.work.streamed_bytes, unit.work.kernels))
+        Price(
+            name,
+            kind,
+            unit.freed_bytes,
+            card.seconds(unit.work.flops, unit.work.streamed_bytes, unit.work.kernels),
+        )
         for name, (kind, unit) in found.units.items()
     ]
     return Prices(found.peak_bytes, tuple(units))

@@ -168,7 +168,11 @@ class Simulation(_Mode):
         return {name: self._unit(span, live) for name, span in self.spans.items()}
 
     def _unit(self, span: Span, live: dict[int, _Storage]) -> Unit:
-        made = [live[serial] for serial in range(span.created, span.end) if serial in live and serial != span.output]
+        made = [
+            live[serial]
+            for serial in range(span.created, span.end)
+            if serial in live and serial != span.output
+        ]
         kept_more = sum(self._sizes[serial] for serial in set(span.given) - live.keys())
         last = max((one.made for one in made), default=span.first)
         return Unit(sum(one.size for one in made) - kept_more, self.work(span.first, last))
@@ -180,7 +184,9 @@ class Simulation(_Mode):
         for kind, flops, _ in part:
             sums[kind] += flops
         return Work(
-            len(part), {kind: sums[kind] for kind in (GEMM, CONV, ATTENTION)}, sum(streamed for *_, streamed in part)
+            len(part),
+            {kind: sums[kind] for kind in (GEMM, CONV, ATTENTION)},
+            sum(streamed for *_, streamed in part),
         )
 
     def _serial(self, tensor: Tensor) -> int:

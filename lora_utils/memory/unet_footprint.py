@@ -11,8 +11,9 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_utils.config.section import Size
 from lora_utils.config.training import LoraConfig
-from lora_utils.memory.footprint import Footprint, Size, counts_of, footprint_of, held_by
+from lora_utils.memory.footprint import Footprint, counts_of, footprint_of, held_by
 from lora_utils.memory.gradient_checkpointing import KINDS, Plan, apply_plan
 from lora_utils.memory.operators import META, Work
 from lora_utils.memory.simulation import Simulation, imitated_autocast, is_supported, on_meta
@@ -51,18 +52,20 @@ def _size(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-NF4_SHARE = 1 / 2 + 1 / 64 + 4 / 64 / 256  # of a byte: 4 bits, a scale of 8 bits for 64, one of 32 for 256 of those
+NF4_SHARE = (
+    1 / 2 + 1 / 64 + 4 / 64 / 256
+)  # of a byte: 4 bits, a scale of 8 bits for 64, one of 32 for 256 of those
 
 
 @dataclass(frozen=True)
-class TrainingStep:
+class StepShape:
     """All that decides what a micro-batch and its update need."""
 
     unet: dict[str, Any]
     """config.json."""
     lora: LoraConfig
-    precision: Literal["fp32", "fp16", "bf16"]
-    """Of the computation."""
+    precision: str
+    """Of the computation: fp32, fp16 or bf16."""
     base: Literal["plain", "int8", "nf4"]
     """How the transformers' frozen weights are kept."""
     optimizer: str
@@ -80,7 +83,7 @@ class TrainingStep:
     plan: Plan = field(default_factory=Plan)
 
 
-def training_footprint(step: TrainingStep) -> Footprint:
+def training_footprint(step: StepShape) -> Footprint:
     """One micro-batch and one update of the adapter."""
     if not is_supported():
         return _rule_of_thumb(step)
@@ -118,12 +121,14 @@ def training_footprint(step: TrainingStep) -> Footprint:
         casts.clear()
         held["gradients"] = sum(4 * parameter.numel() for parameter in learning)
         simulation.start("update")
-        update = [torch.empty_like(parameter) for parameter in learning]  # the root of the second moment, of all
+        update = [
+            torch.empty_like(parameter) for parameter in learning
+        ]  # the root of the second moment, of all
         del update
     return footprint_of(simulation, held, unet, first, middle, units)
 
 
-def sampling_footprint(step: TrainingStep, batch: int, training: Footprint) -> Footprint:
+def sampling_footprint(step: StepShape, batch: int, training: Footprint) -> Footprint:
     """One denoising step; batch is 2 for one image with guidance. The adapter's own activations are left out.
 
     Without gradients nothing outlives its layer, so the simulated U-Net has one transformer block everywhere.
@@ -163,7 +168,7 @@ class Linear8bitLt(nn.Linear):
         return lean_ops.frozen_linear(input, partial(dequantised_weight, self), self.bias)
 
 
-def _build_base(step: TrainingStep) -> UNet2DConditionModel:
+def _build_base(step: StepShape) -> UNet2DConditionModel:
     dtype = DTYPES[step.precision]
     with on_meta(dtype):
         unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(step.unet)).requires_grad_(False)
@@ -178,7 +183,7 @@ def _build_base(step: TrainingStep) -> UNet2DConditionModel:
     return unet
 
 
-def _build_unet(step: TrainingStep) -> UNet2DConditionModel:
+def _build_unet(step: StepShape) -> UNet2DConditionModel:
     unet = _build_base(step).train()
     add_lora(unet, step.lora, seed=0)
     return unet
@@ -193,22 +198,27 @@ def _hold_base(simulation: Simulation, unet: nn.Module, base: str) -> None:
         simulation.hold(tensor for tensor in own if not tensor.requires_grad)
 
 
-def _states(step: TrainingStep, learning: list[nn.Parameter]) -> list[Tensor]:
+def _states(step: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
     """The optimiser's, and the average; paged ones are in host memory as long as the card is full."""
     name = step.optimizer
     sizes = [state_bytes(name, [tuple(one.shape)]) for one in learning] if "paged" not in name else []
-    states = [torch.empty(half, dtype=torch.uint8, device=META) for size in sizes for half in (size // 2, size // 2)]
+    states = [
+        torch.empty(half, dtype=torch.uint8, device=META) for size in sizes for half in (size // 2, size // 2)
+    ]
     return states + [torch.empty_like(one) for one in learning if step.has_average]
 
 
-def _inputs(step: TrainingStep, dtype: torch.dtype, batch: int | None = None) -> tuple[Tensor, dict[str, Any]]:
+def _inputs(step: StepShape, dtype: torch.dtype, batch: int | None = None) -> tuple[Tensor, dict[str, Any]]:
     """Latents, fp32, and what else the U-Net is told."""
     batch, config = batch or step.batch, step.unet
     width, height = (side // step.scale_factor for side in step.size_px)
     time_width = 6 * config["addition_time_embed_dim"]
     pooled = config["projection_class_embeddings_input_dim"] - time_width
     half = {"dtype": dtype, "device": META}
-    added = {"text_embeds": torch.empty(batch, pooled, **half), "time_ids": torch.empty(batch, 6, device=META)}
+    added = {
+        "text_embeds": torch.empty(batch, pooled, **half),
+        "time_ids": torch.empty(batch, 6, device=META),
+    }
     told = {
         "timestep": torch.zeros(batch, dtype=torch.long, device=META),
         "encoder_hidden_states": torch.empty(batch, step.tokens, config["cross_attention_dim"], **half),
@@ -217,7 +227,7 @@ def _inputs(step: TrainingStep, dtype: torch.dtype, batch: int | None = None) ->
     return torch.empty(batch, config["in_channels"], height, width, device=META), told
 
 
-def _rule_of_thumb(step: TrainingStep) -> Footprint:
+def _rule_of_thumb(step: StepShape) -> Footprint:
     """Activations by the thousand latent pixels, as counted on SDXL's U-Net with adapters on attention; 10 % off."""
     unet = _build_unet(step)
     weights, trainable = counts_of(unet)
@@ -240,5 +250,15 @@ def _rule_of_thumb(step: TrainingStep) -> Footprint:
     flops = {"gemm": 0.54e9 * pixels, "conv": 0.19e9 * pixels, "attention": 0.17e9 * pixels}
     work = Work(0, flops, int(1.7e6 * pixels))
     return Footprint(
-        peak, int(1.05 * peak), int(1.05 * peak), held, {}, work, forward, {}, weights, trainable, is_counted=False
+        peak,
+        int(1.05 * peak),
+        int(1.05 * peak),
+        held,
+        {},
+        work,
+        forward,
+        {},
+        weights,
+        trainable,
+        is_counted=False,
     )

@@ -20,9 +20,9 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from lora_utils.config.schema import ModelConfig
+from lora_utils.config.schema import BasePrecision, ModelConfig
 from lora_utils.model.files import ModelError, Part, explained, load
-from lora_utils.model.quantisation import BasePrecision, quantise_linears
+from lora_utils.model.quantisation import quantise_linears
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -41,7 +41,7 @@ class NoiseSchedule:
     """Latents are the VAE's output times this."""
 
 
-class BaseModel:
+class PretrainedSdxl:
     """Where the parts of the base model come from; every ``load_`` raises ModelError when it cannot.
 
     A ``device`` is where the weights go and stay: don't move them again.
@@ -65,9 +65,13 @@ class BaseModel:
     def load_text_pipeline(self, dtype: torch.dtype, device: torch.device = CPU) -> StableDiffusionXLPipeline:
         """Tokenizers and text encoders in a pipeline without U-Net and VAE, for its ``encode_prompt``."""
         index = self._index()
-        tokenizers = [load(CLIPTokenizer, self.name, subfolder=part, **self._source) for part in TEXT_PARTS[2:]]
+        tokenizers = [
+            load(CLIPTokenizer, self.name, subfolder=part, **self._source) for part in TEXT_PARTS[2:]
+        ]
         if not all(map(_knows_words, tokenizers)):
-            raise ModelError(f"{self.name} has a tokenizer without words; its vocab.json and merges.txt are missing")
+            raise ModelError(
+                f"{self.name} has a tokenizer without words; its vocab.json and merges.txt are missing"
+            )
         encoders = (
             self._load_text_encoder(CLIPTextModel, TEXT_PARTS[0], dtype, device),
             self._load_text_encoder(CLIPTextModelWithProjection, TEXT_PARTS[1], dtype, device),
@@ -78,7 +82,9 @@ class BaseModel:
         """Both tokenizers, if they are on this machine already; nothing is downloaded."""
         options = {**self._source, "local_files_only": True}
         try:
-            tokenizers = [load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]]
+            tokenizers = [
+                load(CLIPTokenizer, self.name, subfolder=part, **options) for part in TEXT_PARTS[2:]
+            ]
         except ModelError:
             return None
         return tokenizers if all(map(_knows_words, tokenizers)) else None
@@ -99,7 +105,9 @@ class BaseModel:
         scheduler = self._load_scheduler(DDPMScheduler)
         kind = scheduler.config["prediction_type"]
         if kind not in ("epsilon", "v_prediction"):
-            raise ModelError(f"{self.name} predicts '{kind}'; choose a base that predicts epsilon or v_prediction")
+            raise ModelError(
+                f"{self.name} predicts '{kind}'; choose a base that predicts epsilon or v_prediction"
+            )
         scaling_factor = self.vae_config().get("scaling_factor", 0.18215)  # diffusers' default
         return NoiseSchedule(scheduler.alphas_cumprod.float(), kind, scaling_factor)
 
@@ -111,7 +119,9 @@ class BaseModel:
         """
         config = self._vae.config(AutoencoderKL)
         if config.get("latents_mean") is not None:
-            raise ModelError(f"the VAE of {self.name} shifts its latents (latents_mean); choose a VAE without")
+            raise ModelError(
+                f"the VAE of {self.name} shifts its latents (latents_mean); choose a VAE without"
+            )
         return config
 
     def vae_scale_factor(self) -> int:
@@ -157,7 +167,9 @@ class BaseModel:
             )
         config = self._unet.config(UNet2DConditionModel)
         if "quantization_config" in config:
-            raise ModelError(f"{self.name} holds quantised weights; choose the plain model and base_precision=nf4")
+            raise ModelError(
+                f"{self.name} holds quantised weights; choose the plain model and base_precision=nf4"
+            )
         unet = self._unet.build(UNet2DConditionModel, config)
         if base_precision in ("int8", "nf4"):
             # Transformers alone: 86 % of the weights. Embeddings are small and sensitive.
@@ -185,7 +197,9 @@ class BaseModel:
         # transformers 4 names what does not fit, 5 adds the shapes.
         mismatched = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
         if wrong := [*found["missing_keys"], *mismatched]:
-            raise ModelError(f"cannot load {self.name}: the files of {part} do not fit it: {', '.join(wrong[:3])}")
+            raise ModelError(
+                f"cannot load {self.name}: the files of {part} do not fit it: {', '.join(wrong[:3])}"
+            )
         return encoder
 
     def _index(self) -> dict[str, Any]:
@@ -204,7 +218,9 @@ class BaseModel:
         library, name = named if isinstance(named, list) and len(named) == 2 else (None, None)
         kind = getattr(diffusers, str(name), None) if library == "diffusers" else None
         if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
-            raise ModelError(f"{self.name} names {named!s:.60}, no scheduler of diffusers'; choose another base model")
+            raise ModelError(
+                f"{self.name} names {named!s:.60}, no scheduler of diffusers'; choose another base model"
+            )
         pipeline = StableDiffusionXLPipeline(
             **dict.fromkeys(("unet", "vae", *TEXT_PARTS)) | parts,
             scheduler=self._load_scheduler(kind),

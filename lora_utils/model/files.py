@@ -26,7 +26,16 @@ from lora_utils.system.files import file_hash
 
 SHOWN = 3
 FAILURES = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+    *(
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        AssertionError,
+    ),
     *(ImportError, SafetensorError),
 )
 """What libraries raise on files that are damaged, of another kind, or made to do harm."""
@@ -94,7 +103,9 @@ class Part:
     def config(self, kind: type[ConfigMixin]) -> dict[str, Any]:
         """The configuration of one of diffusers' classes."""
         subfolder = self.subfolder or None
-        found = explained(self.model, lambda: kind.load_config(self.model, subfolder=subfolder, **self.source))
+        found = explained(
+            self.model, lambda: kind.load_config(self.model, subfolder=subfolder, **self.source)
+        )
         return _plausible(found, self.model)
 
     def plain_config(self) -> dict[str, Any]:
@@ -120,7 +131,9 @@ class Part:
         if folder.is_dir():
             return explained(self.model, lambda: _hashes(folder))
         path = explained(self.model, lambda: self._fetch(config))
-        return f"{self.model}@{path.parents[1 if self.subfolder else 0].name}"  # .../snapshots/<commit>/<file>
+        return (
+            f"{self.model}@{path.parents[1 if self.subfolder else 0].name}"  # .../snapshots/<commit>/<file>
+        )
 
     def _weight_files(self, stem: str = "diffusion_pytorch_model") -> list[Path]:
         """One file, or the shards that an index names."""
@@ -131,13 +144,17 @@ class Part:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         for shard in shards:
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise WeightsError(f"{index.name} names {shard!s:.60}, which is no safetensors file beside it")
+                raise WeightsError(
+                    f"{index.name} names {shard!s:.60}, which is no safetensors file beside it"
+                )
         return [self._fetch(shard) for shard in shards]
 
     def _read_plain_config(self) -> dict[str, Any]:
         config = _plausible(json.loads(self._fetch("config.json").read_text()), self.model)
         if "quantization_config" in config or self._find("adapter_config.json"):
-            raise ModelError(f"{self.subfolder} of {self.model} is quantised or adapted; choose the plain model")
+            raise ModelError(
+                f"{self.subfolder} of {self.model} is quantised or adapted; choose the plain model"
+            )
         self._weight_files("model")
         return config
 
@@ -149,7 +166,9 @@ class Part:
 
     def _fetch(self, filename: str) -> Path:
         if not Path(self.model).is_dir():
-            return Path(hf_hub_download(self.model, filename, subfolder=self.subfolder or None, **self.source))
+            return Path(
+                hf_hub_download(self.model, filename, subfolder=self.subfolder or None, **self.source)
+            )
         path = Path(self.model, self.subfolder, filename)
         if not path.is_file():  # a pipe would wait for ever
             raise FileNotFoundError(f"there is no file {path}")
@@ -197,7 +216,9 @@ def _plausible(config: Any, model: str) -> dict[str, Any]:
             if isinstance(value, list) and (len(value) <= MOST_PARTS or name == "trained_betas"):
                 values += value
             elif isinstance(value, list) or (isinstance(value, int) and abs(value) > most):
-                raise ModelError(f"cannot load {model}: its {name} is larger than SDXL's can be; choose another")
+                raise ModelError(
+                    f"cannot load {model}: its {name} is larger than SDXL's can be; choose another"
+                )
     return config
 
 

@@ -59,7 +59,10 @@ def _make_lean(module: Any) -> None:
         _give(module, partial(lean_ops.frozen_conv2d, conv=module))
     elif _is_quantised(module):
         linear: Any = module
-        _give(linear, partial(lean_ops.frozen_linear, weight=partial(dequantised_weight, linear), bias=linear.bias))
+        _give(
+            linear,
+            partial(lean_ops.frozen_linear, weight=partial(dequantised_weight, linear), bias=linear.bias),
+        )
 
 
 def _give(module: Any, forward: Callable[..., Tensor]) -> None:
@@ -79,7 +82,9 @@ class LeanLinears:
                 base.weight = nn.Parameter(part, requires_grad=False)  # a view: nothing is kept twice
             weight = partial(_given, stacked)
         count = len(layers)
-        self.masters = [getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in layers]
+        self.masters = [
+            getattr(layer, kind)[ADAPTER].weight for kind in ("lora_A", "lora_B") for layer in layers
+        ]
         down = torch.cat([master.detach().to(dtype) for master in self.masters[:count]])
         up = torch.stack([master.detach().to(dtype) for master in self.masters[count:]])
         self.copies = [*down.chunk(count), *up]
@@ -125,7 +130,14 @@ def _attention_forward(
 
 
 def _lean_attention(attn: Any, dtype: torch.dtype) -> list[LeanLinears]:
-    unusual = (attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k, attn.norm_cross, attn.residual_connection)
+    unusual = (
+        attn.spatial_norm,
+        attn.group_norm,
+        attn.norm_q,
+        attn.norm_k,
+        attn.norm_cross,
+        attn.residual_connection,
+    )
     if type(attn.processor) is not AttnProcessor2_0 or any(unusual) or attn.rescale_output_factor != 1:
         return []
     layers = [attn.to_k, attn.to_v] if attn.is_cross_attention else [attn.to_q, attn.to_k, attn.to_v]
@@ -139,7 +151,11 @@ def _lean_attention(attn: Any, dtype: torch.dtype) -> list[LeanLinears]:
 
 
 def _is_plain_linear(layer: Any) -> bool:
-    plain = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear) and ADAPTER in layer.lora_A
+    plain = (
+        isinstance(layer, LoraLayer)
+        and isinstance(layer.get_base_layer(), nn.Linear)
+        and ADAPTER in layer.lora_A
+    )
     return plain and _is_vanilla(layer)
 
 
@@ -158,11 +174,19 @@ def _is_stackable(layer: Any) -> bool:
 
 def _is_quantised(layer: Any) -> bool:
     """Whether this is a linear layer of bitsandbytes."""
-    return isinstance(layer, nn.Linear) and (hasattr(layer.weight, "quant_type") or layer.weight.dtype == torch.int8)
+    return isinstance(layer, nn.Linear) and (
+        hasattr(layer.weight, "quant_type") or layer.weight.dtype == torch.int8
+    )
 
 
 def _is_plain_resnet(block: Any) -> bool:
-    unusual = (block.upsample, block.downsample, block.skip_time_act, block.dropout.p, block.output_scale_factor != 1)
+    unusual = (
+        block.upsample,
+        block.downsample,
+        block.skip_time_act,
+        block.dropout.p,
+        block.output_scale_factor != 1,
+    )
     timed = block.time_emb_proj is not None and block.time_embedding_norm == "default"
     return timed and not any(unusual) and isinstance(block.nonlinearity, nn.SiLU)
 

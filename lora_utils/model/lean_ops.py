@@ -36,7 +36,9 @@ class Projection:
         return rows.view(len(rows), len(self.up), -1).transpose(0, 1)
 
 
-def lora_linear(x: Tensor, dropped: Tensor | None, projection: Projection, masters: Sequence[Tensor]) -> Tensor:
+def lora_linear(
+    x: Tensor, dropped: Tensor | None, projection: Projection, masters: Sequence[Tensor]
+) -> Tensor:
     """Compute x W^T + b + scale (x A^T) B^T as one node; x and x A^T are all that is kept.
 
     Args:
@@ -53,7 +55,9 @@ def lora_linear(x: Tensor, dropped: Tensor | None, projection: Projection, maste
 
 class _LoraLinear(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor | None, projection: Projection, *masters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, dropped: Tensor | None, projection: Projection, *masters: Tensor
+    ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         weight, seen = projection.weight().t(), rows if dropped is None else dropped.reshape(rows.shape)
         out = rows.mm(weight) if projection.bias is None else torch.addmm(projection.bias, rows, weight)
@@ -172,7 +176,9 @@ class _GroupNormSilu(Function):
         grad = torch.ops.aten.silu_backward(grad.contiguous(), normed)
         only_x = [True, False, False]
         sizes = _sizes(x, norm)
-        return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, norm.weight, *sizes, only_x)[0], None
+        return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, norm.weight, *sizes, only_x)[
+            0
+        ], None
 
 
 def _sizes(x: Tensor, norm: torch.nn.GroupNorm) -> tuple[int, int, int, int]:

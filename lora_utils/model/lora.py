@@ -49,7 +49,9 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
     for target in targets:
         known = any(target in group for group in TARGETS.values())  # not every SDXL-shaped base has them all
         if not known and not any(name == target or name.endswith(f".{target}") for name in names):
-            raise LoraError(f"target_modules: no layer of the U-Net is called '{target}'; the usual word is attn")
+            raise LoraError(
+                f"target_modules: no layer of the U-Net is called '{target}'; the usual word is attn"
+            )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet.add_adapter(
@@ -82,12 +84,17 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     state: dict[str, Tensor] = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
-            raise LoraError(f"{name} is not finite, so the adapter was not saved; train again with less learning_rate")
+            raise LoraError(
+                f"{name} is not finite, so the adapter was not saved; train again with less learning_rate"
+            )
     scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
     state = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
     state = convert_state_dict_to_diffusers(state)
     # It renames attention layers alone, and of a file with both names diffusers reads one kind and drops the other.
-    state = {name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): state[name] for name in state}
+    state = {
+        name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): state[name]
+        for name in state
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as staging:
         StableDiffusionXLPipeline.save_lora_weights(staging, unet_lora_layers=state, weight_name=WEIGHTS_NAME)
@@ -126,7 +133,9 @@ class _Strength(pydantic.BaseModel):
     """
 
     lora_alpha: pydantic.FiniteFloat
-    alpha_pattern: dict[Annotated[str, pydantic.StringConstraints(pattern=r"^\^?[\w.]+$")], pydantic.FiniteFloat] = {}
+    alpha_pattern: dict[
+        Annotated[str, pydantic.StringConstraints(pattern=r"^\^?[\w.]+$")], pydantic.FiniteFloat
+    ] = {}
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
@@ -165,12 +174,16 @@ def load_lora(pipeline: StableDiffusionXLPipeline, weights: LoraWeights) -> None
         raise
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
-        raise LoraError(f"{weights.file} does not fit together ({reason}); train or download it again") from error
+        raise LoraError(
+            f"{weights.file} does not fit together ({reason}); train or download it again"
+        ) from error
 
 
 def _peft_settings(metadata: dict[str, Any], downs: dict[str, Tensor]) -> dict[str, Any] | None:
     """Of the settings in a file those that decide what its tensors mean; None where they are not for the U-Net."""
-    given = {name.removeprefix("unet."): value for name, value in metadata.items() if name.startswith("unet.")}
+    given = {
+        name.removeprefix("unet."): value for name, value in metadata.items() if name.startswith("unet.")
+    }
     if not given:
         return None
     strength = _Strength.model_validate(given)
@@ -190,7 +203,9 @@ def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise LoraError(f"{name} in {file} is not finite; train it again with less learning_rate")
-        if name.startswith("unet.") and (ending := next((ending for ending in DOWN if name.endswith(ending)), None)):
+        if name.startswith("unet.") and (
+            ending := next((ending for ending in DOWN if name.endswith(ending)), None)
+        ):
             downs[name.removeprefix("unet.").removesuffix(ending)] = tensor
     if not downs:
         raise LoraError(f"{file} holds no LoRA for an SDXL U-Net; choose another file as lora_path")

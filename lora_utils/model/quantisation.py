@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lora_utils import UserError
 
-BasePrecision = Literal["auto", "fp16", "int8", "nf4"]
 Quantised = Literal["int8", "nf4"]
 NF4_BLOCK = 64
 
@@ -65,7 +64,9 @@ def frozen_parameter(module: nn.Module, name: str, tensor: Tensor) -> nn.Paramet
     old: Any = module.get_parameter(name)
     if hasattr(old, "quant_type"):  # Params4bit
         return type(old)(tensor, requires_grad=False, quant_type="nf4", module=module).to(tensor.device)
-    if hasattr(old, "has_fp16_weights"):  # Int8Params, which would quantise only on the way from the CPU to a GPU
+    if hasattr(
+        old, "has_fp16_weights"
+    ):  # Int8Params, which would quantise only on the way from the CPU to a GPU
         from bitsandbytes.functional import int8_vectorwise_quant
 
         codes, scales, _ = int8_vectorwise_quant(tensor.half())
@@ -86,7 +87,9 @@ def dequantised_weight(linear: nn.Linear) -> Tensor:
     if weight.dtype != torch.int8:
         return weight
     kept: Any = linear
-    row_max = kept.state.SCB if weight.SCB is None else weight.SCB  # bitsandbytes moves it in the first forward
+    row_max = (
+        kept.state.SCB if weight.SCB is None else weight.SCB
+    )  # bitsandbytes moves it in the first forward
     matrix = torch.empty(weight.shape, dtype=kept.compute_dtype, device=weight.device)
     # The scale stays fp32, because fp16 has few digits below 6e-5.
     return torch.mul(weight.data, (row_max / 127).unsqueeze(1), out=matrix)

@@ -27,7 +27,9 @@ class TextEmbeddings:
 
     def __getitem__(self, index: int) -> "TextEmbeddings":
         """One text, still with a leading 1."""
-        return TextEmbeddings(self.prompt_embeds[index : index + 1], self.pooled_prompt_embeds[index : index + 1])
+        return TextEmbeddings(
+            self.prompt_embeds[index : index + 1], self.pooled_prompt_embeds[index : index + 1]
+        )
 
 
 @torch.no_grad()
@@ -52,7 +54,9 @@ def encode_captions(
         ids = [chunk for caption in captions for chunk in _token_chunks(tokenizer, caption, chunks)]
         output = encoder(torch.tensor(ids, device=encoder.device), output_hidden_states=True)
         hidden = output.hidden_states[-2].unflatten(0, (len(captions), chunks))
-        parts.append(torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1))
+        parts.append(
+            torch.cat([hidden[:, 0, :1], hidden[:, :, 1:-1].flatten(1, 2), hidden[:, -1, -1:]], dim=1)
+        )
         pooled = output[0].unflatten(0, (len(captions), chunks))[:, 0]
     assert pooled is not None
     return TextEmbeddings(torch.cat(parts, dim=-1).cpu(), pooled.cpu())
@@ -64,7 +68,9 @@ def encode_negative(
     """The unconditional side of guidance, N = 1: zeros without a negative prompt if the base model says so."""
     texts = encode_captions(pipeline, [negative_prompt or ""], max_token_length)
     if negative_prompt is None and pipeline.config.force_zeros_for_empty_prompt:
-        return TextEmbeddings(torch.zeros_like(texts.prompt_embeds), torch.zeros_like(texts.pooled_prompt_embeds))
+        return TextEmbeddings(
+            torch.zeros_like(texts.prompt_embeds), torch.zeros_like(texts.pooled_prompt_embeds)
+        )
     return texts
 
 
@@ -104,4 +110,4 @@ def _token_ids(tokenizer: Any, caption: str) -> list[int]:
     return tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
 
 
-BATCH = 8
+CAPTIONS_PER_BATCH = 8

@@ -83,7 +83,9 @@ class Cache:
             return pack.read(row)
         except (PackError, OSError) as error:
             self._set_aside(pack.path)
-            raise CacheError(f"{error}; run the same command again: it encodes what is damaged anew") from error
+            raise CacheError(
+                f"{error}; run the same command again: it encodes what is damaged anew"
+            ) from error
 
     def drop_damaged(self, keys: Iterable[str]) -> list[str]:
         """Forget those of these records whose hash does not fit, so that they are made anew; returns their keys."""
@@ -198,7 +200,9 @@ class Cache:
             pass  # another run has joined it to others meanwhile; what is missed here is made anew
         except (PackError, OSError) as error:
             self._set_aside(path)
-            self.findings.append(Finding(path.name, str(error), "set aside; its records are made anew", "fixed"))
+            self.findings.append(
+                Finding(path.name, str(error), "set aside; its records are made anew", "fixed")
+            )
 
     def _keep(self, pack: Pack) -> None:
         number, self._opened = self._opened, self._opened + 1

@@ -13,11 +13,18 @@ from lora_utils.config.schema import RunConfig
 from lora_utils.data.crops import Crop
 from lora_utils.data.dataset import find_examples
 from lora_utils.data.decoding import Job, decode_all
-from lora_utils.data.duplicates import fingerprint, near_duplicates
+from lora_utils.data.duplicates import near_duplicates, perceptual_hash
 from lora_utils.data.findings import Finding, refusal, table
 from lora_utils.data.images import ImageError
-from lora_utils.data.inspection import ALPHA, Examined, examine, held_out_hashes, read_unchanged, require_training
-from lora_utils.model.base import BaseModel
+from lora_utils.data.inspection import (
+    ALPHA,
+    InspectedExample,
+    held_out_hashes,
+    inspect_examples,
+    read_unchanged,
+    require_training,
+)
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.text import cut_text, too_long
 from lora_utils.system.progress import progress_bar
 
@@ -32,7 +39,7 @@ class DataReport:
 
     rule: str
     """Where examples and captions come from."""
-    examined: list[Examined]
+    examined: list[InspectedExample]
     """What will be used."""
     findings: list[Finding]
     """What is wrong, and what was done."""
@@ -49,7 +56,10 @@ class DataReport:
         refused = sum(finding.kind == "refused" for finding in self.findings)
         held_out = held_out_hashes(self.examined, self.config.data.validation_split)
         training = [one for one in self.examined if one.content_hash not in held_out]
-        variants = sum(len(one.crops) for one in self.examined), sum(len(one.captions) for one in self.examined)
+        variants = (
+            sum(len(one.crops) for one in self.examined),
+            sum(len(one.captions) for one in self.examined),
+        )
         masks = sum(one.mask_hash is not None for one in self.examined)
         samples = list(enumerate(self.examined[:: max(1, len(self.examined) // SAMPLES)][:SAMPLES]))
         lines = [
@@ -59,7 +69,10 @@ class DataReport:
             *_histogram(self.shapes),
             *([f"masks       of {masks} examples"] if masks else []),
             f"captions    {self._lengths()}",
-            *(f"{'such as' if not place else '':12}{one.example.source}: {one.captions[0]}" for place, one in samples),
+            *(
+                f"{'such as' if not place else '':12}{one.example.source}: {one.captions[0]}"
+                for place, one in samples
+            ),
             f"training    {self._steps(sum(one.example.repeats for one in training))}",
         ]
         return "\n".join(lines) + "\n\n" + table(self.findings)
@@ -71,15 +84,20 @@ class DataReport:
         if not counts:
             return "none"
         longer = sum(count > limit // 75 * 75 for count in counts)
-        return f"{min(counts)} to {max(counts)} tokens, median {median(counts):g}; {longer} too long for {limit}"
+        return (
+            f"{min(counts)} to {max(counts)} tokens, median {median(counts):g}; {longer} too long for {limit}"
+        )
 
     def _steps(self, visits: int) -> str:
         train = self.config.train
-        steps, per_step = train.total_steps(visits), train.train_batch_size * train.gradient_accumulation_steps
+        steps, per_step = (
+            train.total_steps(visits),
+            train.train_batch_size * train.gradient_accumulation_steps,
+        )
         return f"{steps} steps of {per_step} visits, {steps * per_step / visits:.1f} epochs of {visits}"
 
 
-def lint(config: RunConfig, base: BaseModel) -> DataReport:
+def report_on_data(config: RunConfig, base: PretrainedSdxl) -> DataReport:
     """Read every caption and decode every image; no weights are loaded and nothing is written.
 
     Args:
@@ -90,18 +108,22 @@ def lint(config: RunConfig, base: BaseModel) -> DataReport:
         DataError: There is nothing to train on.
     """
     found = find_examples(config.data)
-    examined, findings = examine(found.examples, config.data)
+    examined, findings = inspect_examples(found.examples, config.data)
     usable, decoding_findings = _decode(examined, config.data)
     tokenizers = base.find_tokenizers()
     captions = list(dict.fromkeys(caption for one in usable for caption in one.captions))
-    counts, cuts = _count_tokens(tokenizers, captions, config.data.max_token_length) if tokenizers else (None, {})
+    counts, cuts = (
+        _count_tokens(tokenizers, captions, config.data.max_token_length) if tokenizers else (None, {})
+    )
     findings = [*found.findings, *findings, *decoding_findings, *_long_captions(usable, cuts)]
     findings += _rare_shapes(usable, config.train.train_batch_size)
     require_training(usable, findings, config.data.validation_split)
     return DataReport(found.rule, usable, findings, counts, config)
 
 
-def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Examined], list[Finding]]:
+def _decode(
+    examined: Sequence[InspectedExample], config: DataConfig
+) -> tuple[list[InspectedExample], list[Finding]]:
     usable, findings, prints = [], [], []
     vanished: list[Finding] = []
     jobs = _jobs(examined, config, vanished)
@@ -111,9 +133,11 @@ def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Exam
         if picture.refusal is not None:
             findings.append(refusal(one.example.source, picture.refusal))
             continue
-        findings += [Finding(one.example.source, problem, action, "fixed") for problem, action in picture.notices]
+        findings += [
+            Finding(one.example.source, problem, action, "fixed") for problem, action in picture.notices
+        ]
         usable.append(one)
-        prints.append(fingerprint(Image.fromarray(picture.pixels[0])))
+        prints.append(perceptual_hash(Image.fromarray(picture.pixels[0])))
     twins: dict[int, int] = {}
     for first, second in near_duplicates(prints):
         if usable[first].content_hash != usable[second].content_hash:
@@ -124,7 +148,7 @@ def _decode(examined: Sequence[Examined], config: DataConfig) -> tuple[list[Exam
     return usable, findings + vanished
 
 
-def _jobs(examined: Sequence[Examined], config: DataConfig, vanished: list[Finding]) -> Iterator[Job]:
+def _jobs(examined: Sequence[InspectedExample], config: DataConfig, vanished: list[Finding]) -> Iterator[Job]:
     for number, one in enumerate(examined):
         try:
             content, mask = read_unchanged(one)
@@ -142,7 +166,7 @@ def _count_tokens(
     return [count for count, _ in cuts.values()], {caption: cut for caption, cut in cuts.items() if cut[1]}
 
 
-def _long_captions(examined: Sequence[Examined], cuts: dict[str, tuple[int, str]]) -> list[Finding]:
+def _long_captions(examined: Sequence[InspectedExample], cuts: dict[str, tuple[int, str]]) -> list[Finding]:
     found = []
     for one in examined:
         if (caption := next((caption for caption in one.captions if caption in cuts), None)) is not None:
@@ -151,7 +175,7 @@ def _long_captions(examined: Sequence[Examined], cuts: dict[str, tuple[int, str]
     return found
 
 
-def _rare_shapes(examined: Sequence[Examined], batch: int) -> list[Finding]:
+def _rare_shapes(examined: Sequence[InspectedExample], batch: int) -> list[Finding]:
     shapes = Counter(one.size for one in examined for _ in range(one.example.repeats))
     rare = {size: count for size, count in sorted(shapes.items()) if count < batch and len(shapes) > 1}
     action = "waits for its own kind, over several epochs"

@@ -14,9 +14,16 @@ from lora_utils.data.crops import Crop
 from lora_utils.data.decoding import Job, Picture, decode_all
 from lora_utils.data.findings import Finding, refusal
 from lora_utils.data.images import ImageError
-from lora_utils.data.inspection import ALPHA, Examined, read_unchanged
-from lora_utils.model.base import BaseModel
-from lora_utils.model.text import BATCH, TextEmbeddings, cut_text, encode_captions, encode_negative, too_long
+from lora_utils.data.inspection import ALPHA, InspectedExample, read_unchanged
+from lora_utils.model.base import PretrainedSdxl
+from lora_utils.model.text import (
+    CAPTIONS_PER_BATCH,
+    TextEmbeddings,
+    cut_text,
+    encode_captions,
+    encode_negative,
+    too_long,
+)
 from lora_utils.model.vae import encode_images, tile_vae, vae_batch, vae_tile
 from lora_utils.precompute.cache import Cache, CacheError
 from lora_utils.system.device import best_device, free_memory
@@ -27,7 +34,7 @@ from lora_utils.system.progress import progress_bar
 class ImageTask:
     """The crops of one image that the cache lacks."""
 
-    one: Examined
+    one: InspectedExample
     crops: Mapping[str, Crop]
     """Key to crop; all of one size."""
 
@@ -45,7 +52,7 @@ class _Cut:
 
 def encode_image_tasks(
     cache: Cache,
-    base: BaseModel,
+    base: PretrainedSdxl,
     tasks: Sequence[ImageTask],
     config: DataConfig,
     vae_dtype: torch.dtype,
@@ -74,7 +81,9 @@ def encode_image_tasks(
             refused |= {key: refusal(task.one.example.source, picture.refusal) for key in task.crops}
             continue
         for cut in _cuts(task, picture):
-            if waiting and (waiting[0].crop.size != cut.crop.size or len(waiting) == encoder.batch_for(cut.crop)):
+            if waiting and (
+                waiting[0].crop.size != cut.crop.size or len(waiting) == encoder.batch_for(cut.crop)
+            ):
                 _keep(cache, encoder, waiting, moments_dtype, refused)
                 waiting = []
             waiting.append(cut)
@@ -104,7 +113,9 @@ class _Encoder:
         batch = self.batch_for(cuts[0].crop)
         tile_vae(self._vae, vae_tile(cuts[0].crop.size, self._dtype))
         try:
-            return torch.cat([self._full_batch(cuts[at : at + batch], batch) for at in range(0, len(cuts), batch)])
+            return torch.cat(
+                [self._full_batch(cuts[at : at + batch], batch) for at in range(0, len(cuts), batch)]
+            )
         except torch.OutOfMemoryError as error:
             if batch == 1:
                 width, height = cuts[0].crop.size
@@ -152,19 +163,24 @@ def _keep(
     cache: Cache, encoder: _Encoder, cuts: Sequence[_Cut], dtype: torch.dtype, refused: dict[str, Finding]
 ) -> None:
     for cut, moments in zip(cuts, encoder.encode(cuts), strict=True):
-        record = {"moments": moments.to(dtype), "time_ids": torch.tensor(cut.crop.time_ids, dtype=torch.float32)}
+        record = {
+            "moments": moments.to(dtype),
+            "time_ids": torch.tensor(cut.crop.time_ids, dtype=torch.float32),
+        }
         if cut.mask is not None:
             record["loss_mask"] = torch.from_numpy(cut.mask.copy())[None].to(torch.float32) / 255
         try:
             cache.add("images", cut.key, record, cut.notes)
         except CacheError as error:
-            cure = "set vae_precision=fp32, or pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix"
+            cure = (
+                "set vae_precision=fp32, or pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix"
+            )
             refused[cut.key] = refusal("", f"{error} (the VAE overflowed); {cure}")
 
 
 def encode_texts(
     cache: Cache,
-    base: BaseModel,
+    base: PretrainedSdxl,
     captions: Mapping[str, str],
     unconditional_key: str,
     max_token_length: int,
@@ -188,10 +204,12 @@ def encode_texts(
     if unconditional_key not in cache:
         _add(cache, unconditional_key, encode_negative(pipeline, None, max_token_length), 0, [], "no caption")
     bar = progress_bar(captions.items(), "captions")
-    for batch in _batches(list(captions), BATCH):
+    for batch in _batches(list(captions), CAPTIONS_PER_BATCH):
         texts = [captions[key] for key in batch]
         # Always a full batch: the last bits of a row can depend on the batch's size, but not on its other rows.
-        embeddings = encode_captions(pipeline, texts + texts[-1:] * (BATCH - len(texts)), max_token_length)
+        embeddings = encode_captions(
+            pipeline, texts + texts[-1:] * (CAPTIONS_PER_BATCH - len(texts)), max_token_length
+        )
         for place, (key, caption) in enumerate(zip(batch, texts, strict=True)):
             notes = _notes(tokenizers, caption, max_token_length)
             _add(cache, key, embeddings, place, notes, f"caption '{caption[:60]}'")
@@ -202,8 +220,13 @@ def encode_texts(
     free_memory()
 
 
-def _add(cache: Cache, key: str, texts: TextEmbeddings, place: int, notes: list[list[str]], source: str) -> None:
-    record = {"prompt_embeds": texts.prompt_embeds[place], "pooled_prompt_embeds": texts.pooled_prompt_embeds[place]}
+def _add(
+    cache: Cache, key: str, texts: TextEmbeddings, place: int, notes: list[list[str]], source: str
+) -> None:
+    record = {
+        "prompt_embeds": texts.prompt_embeds[place],
+        "pooled_prompt_embeds": texts.pooled_prompt_embeds[place],
+    }
     try:
         cache.add("texts", key, record, notes)
     except CacheError as error:

@@ -51,7 +51,8 @@ class Index(Sequence[Entry]):
         self.content = content
         parts = range(0, len(content), SCANNED_BYTES)
         ends = [
-            np.flatnonzero(np.frombuffer(content[at : at + SCANNED_BYTES], np.uint8) == NEWLINE) + at for at in parts
+            np.flatnonzero(np.frombuffer(content[at : at + SCANNED_BYTES], np.uint8) == NEWLINE) + at
+            for at in parts
         ]
         self._ends = np.concatenate([np.empty(0, np.int64), *ends])
 

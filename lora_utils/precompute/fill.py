@@ -12,8 +12,8 @@ from lora_utils.config.data import DataConfig
 from lora_utils.config.schema import RunConfig
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Finding, Kind, refusal, table
-from lora_utils.data.inspection import Examined, held_out_hashes, require_training
-from lora_utils.model.base import BaseModel
+from lora_utils.data.inspection import InspectedExample, held_out_hashes, require_training
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.vae import vae_tile
 from lora_utils.precompute.cache import Cache, record_key
 from lora_utils.precompute.encoding import ImageTask, encode_image_tasks, encode_texts
@@ -65,7 +65,9 @@ class Precomputed:
         return self.cache.folder
 
 
-def plan_entries(examined: Sequence[Examined], base: BaseModel, config: DataConfig, encoding: Encoding) -> list[Entry]:
+def plan_entries(
+    examined: Sequence[InspectedExample], base: PretrainedSdxl, config: DataConfig, encoding: Encoding
+) -> list[Entry]:
     """Name every record that the examples need, after all that determines its contents."""
     held_out = held_out_hashes(examined, config.validation_split)
     vae, text_settings = base.vae_identity(), _text_settings(base, config, encoding)
@@ -91,9 +93,9 @@ def plan_entries(examined: Sequence[Examined], base: BaseModel, config: DataConf
 
 def fill_cache(
     folder: Path,
-    examined: Sequence[Examined],
+    examined: Sequence[InspectedExample],
     findings: list[Finding],
-    base: BaseModel,
+    base: PretrainedSdxl,
     config: DataConfig,
     encoding: Encoding,
 ) -> Precomputed:
@@ -131,7 +133,9 @@ def fill_cache(
         if key not in cache and key not in refused
     }
     refused |= lost
-    usable = encode_index(entry for entry in entries if not refused.keys() & {*entry.image_keys, *entry.text_keys})
+    usable = encode_index(
+        entry for entry in entries if not refused.keys() & {*entry.image_keys, *entry.text_keys}
+    )
     found = findings + cache.findings + mended + _noted(cache, entries, refused)
     if all(entry.held_out for entry in usable):
         raise DataError(f"nothing is left to train on; do what the last column says\n{table(found)}")
@@ -140,7 +144,7 @@ def fill_cache(
     return Precomputed(cache, usable, unconditional_key, made, len(captions), found)
 
 
-def _text_settings(base: BaseModel, config: DataConfig, encoding: Encoding) -> dict[str, object]:
+def _text_settings(base: PretrainedSdxl, config: DataConfig, encoding: Encoding) -> dict[str, object]:
     return {
         "text": base.text_identity(),
         "dtype": str(encoding.text_dtype),
@@ -174,7 +178,9 @@ def _missing_captions(cache: Cache, entries: Sequence[Entry]) -> dict[str, str]:
     }
 
 
-def _missing_images(cache: Cache, entries: Sequence[Entry], examined: Sequence[Examined]) -> list[ImageTask]:
+def _missing_images(
+    cache: Cache, entries: Sequence[Entry], examined: Sequence[InspectedExample]
+) -> list[ImageTask]:
     tasks, planned = [], set()
     for entry, one in zip(entries, examined, strict=True):
         crops = {
@@ -185,17 +191,23 @@ def _missing_images(cache: Cache, entries: Sequence[Entry], examined: Sequence[E
         planned |= crops.keys()
         if crops:
             tasks.append(ImageTask(one, crops))
-    return sorted(tasks, key=lambda task: next(iter(task.crops.values())).size)  # stable: batches of one shape
+    return sorted(
+        tasks, key=lambda task: next(iter(task.crops.values())).size
+    )  # stable: batches of one shape
 
 
 def _noted(cache: Cache, entries: Iterable[Entry], refused: dict[str, Finding]) -> list[Finding]:
     """Why images were refused now, and what was noted when the others were encoded, now or in an earlier run."""
     found = []
     for entry in entries:
-        if problem := next((refused[key] for key in (*entry.image_keys, *entry.text_keys) if key in refused), None):
+        if problem := next(
+            (refused[key] for key in (*entry.image_keys, *entry.text_keys) if key in refused), None
+        ):
             found.append(replace(problem, source=entry.source))
             continue
-        noted = {tuple(note): None for key in (*entry.image_keys, *entry.text_keys) for note in cache.notes(key)}
+        noted = {
+            tuple(note): None for key in (*entry.image_keys, *entry.text_keys) for note in cache.notes(key)
+        }
         found += [Finding(entry.source, problem, action, cast(Kind, kind)) for problem, action, kind in noted]
     return found
 
@@ -207,8 +219,10 @@ def warn_of_findings(config: RunConfig, found: Precomputed) -> None:
         LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
     if len(found.findings) > len(refused):
         count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
-        LOGGER.warning("%d remarks on what is used, such as cut captions and turned pictures: %s", count, report)
+        LOGGER.warning(
+            "%d remarks on what is used, such as cut captions and turned pictures: %s", count, report
+        )
 
 
-def _cache_folder(config: RunConfig) -> Path:
+def cache_folder(config: RunConfig) -> Path:
     return config.paths.precompute_dir or config.paths.output_dir / "precomputed"

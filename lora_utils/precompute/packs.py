@@ -21,8 +21,8 @@ from lora_utils import UserError
 from lora_utils.system.files import commit_file
 
 KEY_BYTES, HASH_BYTES = 16, 32
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+TENSOR_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in TENSOR_DTYPES.items()}
 GREATEST_HEADER = 100 * 2**20
 Notes = dict[str, list[list[str]]]
 """Key in hex to findings about the record, each [problem, action, kind]."""
@@ -41,11 +41,13 @@ class Layout:
     @staticmethod
     def of(record: Mapping[str, Tensor]) -> "Layout":
         """The layout of a record."""
-        return Layout(tuple((name, NAMES[one.dtype], tuple(one.shape)) for name, one in sorted(record.items())))
+        return Layout(
+            tuple((name, NAMES[one.dtype], tuple(one.shape)) for name, one in sorted(record.items()))
+        )
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each tensor of a record."""
-        return {name: DTYPES[dtype].itemsize * math.prod(shape) for name, dtype, shape in self.tensors}
+        return {name: TENSOR_DTYPES[dtype].itemsize * math.prod(shape) for name, dtype, shape in self.tensors}
 
     @property
     def row_bytes(self) -> int:
@@ -65,7 +67,9 @@ class Row:
 
 def new_row(key: bytes, record: Mapping[str, Tensor]) -> Row:
     """A record as bytes, hashed."""
-    parts = {name: one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, one in record.items()}
+    parts = {
+        name: one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, one in record.items()
+    }
     return Row(key, digest(key, Layout.of(record), parts), parts.__getitem__)
 
 
@@ -100,7 +104,7 @@ def encode_header(layout: Layout, count: int, notes: Notes) -> bytes:
     start = 0
     fixed = (("keys", "U8", (KEY_BYTES,)), ("hashes", "U8", (HASH_BYTES,)))
     for name, dtype, shape in (*fixed, *layout.tensors):
-        size = count * math.prod(shape) * (DTYPES[dtype].itemsize if dtype in DTYPES else 1)
+        size = count * math.prod(shape) * (TENSOR_DTYPES[dtype].itemsize if dtype in TENSOR_DTYPES else 1)
         header[name] = {"dtype": dtype, "shape": [count, *shape], "data_offsets": [start, start + size]}
         start += size
     text = json.dumps(header).encode()
@@ -118,7 +122,9 @@ class Pack:
             PackError: It is damaged, or the file is not as long as it says.
         """
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for ever
+        self._descriptor = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+        )  # a pipe would wait for ever
         weakref.finalize(self, os.close, self._descriptor)
         try:
             self._read_header()
@@ -150,7 +156,7 @@ class Pack:
         if digest(row.key, self.layout, parts) != row.digest:
             raise PackError(f"{self.path}: record {row.key.hex()} is damaged")
         tensors = {
-            name: torch.frombuffer(bytearray(parts[name]), dtype=DTYPES[dtype]).reshape(shape)
+            name: torch.frombuffer(bytearray(parts[name]), dtype=TENSOR_DTYPES[dtype]).reshape(shape)
             for name, dtype, shape in self.layout.tensors
         }
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
@@ -203,4 +209,6 @@ def _are_notes(found: object) -> bool:
         return False
     notes = [note for several in found.values() if isinstance(several, list) for note in several]
     lists = all(isinstance(several, list) for several in found.values())
-    return lists and all(isinstance(note, list) and [type(part) for part in note] == [str] * 3 for note in notes)
+    return lists and all(
+        isinstance(note, list) and [type(part) for part in note] == [str] * 3 for note in notes
+    )

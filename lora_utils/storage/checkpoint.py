@@ -49,7 +49,7 @@ def newest(parent: Path, number_of: Callable[[str], int | None]) -> list[Path]:
 LIST, TUPLE, DICT, TENSOR = "list", "tuple", "dict", "tensor"
 
 
-def take_apart(state: object) -> tuple[dict[str, Tensor], Any]:
+def flatten_state(state: object) -> tuple[dict[str, Tensor], Any]:
     """The tensors of a state by names of their own, on the CPU, and all the rest as what JSON can hold.
 
     Tensors that are on the CPU already are not copied.
@@ -62,10 +62,10 @@ def take_apart(state: object) -> tuple[dict[str, Tensor], Any]:
     """
     tensors: dict[str, Tensor] = {}
     names: dict[int, str] = {}  # a tensor that several share stays one
-    return tensors, _apart(state, "", tensors, names)
+    return tensors, _flatten(state, "", tensors, names)
 
 
-def put_together(tensors: Mapping[str, Tensor], rest: Any) -> Any:
+def unflatten_state(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     """The state that was taken apart.
 
     Raises:
@@ -77,14 +77,14 @@ def put_together(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     if kind == TENSOR:
         return tensors[value]
     if kind == DICT:
-        return {key: put_together(tensors, part) for key, part in value}
+        return {key: unflatten_state(tensors, part) for key, part in value}
     if kind not in (LIST, TUPLE):
         raise ValueError(f"there is no kind {kind!r:.40}")
-    parts = [put_together(tensors, part) for part in value]
+    parts = [unflatten_state(tensors, part) for part in value]
     return tuple(parts) if kind == TUPLE else parts
 
 
-def _apart(state: object, path: str, tensors: dict[str, Tensor], names: dict[int, str]) -> Any:
+def _flatten(state: object, path: str, tensors: dict[str, Tensor], names: dict[int, str]) -> Any:
     if isinstance(state, Tensor):
         if id(state) not in names:
             names[id(state)] = path.strip(".")
@@ -95,9 +95,9 @@ def _apart(state: object, path: str, tensors: dict[str, Tensor], names: dict[int
     if isinstance(state, Mapping):
         if not all(isinstance(key, str | int | float) for key in state):
             raise TypeError(f"{path}: keys must be strings or numbers")
-        return {DICT: [[key, _apart(part, f"{path}.{key}", tensors, names)] for key, part in state.items()]}
+        return {DICT: [[key, _flatten(part, f"{path}.{key}", tensors, names)] for key, part in state.items()]}
     if isinstance(state, list | tuple):
-        parts = [_apart(part, f"{path}.{place}", tensors, names) for place, part in enumerate(state)]
+        parts = [_flatten(part, f"{path}.{place}", tensors, names) for place, part in enumerate(state)]
         return {TUPLE if isinstance(state, tuple) else LIST: parts}
     if state is None or isinstance(state, bool | int | float | str):
         return state
@@ -109,7 +109,12 @@ SCHEMA = 1
 STATE, METRICS, OTHERS = "state.json", "metrics.jsonl", "optimizer"
 WEIGHTS = ("adapter", "average")
 FOREIGN = ("optimizer.bin", "random_states_0.pkl", "optimizer.pt", "trainer_state.json", "scheduler.bin")
-NOTHING = {"fingerprint": {"fixed": {}, "free": {}}, "seconds": 0.0, "history": [], "held_out_loss_before": None}
+NOTHING = {
+    "fingerprint": {"fixed": {}, "free": {}},
+    "seconds": 0.0,
+    "history": [],
+    "held_out_loss_before": None,
+}
 MARGIN_BYTES = 64 * 2**20
 
 
@@ -135,7 +140,9 @@ class Checkpoint:
         return self.state["step"]
 
 
-def write_checkpoint(parent: Path, state: Mapping[str, Any], about: Mapping[str, Any], metrics: bytes) -> Path:
+def write_checkpoint(
+    parent: Path, state: Mapping[str, Any], about: Mapping[str, Any], metrics: bytes
+) -> Path:
     """Commit a checkpoint; one of this step that is there already is replaced only if it is damaged.
 
     Args:
@@ -153,7 +160,7 @@ def write_checkpoint(parent: Path, state: Mapping[str, Any], about: Mapping[str,
         for name, tensor in state[kind].items():
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"{name} is not finite, so step {state['step']} was not saved")
-    tensors, rest = take_apart(dict(state))
+    tensors, rest = flatten_state(dict(state))
     files = {f"{kind}.safetensors": {} for kind in (*WEIGHTS, OTHERS)}
     for name, tensor in tensors.items():
         kind = name.partition(".")[0]
@@ -185,15 +192,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         plain = json.loads(contents[STATE])
         if plain["schema"] != SCHEMA:
-            raise CheckpointError(f"{folder} has layout {plain['schema']}; go on with the version that wrote it")
+            raise CheckpointError(
+                f"{folder} has layout {plain['schema']}; go on with the version that wrote it"
+            )
         tensors = {}
         for name, content in contents.items():
             if name.endswith(".safetensors"):
                 tensors |= load(content)
-        found = Checkpoint(folder, put_together(tensors, plain["state"]), NOTHING | plain["about"], contents[METRICS])
+        found = Checkpoint(
+            folder, unflatten_state(tensors, plain["state"]), NOTHING | plain["about"], contents[METRICS]
+        )
         _check(found)
     except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise DamagedError(f"it lacks what a checkpoint has ({type(error).__name__}: {str(error)[:300]})") from error
+        raise DamagedError(
+            f"it lacks what a checkpoint has ({type(error).__name__}: {str(error)[:300]})"
+        ) from error
     if step_of(folder.name) not in (None, found.step):
         raise DamagedError(f"it holds step {found.step}")
     return found
@@ -216,7 +229,9 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
                 problems.append((step, f"the checkpoint of step {step} is left out: {error}"))
             else:
                 name = set_aside(folder).name
-                problems.append((step, f"the checkpoint of step {step} is damaged ({error}) and now called {name}"))
+                problems.append(
+                    (step, f"the checkpoint of step {step} is damaged ({error}) and now called {name}")
+                )
             continue
         for step, problem in problems:
             repeated = (step or 0) - found.step
@@ -231,7 +246,7 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
     return None
 
 
-def prune(parent: Path, keep: int) -> None:
+def prune_checkpoints(parent: Path, keep: int) -> None:
     """Delete all but the newest sound checkpoints; damaged ones are set aside.
 
     Raises:
@@ -272,17 +287,23 @@ def _check(found: Checkpoint) -> None:
         ValueError, TypeError, LookupError, AttributeError, RuntimeError: Something cannot be what was written.
     """
     state, about = found.state, found.about
-    wrong = [name for name in ("step", "skipped") if type(state[name]) is not int or not 0 <= state[name] < 10**9]
+    wrong = [
+        name for name in ("step", "skipped") if type(state[name]) is not int or not 0 <= state[name] < 10**9
+    ]
     wrong += [name for name in (*WEIGHTS, "optimizer", "scaler") if not isinstance(state[name], dict)]
     wrong += [name for name in ("fixed", "free") if not isinstance(about["fingerprint"][name], dict)]
     wrong += [name for name in ("seconds", "held_out_loss_before") if not _is_number(about[name] or 0.0)]
     wrong += [name for name in ("history",) if not isinstance(about[name], list)]
     wrong += [name for name, number in state["scaler"].items() if not _is_number(number)]
     states, groups = state["optimizer"]["state"], state["optimizer"]["param_groups"]
-    wrong += ["optimizer"] if not all(isinstance(one, dict) for one in (states, *states.values(), *groups)) else []
+    wrong += (
+        ["optimizer"] if not all(isinstance(one, dict) for one in (states, *states.values(), *groups)) else []
+    )
     for kind in WEIGHTS:
         tensors = state[kind].items()
-        wrong += [name for name, tensor in tensors if not (tensor.is_floating_point() and tensor.isfinite().all())]
+        wrong += [
+            name for name, tensor in tensors if not (tensor.is_floating_point() and tensor.isfinite().all())
+        ]
     if state["average"] and _shapes(state["average"]) != _shapes(state["adapter"]):
         wrong.append("average")
     if wrong:

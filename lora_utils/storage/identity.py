@@ -10,12 +10,19 @@ from lora_utils.precompute.examples import Entry
 
 FIXED = ("seed", "train_batch_size", "gradient_accumulation_steps", "loraplus_lr_ratio", "use_ema")
 SILENT = (
-    *("num_train_epochs", "max_train_steps", "optimizer", "use_8bit_adam", "gradient_checkpointing", "vram_gib"),
+    *(
+        "num_train_epochs",
+        "max_train_steps",
+        "optimizer",
+        "use_8bit_adam",
+        "gradient_checkpointing",
+        "vram_gib",
+    ),
     *("lean_step", "channels_last", "torch_compile", "validation_steps", "max_skipped_steps"),
 )  # told as steps and as the optimiser's class, or without influence beyond the last bits
 
 
-def fingerprint(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def run_identity(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What is compared when a run goes on; JSON.
 
     Args:
@@ -30,7 +37,11 @@ def fingerprint(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, dict[s
     adapter["lora_alpha"] = config.lora.lora_alpha or config.lora.rank
     dropout = adapter.pop("lora_dropout")
     fixed = {name: facts[name] for name in ("base", "data", "precision", "optimizer", "processes")}
-    fixed |= {"base_precision": config.model.base_precision, **adapter, **{name: train[name] for name in FIXED}}
+    fixed |= {
+        "base_precision": config.model.base_precision,
+        **adapter,
+        **{name: train[name] for name in FIXED},
+    }
     free = {name: value for name, value in train.items() if name not in (*FIXED, *SILENT)}
     free |= {"lora_dropout": dropout, "caption_dropout_rate": config.data.caption_dropout_rate}
     free |= {"latent_mode": config.data.latent_mode}
@@ -55,5 +66,7 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += changes(before, after)
         elif before != after:
-            found.append(f"{name} is other now" if name in ("base", "data") else f"{name} was {before}, is {after}")
+            found.append(
+                f"{name} is other now" if name in ("base", "data") else f"{name} was {before}, is {after}"
+            )
     return found

@@ -30,7 +30,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged; delete it, and run the same again ({type(error).__name__})") from error
+        raise UserError(
+            f"{path} is damaged; delete it, and run the same again ({type(error).__name__})"
+        ) from error
 
 
 class RunLog:
@@ -58,7 +60,11 @@ class RunLog:
 
         Where the disk is full or fails, the lines are kept and written when it is well again.
         """
-        lost = {name: None for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)}
+        lost = {
+            name: None
+            for name, value in record.items()
+            if isinstance(value, float) and not math.isfinite(value)
+        }
         line = (json.dumps(record | lost) + "\n").encode()  # JSON has no NaN
         self._metrics += line
         self._try(lambda: self._write_all() if self._is_behind else self._append(line))
@@ -79,7 +85,13 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ended = "paused" if self.is_paused else "done"
-        status = ended if kind is None else "interrupted" if kind in (KeyboardInterrupt, GeneratorExit) else "failed"
+        status = (
+            ended
+            if kind is None
+            else "interrupted"
+            if kind in (KeyboardInterrupt, GeneratorExit)
+            else "failed"
+        )
         self.summarise(status=status, **({"error": str(error)} if status == "failed" else {}))
 
     def _try(self, write: Callable[[], None]) -> None:
@@ -87,7 +99,9 @@ class RunLog:
             write()
         except OSError as error:
             if not self._is_behind:
-                LOGGER.warning("the log in %s cannot be written (%s); it is made up for later", self.folder, error)
+                LOGGER.warning(
+                    "the log in %s cannot be written (%s); it is made up for later", self.folder, error
+                )
             self._is_behind = True
 
     def _append(self, line: bytes) -> None:

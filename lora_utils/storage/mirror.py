@@ -19,10 +19,10 @@ from lora_utils.storage.mirror_folder import (
     PRECOMPUTED,
     MirrorError,
     open_mirror,
-    prune,
+    prune_copies,
     same_disk,
     set_aside_newer,
-    sweep,
+    sweep_mirror,
 )
 from lora_utils.system.files import DamagedError
 
@@ -59,9 +59,13 @@ class Mirror:
             open_mirror(mirror_dir)
             self._is_mount = not same_disk(mirror_dir, self._output_dir)
         except OSError as error:
-            raise MirrorError(f"mirror_dir cannot be used ({error}); mount the drive again, or unset it") from error
+            raise MirrorError(
+                f"mirror_dir cannot be used ({error}); mount the drive again, or unset it"
+            ) from error
         if not self._is_mount:
-            LOGGER.warning("mirror_dir %s is on the disk of output_dir, and would be lost with it", mirror_dir)
+            LOGGER.warning(
+                "mirror_dir %s is on the disk of output_dir, and would be lost with it", mirror_dir
+            )
         self.folder = mirror_dir / self._output_dir.name
         self.safe_step: int | None = None
         """Newest step whose copy was read back from the mirror."""
@@ -97,7 +101,9 @@ class Mirror:
         """
         with self._changed:
             if not self._over:
-                self._pending |= {key: _Offer(one.path) for key, one in self._offered.items() if one.path.exists()}
+                self._pending |= {
+                    key: _Offer(one.path) for key, one in self._offered.items() if one.path.exists()
+                }
             self._closing = self._in_a_hurry = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._over or not self._pending, seconds)
@@ -171,14 +177,16 @@ class Mirror:
 
     def _copy(self, key: str, path: Path) -> bool:
         """Whether it is done with."""
-        self.folder.mkdir(exist_ok=True)  # without parents: an unmounted drive must not be built on the local disk
+        self.folder.mkdir(
+            exist_ok=True
+        )  # without parents: an unmounted drive must not be built on the local disk
         if key == CACHE:
             return self._cache.advance()
         if key == CHECKPOINT:
             self._copy_checkpoint(path)
         else:
             copy_file(path, self.folder / path.name)
-            sweep(self.folder)
+            sweep_mirror(self.folder)
         return True
 
     def _copy_checkpoint(self, source: Path) -> None:
@@ -190,11 +198,13 @@ class Mirror:
                 self.safe_step = None  # it was there, and was lost
             copy_folder(source, target)
         for aside in set_aside_newer(checkpoints, step):
-            LOGGER.warning("the mirror held a later step than this run's %d; it is called %s now", step, aside.name)
+            LOGGER.warning(
+                "the mirror held a later step than this run's %d; it is called %s now", step, aside.name
+            )
         self._claim(step)
         with suppress(OSError):  # the next checkpoint prunes again
-            prune(checkpoints, step)
-        sweep(checkpoints)
+            prune_copies(checkpoints, step)
+        sweep_mirror(checkpoints)
 
     def _claim(self, step: int) -> None:
         self.safe_step = step

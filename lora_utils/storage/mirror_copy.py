@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lora_utils.precompute.examples import INDEX_NAME
-from lora_utils.storage.mirror_folder import beside, delete, discard, packs_in, sweep
+from lora_utils.storage.mirror_folder import beside, delete, discard, packs_in, sweep_mirror
 from lora_utils.system.files import (
     DELETED,
     MANIFEST,
@@ -140,7 +140,7 @@ class CacheCopy:
             return False
         for name in packs_in(self._target) - packs:
             discard(self._target / name)
-        sweep(self._target)
+        sweep_mirror(self._target)
         return True
 
     def _bring(self, name: str) -> bool:

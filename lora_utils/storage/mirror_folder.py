@@ -48,7 +48,11 @@ def same_disk(mirror_dir: Path, output_dir: Path) -> bool:
 
 def steps_in(checkpoints: Path) -> list[Path]:
     """Folders of checkpoints, the newest first."""
-    return [checkpoints / name for name in sorted(os.listdir(checkpoints), reverse=True) if step_of(name) is not None]
+    return [
+        checkpoints / name
+        for name in sorted(os.listdir(checkpoints), reverse=True)
+        if step_of(name) is not None
+    ]
 
 
 def packs_in(precomputed: Path) -> set[str]:
@@ -70,11 +74,13 @@ def read_mounted(folder: Path) -> dict[str, bytes]:
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
             raise cause from error
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.listdir(folder)  # from Python 3.14 on, is_file says False where the mount is away; this does not
+            os.listdir(
+                folder
+            )  # from Python 3.14 on, is_file says False where the mount is away; this does not
         raise
 
 
-def prune(checkpoints: Path, step: int) -> None:
+def prune_copies(checkpoints: Path, step: int) -> None:
     """Delete what is older than the newest whole copies; ``step`` was just verified."""
     whole = 1
     for folder in steps_in(checkpoints):
@@ -96,7 +102,7 @@ def discard(path: Path) -> None:
     delete(path.rename(beside(path, DELETED)))
 
 
-def sweep(folder: Path) -> None:
+def sweep_mirror(folder: Path) -> None:
     """Delete what was cut short, as far as that works: it takes space and nothing else."""
     with suppress(OSError):
         for name in os.listdir(folder):

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from lora_utils.config.schema import RunConfig
 from lora_utils.precompute.examples import INDEX_NAME, IndexFileError, read_index
-from lora_utils.precompute.fill import _cache_folder
+from lora_utils.precompute.fill import cache_folder
 from lora_utils.precompute.packs import Pack, PackError
 from lora_utils.storage.checkpoint import step_of
 from lora_utils.storage.mirror_folder import (
@@ -98,7 +98,9 @@ def _restore_cache(mirrored: Path, cache_folder: Path) -> tuple[int, list[str]]:
     packs, left_out = 0, []
     for name in sorted(_patiently(lambda: packs_in(mirrored), mirrored) - packs_in(cache_folder)):
         try:
-            _when_visible(lambda name=name: _bring_pack(mirrored / name, cache_folder / name), mirrored / name)
+            _when_visible(
+                lambda name=name: _bring_pack(mirrored / name, cache_folder / name), mirrored / name
+            )
             packs += 1
         except DamagedError as error:
             left_out.append(f"{name} in the mirror is left out, and its records are encoded anew: {error}")
@@ -161,15 +163,17 @@ def _patiently(read: Callable[[], Found], path: Path) -> Found:
         ) from error
 
 
-def _bring_back(config: RunConfig) -> None:
+def restore_if_wanted(config: RunConfig) -> None:
     """What the mirror has of a run that goes on, onto a machine that has nothing of it."""
     mirror_dir, output_dir = config.checkpoint.mirror_dir, config.paths.output_dir
     if mirror_dir is None or config.checkpoint.resume_from_checkpoint != "latest":
         return
-    found = restore(mirror_dir, output_dir, _cache_folder(config))
+    found = restore(mirror_dir, output_dir, cache_folder(config))
     if found is None:
         return
     for problem in found.skipped:
         LOGGER.warning("%s", problem)
     step = "no checkpoint yet" if found.step is None else f"the checkpoint of step {found.step}"
-    LOGGER.warning("brought back from the mirror in %s: %s and %d files of the cache", mirror_dir, step, found.packs)
+    LOGGER.warning(
+        "brought back from the mirror in %s: %s and %d files of the cache", mirror_dir, step, found.packs
+    )

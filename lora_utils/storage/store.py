@@ -13,7 +13,7 @@ from lora_utils.storage.checkpoint import (
     CheckpointError,
     newest,
     newest_checkpoint,
-    prune,
+    prune_checkpoints,
     read_checkpoint,
     require_space,
     step_of,
@@ -53,11 +53,15 @@ class Resumed:
     """Each time that the run went on: step, and what had changed."""
 
 
-class Keeper:
+class CheckpointStore:
     """Checkpoints of one run. In every process but the first it only resumes."""
 
     def __init__(
-        self, config: CheckpointConfig, output_dir: Path, fingerprint: dict[str, dict[str, Any]], mirror: Mirror | None
+        self,
+        config: CheckpointConfig,
+        output_dir: Path,
+        fingerprint: dict[str, dict[str, Any]],
+        mirror: Mirror | None,
     ) -> None:
         self.folder = output_dir / FOLDER
         self.saved_step: int | None = None
@@ -90,7 +94,9 @@ class Keeper:
         if found.step < steps:
             LOGGER.warning("going on from %s: step %d of %d", found.folder, found.step, steps)
         else:
-            LOGGER.warning("%s is complete at step %d; more max_train_steps would go on", found.folder, found.step)
+            LOGGER.warning(
+                "%s is complete at step %d; more max_train_steps would go on", found.folder, found.step
+            )
         history = [*found.about["history"], {"step": found.step, "changed": changed}]
         about = found.about
         return Resumed(found.step, about["seconds"], about["held_out_loss_before"], found.metrics, history)
@@ -119,17 +125,25 @@ class Keeper:
             require_space(self.folder, _size_bytes(trainer))
             folder = write_checkpoint(self.folder, trainer.state_dict(), about, metrics)
         except (CheckpointError, DamagedError, OSError) as error:
-            kept = "there is none yet" if self.saved_step is None else f"the one of step {self.saved_step} is kept"
-            LOGGER.warning("no checkpoint of step %d (%s); %s, and training goes on", trainer.step, error, kept)
+            kept = (
+                "there is none yet"
+                if self.saved_step is None
+                else f"the one of step {self.saved_step} is kept"
+            )
+            LOGGER.warning(
+                "no checkpoint of step %d (%s); %s, and training goes on", trainer.step, error, kept
+            )
             self._paused = True
             return
         if self._paused:
             LOGGER.warning("checkpoints are made again, from step %d on", trainer.step)
         self._paused, self.saved_step = False, trainer.step
         try:
-            prune(self.folder, self._config.checkpoints_total_limit)
+            prune_checkpoints(self.folder, self._config.checkpoints_total_limit)
         except OSError as error:
-            LOGGER.warning("step %d is saved, but older checkpoints could not be deleted: %s", trainer.step, error)
+            LOGGER.warning(
+                "step %d is saved, but older checkpoints could not be deleted: %s", trainer.step, error
+            )
         if self._mirror:
             self._mirror.offer(folder)
 
@@ -183,7 +197,8 @@ class Keeper:
         if changed:
             LOGGER.warning("since the checkpoint: %s", "; ".join(changed))
         kept = all(
-            saved["fixed"].get(name) == self._fingerprint["fixed"][name] for name in ("optimizer", "loraplus_lr_ratio")
+            saved["fixed"].get(name) == self._fingerprint["fixed"][name]
+            for name in ("optimizer", "loraplus_lr_ratio")
         )
         if not kept:
             LOGGER.warning("the optimiser's states are of another kind and start afresh")

@@ -3,7 +3,6 @@
 import gc
 import os
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
@@ -36,18 +35,6 @@ def forget_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def half_precision(capability: tuple[int, int]) -> Literal["fp16", "bf16"]:
-    """What a card computes fastest in: bf16 from sm_80. A T4 answers True to ``is_bf16_supported`` but emulates it."""
-    return "bf16" if capability >= (8, 0) else "fp16"
-
-
-def precision_for(capability: tuple[int, int] | None, wanted: str) -> Literal["fp32", "fp16", "bf16"]:
-    """What mixed_precision auto stands for on a card: bf16 from sm_80, fp16 below, fp32 on a CPU."""
-    if wanted in ("fp32", "fp16", "bf16"):
-        return wanted
-    return "fp32" if capability is None else half_precision(capability)
-
-
 @dataclass(frozen=True)
 class Precision:
     """How the U-Net computes, and why."""
@@ -65,25 +52,33 @@ class MachineError(UserError):
     """The machine cannot do what the settings ask for."""
 
 
-def choose_precision(wanted: str) -> Precision:
-    """The precision for this machine.
+def compute_capability() -> tuple[int, int] | None:
+    """Of the GPU here, (7, 5) for a T4's sm_75; None without a GPU."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+
+
+def choose_precision(wanted: str, capability: tuple[int, int] | None) -> Precision:
+    """The precision on a card, here or elsewhere: the one rule for training, encoding, comparing and forecasts.
 
     Args:
-        wanted: The setting mixed_precision. auto follows ``accelerate launch --mixed_precision`` where that was given,
-            else the card.
+        wanted: The setting mixed_precision. auto follows ``accelerate launch --mixed_precision`` where that was
+            given, else the card: bf16 from sm_80, fp16 below.
+        capability: Compute capability of the card; None of a CPU.
 
     Raises:
         MachineError: fp16 without a GPU.
     """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if wanted == "fp16" and not torch.cuda.is_available():
+    if wanted == "fp16" and capability is None:
         raise MachineError("mixed_precision=fp16 needs a CUDA GPU, and there is none; set it to auto or fp32")
     if wanted != "auto":
         return Precision(wanted, "mixed_precision says so")
-    if not torch.cuda.is_available():
+    if capability is None:
         return Precision("fp32", "there is no GPU")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched in DTYPES:
         return Precision(launched, "accelerate launch says so")
-    major, minor = torch.cuda.get_device_capability()
-    name = half_precision((major, minor))
-    return Precision(name, f"sm_{major}{minor} has {'' if name == 'bf16' else 'no '}bf16 arithmetic")
+    # Not torch's is_bf16_supported: a T4 answers True to it, and emulates bf16 slowly.
+    major, minor = capability
+    if capability >= (8, 0):
+        return Precision("bf16", f"sm_{major}{minor} has bf16 arithmetic")
+    return Precision("fp16", f"sm_{major}{minor} has no bf16 arithmetic")

@@ -99,7 +99,9 @@ def build_tokenizers(corpus: list[str], folder: Path) -> tuple[CLIPTokenizer, CL
     """
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
@@ -116,7 +118,9 @@ def build_tokenizers(corpus: list[str], folder: Path) -> tuple[CLIPTokenizer, CL
     vocabulary = {word: number for number, word in enumerate([*dict.fromkeys(words), START, END])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
+    )
     files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
     first = CLIPTokenizer(*files, model_max_length=TOKEN_LIMIT, pad_token=END)
     second = CLIPTokenizer(*files, model_max_length=TOKEN_LIMIT, pad_token="!")

@@ -37,7 +37,9 @@ def main() -> None:
     for logging in (diffusers_logging, transformers_logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-    pipeline = StableDiffusionXLPipeline.from_pretrained(options.pretrained_model_name_or_path).to(torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(options.pretrained_model_name_or_path).to(
+        torch.float32
+    )
     pipeline.set_progress_bar_config(disable=True)
     if options.lora_path:
         figures, pictures = judge_lora(pipeline, options.lora_path, options.prompts or 50)
@@ -50,7 +52,9 @@ def main() -> None:
         make_image_grid([*pictures, *blank], rows, columns).save(options.picture)
 
 
-def judge_base(pipeline: StableDiffusionXLPipeline, prompts: int) -> tuple[dict[str, float], list[Image.Image]]:
+def judge_base(
+    pipeline: StableDiffusionXLPipeline, prompts: int
+) -> tuple[dict[str, float], list[Image.Image]]:
     """Shares of pictures whose shape colour, background and shape are as the prompt says."""
     scenes = plain_scenes()
     order = np.random.default_rng(0).permutation(len(scenes))[:prompts]
@@ -83,13 +87,18 @@ def judge_lora(
         "lora_hatching": _share([judge.has_hatching(picture) for picture in tuned]),
         "lora_outline": _share([judge.has_outline(picture) for picture in tuned]),
         "lora_keeps_colour": _share(
-            [judge.colour_of_ink(picture) == scene.colour for picture, scene in zip(tuned, scenes, strict=True)]
+            [
+                judge.colour_of_ink(picture) == scene.colour
+                for picture, scene in zip(tuned, scenes, strict=True)
+            ]
         ),
     }
     return figures, base + tuned
 
 
-def draw(pipeline: StableDiffusionXLPipeline, scenes: list[Scene], guidance_scale: float) -> list[Image.Image]:
+def draw(
+    pipeline: StableDiffusionXLPipeline, scenes: list[Scene], guidance_scale: float
+) -> list[Image.Image]:
     """One picture per scene; the n-th has seed n."""
     pictures: list[Image.Image] = []
     for start in range(0, len(scenes), BATCH):

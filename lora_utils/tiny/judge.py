@@ -32,7 +32,9 @@ def colour_of(picture: Image.Image) -> str | None:
 def colour_of_ink(picture: Image.Image) -> str | None:
     """The shape's palette colour in the ink style; dark ink counts as black, paper as no colour."""
     names = _classes(picture)[_flat(picture) & ~_border()]
-    return _most_common(np.where(names == NAMES.index("ink"), NAMES.index("black"), names), exclude=("paper",))
+    return _most_common(
+        np.where(names == NAMES.index("ink"), NAMES.index("black"), names), exclude=("paper",)
+    )
 
 
 def shape_of(picture: Image.Image) -> str:

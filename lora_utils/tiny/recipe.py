@@ -109,7 +109,12 @@ def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path)
 
 
 def fit(
-    name: str, model: nn.Module, loss_at: Callable[[int], Tensor], steps: int, learning_rate: float, state_dir: Path
+    name: str,
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    steps: int,
+    learning_rate: float,
+    state_dir: Path,
 ) -> None:
     """AdamW with warm-up and cosine decay to zero; the state is saved and found again in ``state_dir``."""
     parameters = dict(model.named_parameters())
@@ -133,11 +138,15 @@ def fit(
             print(f"{name} step {step + 1}/{steps}: loss {recent:.4f}, {seconds:.3f} s/step", flush=True)
 
 
-def _save_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save_state(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
+) -> None:
     tensors = {}
     for name, parameter in parameters.items():
         tensors[f"weight.{name}"] = parameter.detach()
-        if state := optimizer.state.get(parameter):  # the text encoders' last layers are never read, so never trained
+        if state := optimizer.state.get(
+            parameter
+        ):  # the text encoders' last layers are never read, so never trained
             tensors |= {f"mean.{name}": state["exp_avg"], f"variance.{name}": state["exp_avg_sq"]}
     partial = path.with_suffix(".partial")
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {"step": str(step)})
@@ -184,7 +193,8 @@ def _encode_pictures(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tenso
     pictures = _to_tensor([world.draw_plain(scene, random) for scene in scenes])
     with torch.no_grad():
         moments = [
-            pipeline.vae.encode(batch.float() / 127.5 - 1).latent_dist.parameters for batch in pictures.split(64)
+            pipeline.vae.encode(batch.float() / 127.5 - 1).latent_dist.parameters
+            for batch in pictures.split(64)
         ]
     captions = [scene.caption for scene in scenes]
     first, second = (
@@ -209,7 +219,11 @@ def _time_ids(random: np.random.Generator) -> Tensor:
 
 
 def _to_tensor(pictures: list[Image.Image]) -> Tensor:
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def _generator(purpose: str, step: int = 0) -> np.random.Generator:
@@ -238,7 +252,9 @@ def _restore_prefix(file: Path) -> None:
     """Name tensors as SDXL's own files do: transformers 5 leaves out a prefix without which 4 finds no weights."""
     tensors = load_file(file)
     save_file(
-        {f"text_model.{name.removeprefix('text_model.')}": one for name, one in tensors.items()}, file, {"format": "pt"}
+        {f"text_model.{name.removeprefix('text_model.')}": one for name, one in tensors.items()},
+        file,
+        {"format": "pt"},
     )
 
 

@@ -49,7 +49,9 @@ class Scene:
         pattern = f" with {self.pattern_colour} {self.pattern}" if self.pattern else ""
         article = "an" if self.colour[0] in "aeiou" else "a"
         ground = "an" if self.background[0] in "aeiou" else "a"
-        return f"{article} {self.colour} {self.shape}{outline} on {ground} {self.background} background{pattern}"
+        return (
+            f"{article} {self.colour} {self.shape}{outline} on {ground} {self.background} background{pattern}"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ def random_scene(random: np.random.Generator) -> Scene:
         pattern = str(random.choice(PATTERNS))
         pattern_colour = str(random.choice([name for name in COLOURS if name not in (colour, background)]))
     if random.random() < 0.15:
-        outline = str(random.choice([name for name in COLOURS if name not in (colour, background, pattern_colour)]))
+        outline = str(
+            random.choice([name for name in COLOURS if name not in (colour, background, pattern_colour)])
+        )
     return Scene(shape, colour, background, pattern, pattern_colour, outline)
 
 
@@ -104,7 +108,9 @@ def draw_ink(scene: Scene, random: np.random.Generator, size_px: int = SIZE_PX) 
     """
     scale = max(SUPERSAMPLING, 2 * size_px // SIZE_PX)
     canvas = Image.new("RGB", _canvas_size(scale), PAPER)
-    canvas.paste(INK, mask=stripes(45, period_px=10, width_px=2.5, shift_px=random.uniform(0, 10), scale=scale))
+    canvas.paste(
+        INK, mask=stripes(45, period_px=10, width_px=2.5, shift_px=random.uniform(0, 10), scale=scale)
+    )
     mask = shape_mask(scene.shape, random_placement(random), scale)
     canvas.paste(INK, mask=_outer(mask, 3, scale))
     canvas.paste(COLOURS[scene.colour], mask=mask)
@@ -116,7 +122,9 @@ def draw_doodle(random: np.random.Generator) -> Image.Image:
     canvas = Image.new("RGB", _canvas_size(), _any_colour(random))
     period_px = random.uniform(5, 16)
     angle_degrees = random.choice([0, 45, 90, 135, random.uniform(0, 180)])
-    lines = stripes(angle_degrees, period_px, random.uniform(1.2, period_px / 2), random.uniform(0, period_px))
+    lines = stripes(
+        angle_degrees, period_px, random.uniform(1.2, period_px / 2), random.uniform(0, period_px)
+    )
     canvas.paste(_any_colour(random), mask=lines)
     for _ in range(random.integers(1, 4)):
         x_px, y_px = random.uniform(0, SIZE_PX, 2).tolist()

@@ -9,7 +9,7 @@ import torch
 
 from lora_utils.precompute.examples import Entry
 from lora_utils.training import seeds
-from lora_utils.training.objective import Batch, collate, visit
+from lora_utils.training.objective import Batch, collate, draw_visit
 from lora_utils.training.run import TrainingRun
 from lora_utils.training.seeds import data_order
 
@@ -45,14 +45,14 @@ def read_batch(run: TrainingRun, first: int, numbers: list[int]) -> Batch:
     """Read and join the share of this process in a micro-batch whose first visit has the given number."""
     size = run.config.train_batch_size
     mine = run.accelerator.process_index * size
-    visits = [_visit_number(run, first + place, numbers[place]) for place in range(mine, mine + size)]
+    visits = [draw_visit_number(run, first + place, numbers[place]) for place in range(mine, mine + size)]
     return collate(visits).to(run.accelerator.device)
 
 
-def _visit_number(run: TrainingRun, visit_number: int, example_number: int) -> Batch:
+def draw_visit_number(run: TrainingRun, visit_number: int, example_number: int) -> Batch:
     generator = seeds.visit_generator(run.config.seed, visit_number)
     dropped = torch.rand((), generator=generator) < run.caption_dropout_rate
     example = run.examples.draw(example_number, generator)
     if dropped:
         example = example | run.unconditional
-    return visit(example, generator, run.schedule, latent_mode=run.latent_mode, config=run.config)
+    return draw_visit(example, generator, run.schedule, latent_mode=run.latent_mode, config=run.config)

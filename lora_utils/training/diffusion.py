@@ -85,7 +85,11 @@ def min_snr_weights(snr: Tensor, snr_gamma: float, prediction_type: PredictionTy
     """
     divisor = snr if prediction_type == "epsilon" else snr + 1
     # min(SNR, gamma) / SNR without 0 / 0 at a terminal SNR of zero.
-    return (snr_gamma / divisor).clamp(max=1) if prediction_type == "epsilon" else snr.clamp(max=snr_gamma) / divisor
+    return (
+        (snr_gamma / divisor).clamp(max=1)
+        if prediction_type == "epsilon"
+        else snr.clamp(max=snr_gamma) / divisor
+    )
 
 
 def squared_errors(prediction: Tensor, target: Tensor, loss_mask: Tensor) -> Tensor:
@@ -121,7 +125,9 @@ def debiased_weights(snr: Tensor, prediction_type: PredictionType) -> Tensor:
     return snr.rsqrt() if prediction_type == "epsilon" else 1 / (snr + 1)
 
 
-def errors(prediction: Tensor, target: Tensor, loss_mask: Tensor, loss_type: LossType, huber_c: float) -> Tensor:
+def errors(
+    prediction: Tensor, target: Tensor, loss_mask: Tensor, loss_type: LossType, huber_c: float
+) -> Tensor:
     """Mean of the masked error of each example, (B,), fp32.
 
     With e the difference of a latent and c = huber_c: l2 is e^2; huber is 2c (sqrt(e^2 + c^2) - c), which is e^2 for
@@ -166,7 +172,9 @@ def uniform_timestep(lowest: int, end: int, generator: torch.Generator) -> Tenso
     return torch.randint(lowest, end, (1,), generator=generator)
 
 
-def logit_normal_timestep(lowest: int, end: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
+def logit_normal_timestep(
+    lowest: int, end: int, mean: float, std: float, generator: torch.Generator
+) -> Tensor:
     """A timestep of lowest .. end - 1 whose place has a normal logit (Esser et al., 2024, section 3.1), (1,), int64."""
     place = torch.sigmoid(mean + std * torch.randn(1, generator=generator))
     return (lowest + place * (end - lowest)).long().clamp(max=end - 1)

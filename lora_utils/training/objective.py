@@ -69,7 +69,7 @@ def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSche
     return replace(schedule, alphas_cumprod=diffusion.zero_terminal_snr(schedule.alphas_cumprod))
 
 
-def visit(
+def draw_visit(
     example: Record,
     generator: torch.Generator,
     schedule: NoiseSchedule,
@@ -108,7 +108,9 @@ def collate(visits: Sequence[Batch]) -> Batch:
     return Batch(**{name: torch.cat([getattr(one, name) for one in visits]) for name in vars(visits[0])})
 
 
-def training_losses(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule, config: TrainConfig) -> Tensor:
+def training_losses(
+    unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule, config: TrainConfig
+) -> Tensor:
     """What training averages: each example's error where its mask counts, weighted as the config says, (B,), fp32.
 
     Args:

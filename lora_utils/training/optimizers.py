@@ -69,11 +69,16 @@ class WeightAverage:
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
-SETTINGS = (
+GROUP_OPTIONS = (
     *("lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
     *("foreach", "fused", "capturable", "differentiable"),
 )  # of a group; the rest of it may be states
-ALIKE = ("exp_avg", "exp_avg_sq", "state1", "state2")  # states in their parameter's shape, that kernels write to
+ALIKE = (
+    "exp_avg",
+    "exp_avg_sq",
+    "state1",
+    "state2",
+)  # states in their parameter's shape, that kernels write to
 BLOCK, LEVELS = 256, 256  # bitsandbytes: numbers that share a scale, and what 8 bits stand for
 logger = logging.getLogger(__name__)
 
@@ -147,7 +152,9 @@ def load_states(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     Raises:
         ValueError: They are of other parameters. A kernel would write beyond a state that is too small.
     """
-    settings = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    settings = [
+        {name: group[name] for name in GROUP_OPTIONS if name in group} for group in optimizer.param_groups
+    ]
     optimizer.load_state_dict(saved)
     for group, kept in zip(optimizer.param_groups, settings, strict=True):
         group.update(kept)
@@ -209,7 +216,9 @@ def _parameter_groups(unet: nn.Module, config: TrainConfig) -> list[dict[str, An
 def _usable(name: str, parameters: list[nn.Parameter]) -> str:
     device = parameters[0].device
     if name.startswith("paged_") and device.type == "cpu":
-        logger.warning("optimizer %s pages states from a GPU to RAM; without a GPU it is the same without paging", name)
+        logger.warning(
+            "optimizer %s pages states from a GPU to RAM; without a GPU it is the same without paging", name
+        )
         name = name.removeprefix("paged_")
     if name not in BITSANDBYTES or (reason := _failure(name, device)) is None:
         return name
@@ -233,7 +242,12 @@ def _failure(name: str, device: torch.device) -> str | None:
     try:
         getattr(importlib.import_module("bitsandbytes.optim"), BITSANDBYTES[name])([parameter], lr=0.1).step()
         moved = bool(((parameter > 0.8) & (parameter < 1)).all())
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # no package, symbol, library, kernel
+    except (
+        ImportError,
+        AttributeError,
+        OSError,
+        RuntimeError,
+    ) as error:  # no package, symbol, library, kernel
         return " ".join(str(error).split())[:200]
     return None if moved else "its step does not move the weights"
 

@@ -14,13 +14,13 @@ from diffusers import UNet2DConditionModel
 
 from lora_utils.config.schema import RunConfig
 from lora_utils.config.training import TrainConfig
-from lora_utils.model.base import BaseModel, NoiseSchedule
+from lora_utils.model.base import NoiseSchedule, PretrainedSdxl
 from lora_utils.precompute.examples import CachedExamples, Record
 from lora_utils.precompute.fill import Precomputed
 from lora_utils.storage.identity import data_digest
 from lora_utils.system.device import Precision
 from lora_utils.training.objective import training_schedule
-from lora_utils.training.unet import FittedUnet
+from lora_utils.training.unet import PlannedUnet
 from lora_utils.training.validation import HeldOutLoss
 
 
@@ -74,7 +74,7 @@ class Prepared:
     """A run that is ready to start."""
 
     run: TrainingRun
-    fitted: FittedUnet
+    fitted: PlannedUnet
     precision: Precision
     held_out: HeldOutLoss | None
     identity: dict[str, str]
@@ -102,7 +102,11 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, found: Precomputed, accelerator: Accelerator, precision: Precision, started: float | None = None
+    config: RunConfig,
+    found: Precomputed,
+    accelerator: Accelerator,
+    precision: Precision,
+    started: float | None = None,
 ) -> Prepared:
     """Load and fit the U-Net for the examples in the cache.
 
@@ -118,10 +122,10 @@ def prepare(
     """
     examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
     held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
-    base = BaseModel(config.model, config.paths.cache_dir)
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
     schedule = training_schedule(base.load_noise_schedule(), config.train)
     shapes = Counter(entry.size for entry in examples.entries)
-    fitted = FittedUnet(config, shapes, precision, accelerator.device)
+    fitted = PlannedUnet(config, shapes, precision, accelerator.device)
     run = TrainingRun(
         accelerator.prepare_model(fitted.unet),
         precision.dtype,

@@ -6,20 +6,22 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from lora_utils.config.schema import RunConfig
-from lora_utils.memory.cards import T4, card_at_hand
-from lora_utils.memory.footprint import Size
+from lora_utils.config.section import Size
+from lora_utils.memory.cards import T4, card_here
 from lora_utils.memory.forecast import Forecast, forecast, replan
 from lora_utils.memory.gradient_checkpointing import Plan, apply_plan, tighter
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
 from lora_utils.system.device import GIB, Precision
 
 
-class FittedUnet:
+class PlannedUnet:
     """The U-Net with its adapter, and the plan of what its backward pass recomputes."""
 
-    def __init__(self, config: RunConfig, shapes: Mapping[Size, int], precision: Precision, device: torch.device):
+    def __init__(
+        self, config: RunConfig, shapes: Mapping[Size, int], precision: Precision, device: torch.device
+    ):
         """Load the base onto the device, attach the adapter, forecast a step and plan for what is free.
 
         Args:
@@ -35,7 +37,9 @@ class FittedUnet:
         self.forecast = self._forecast(config, shapes, precision, device)
         self.unet = _load(config, precision.dtype, device)
         self.plan = (
-            self.forecast.plan if self.forecast else Plan(label="full" if self._checkpointing == "full" else "none")
+            self.forecast.plan
+            if self.forecast
+            else Plan(label="full" if self._checkpointing == "full" else "none")
         )
         apply_plan(self.unet, self.plan)
 
@@ -77,13 +81,13 @@ class FittedUnet:
         """On a card, or where a budget is set; a CPU has memory enough to recompute nothing."""
         if device.type != "cuda" and config.train.vram_gib is None:
             return None
-        model = config.model.model_copy(update={"mixed_precision": precision.name})
-        here = config.model_copy(update={"model": model})
-        return forecast(here, card_at_hand(precision.dtype) if device.type == "cuda" else T4, shapes)
+        return forecast(
+            config, card_here(precision.dtype) if device.type == "cuda" else T4, shapes, precision
+        )
 
 
 def _load(config: RunConfig, dtype: torch.dtype, device: torch.device) -> UNet2DConditionModel:
-    base = BaseModel(config.model, config.paths.cache_dir)
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
     unet = base.load_unet(dtype, device, config.model.base_precision)
     add_lora(unet, config.lora, config.train.seed)
     if config.train.channels_last:

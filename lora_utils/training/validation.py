@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 
 from lora_utils.model.base import NoiseSchedule
 from lora_utils.precompute.examples import CachedExamples, Record
-from lora_utils.training.objective import Batch, collate, denoising_errors, visit
+from lora_utils.training.objective import Batch, collate, denoising_errors, draw_visit
 from lora_utils.training.seeds import visit_generator
 
 TIMESTEPS_PER_EXAMPLE = 8
@@ -39,6 +39,11 @@ class HeldOutLoss:
 
     def _fixed_batch(self, example: Record, index: int, count: int) -> Batch:
         length = len(self._schedule.alphas_cumprod)
-        places = [(stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE for stratum in range(TIMESTEPS_PER_EXAMPLE)]
+        places = [
+            (stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE
+            for stratum in range(TIMESTEPS_PER_EXAMPLE)
+        ]
         generator = visit_generator(SEED, index)
-        return collate([visit(example, generator, self._schedule, int(place * length)) for place in places])
+        return collate(
+            [draw_visit(example, generator, self._schedule, int(place * length)) for place in places]
+        )

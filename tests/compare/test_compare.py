@@ -43,9 +43,13 @@ def test_a_fresh_pipeline_reproduces_both_pictures_exactly(trained, fresh_pipeli
             generator=torch.Generator().manual_seed(seed),
         ).images[0]
 
-    assert all(same(draw(shot.seed), image) for shot, image in zip(result.shots, result.baseline, strict=True))
+    assert all(
+        same(draw(shot.seed), image) for shot, image in zip(result.shots, result.baseline, strict=True)
+    )
     fresh_pipeline.load_lora_weights(config.paths.output_dir, weight_name=lora.WEIGHTS_NAME)
-    assert all(same(draw(shot.seed), image) for shot, image in zip(result.shots, result.finetuned, strict=True))
+    assert all(
+        same(draw(shot.seed), image) for shot, image in zip(result.shots, result.finetuned, strict=True)
+    )
     assert not same(result.baseline[0], result.finetuned[0])
     assert not same(result.baseline[0], result.baseline[1])
 

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from benchmarks.faults.yaml_inputs import BOMBS, LONGEST_LINE, NASTY, inputs, outcome
-from lora_utils.config.loading import ConfigError, dump_config, load_config, settings
+from lora_utils.config.loading import ConfigError, all_settings, dump_config, load_config
 from lora_utils.config.strict_yaml import MAX_FILE_BYTES, YamlError, one_line, read_yaml, write_yaml
 
 
@@ -20,11 +20,41 @@ def file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        *[("1e-4", 1e-4), ("1E5", 1e5), (".5e3", 500.0), ("-1.5E-3", -1.5e-3), ("1e5", 1e5), ("+.5", 0.5), ("1.", 1.0)],
-        *[("010", 10), ("-012", -12), ("09", 9), ("0o17", 15), ("0x1F", 31), ("12:30", "12:30"), ("1_000", "1_000")],
-        *[("no", "no"), ("yes", "yes"), ("on", "on"), ("Off", "Off"), ("y", "y"), ("true", True), ("FALSE", False)],
+        *[
+            ("1e-4", 1e-4),
+            ("1E5", 1e5),
+            (".5e3", 500.0),
+            ("-1.5E-3", -1.5e-3),
+            ("1e5", 1e5),
+            ("+.5", 0.5),
+            ("1.", 1.0),
+        ],
+        *[
+            ("010", 10),
+            ("-012", -12),
+            ("09", 9),
+            ("0o17", 15),
+            ("0x1F", 31),
+            ("12:30", "12:30"),
+            ("1_000", "1_000"),
+        ],
+        *[
+            ("no", "no"),
+            ("yes", "yes"),
+            ("on", "on"),
+            ("Off", "Off"),
+            ("y", "y"),
+            ("true", True),
+            ("FALSE", False),
+        ],
         *[("~", None), ("null", None), ("", None), ("none", "none"), ("fp32", "fp32"), ("auto", "auto")],
-        *[("2024-01-01", "2024-01-01"), ("-.inf", float("-inf")), ("0b1", "0b1"), ("=", "="), ("1.2.3", "1.2.3")],
+        *[
+            ("2024-01-01", "2024-01-01"),
+            ("-.inf", float("-inf")),
+            ("0b1", "0b1"),
+            ("=", "="),
+            ("1.2.3", "1.2.3"),
+        ],
         *[
             ("'010'", "010"),
             ('"1e-4"', "1e-4"),
@@ -33,7 +63,11 @@ def file(tmp_path):
             ("# note", None),
             ("9" * 400, 9e999),
         ],
-        *[("[1e-4, no, 12:30]", [1e-4, "no", "12:30"]), ("|\n  two\n  lines\n", "two\nlines\n"), ("😀 é", "😀 é")],
+        *[
+            ("[1e-4, no, 12:30]", [1e-4, "no", "12:30"]),
+            ("|\n  two\n  lines\n", "two\nlines\n"),
+            ("😀 é", "😀 é"),
+        ],
         *[("&a [1, 2]\nseeds: *a", [1, 2]), ("{a: {b: 1}}", {"a": {"b": 1}})],
     ],
 )
@@ -141,11 +175,11 @@ def test_the_schemas_complaints_are_one_line_too(file, text, words):
 
 
 def test_no_setting_takes_a_number_that_is_not_finite():
-    for leaf in settings():
+    for leaf in all_settings():
         for number in (float("nan"), float("inf"), -float("inf")):
             with pytest.raises(ConfigError, match=leaf):
                 load_config(None, {leaf: number})
-        if float in (annotation := settings()[leaf][1].annotation, *get_args(annotation)):
+        if float in (annotation := all_settings()[leaf][1].annotation, *get_args(annotation)):
             with pytest.raises(ConfigError, match=f"{leaf}.*finite"):
                 load_config(None, {leaf: "nan"})
 
@@ -171,7 +205,10 @@ def test_every_text_comes_back_from_the_file_it_was_written_to(file):
     generator = random.Random(0)
     texts = [
         *NASTY,
-        *("".join(generator.choices("019.eExo_:-+#'\"!&*[]{},|>%@ nyNYtf\n\t\r\x85\u2028é", k=5)) for _ in range(500)),
+        *(
+            "".join(generator.choices("019.eExo_:-+#'\"!&*[]{},|>%@ nyNYtf\n\t\r\x85\u2028é", k=5))
+            for _ in range(500)
+        ),
     ]
     texts = [text for text in texts if "hf_" not in text]
     file.write_text(write_yaml({"texts": texts}), encoding="utf-8", newline="")

@@ -77,7 +77,9 @@ TEXTS = {
     "byte-order mark": text(b"\xef\xbb\xbfa dog", "a dog"),
     "white space around and within": text("\r\n  a \t dog\u00a0 \r\n\n", "a dog"),
     "UTF-16": text("a dög".encode("utf-16"), "a dög", remarks=("fixed: UTF-16 text",)),
-    "UTF-16, big endian": text(b"\xfe\xff" + "a dög".encode("utf-16-be"), "a dög", remarks=("fixed: UTF-16 text",)),
+    "UTF-16, big endian": text(
+        b"\xfe\xff" + "a dög".encode("utf-16-be"), "a dög", remarks=("fixed: UTF-16 text",)
+    ),
     "UTF-16, cut short": text("a dog".encode("utf-16")[:-1], remarks=("refused: text that is not UTF-16",)),
     "UTF-16 without mark": text("a dog".encode("utf-16-le"), remarks=("refused: text with NUL bytes",)),
     "UTF-32": text("a dog".encode("utf-32"), remarks=("refused: text with NUL bytes",)),
@@ -91,7 +93,9 @@ TEXTS = {
     "empty with a prompt": text("", "a photo", remarks=("fixed: empty caption",), **PROMPT),
     "missing": Case({}, (), ("refused: no caption",)),
     "missing with a prompt": Case({}, ("a photo",), ("noticed: no caption",), settings=PROMPT),
-    "zero-width and control characters": text("a\u200b d\x07og", "a dog", remarks=("fixed: invisible characters",)),
+    "zero-width and control characters": text(
+        "a\u200b d\x07og", "a dog", remarks=("fixed: invisible characters",)
+    ),
     "damaged before": text("a d\ufffdg", "a d\ufffdg", remarks=("noticed: damaged letters",)),
     "several lines": text("a dog\n\na hound\n", "a dog", "a hound", remarks=("noticed: several captions",)),
     "the same line twice": text("a dog\na dog", "a dog", remarks=("noticed: the same caption twice",)),
@@ -122,7 +126,10 @@ TEXTS = {
 ROWS = {
     "row": jsonl(GOOD, captions=("a dog",)),
     "row before text file": jsonl(
-        GOOD, captions=("a dog",), files={"a.txt": "x"}, remarks=("noticed: caption file besides a row of metadata",)
+        GOOD,
+        captions=("a dog",),
+        files={"a.txt": "x"},
+        remarks=("noticed: caption file besides a row of metadata",),
     ),
     "row in a folder below": Case(
         {"sub/a.png": "", **{f"sub/{name}": content for name, content in rows(GOOD).items()}},
@@ -140,7 +147,9 @@ ROWS = {
         caption_column="words",
     ),
     "columns unknown": jsonl({"file_name": "a.png", "etiquette": "a dog"}, error="etiquette: 'a dog'"),
-    "column set that is not there": jsonl(GOOD, error="no column words; set caption_column", caption_column="words"),
+    "column set that is not there": jsonl(
+        GOOD, error="no column words; set caption_column", caption_column="words"
+    ),
     "no column of names": jsonl({"nr": 1, "text": "a dog"}, error="no column file_name; set image_column"),
     "no column of captions but a prompt": jsonl(
         {"file_name": "a.png", "label": 3},
@@ -150,7 +159,10 @@ ROWS = {
     ),
     "row missing": jsonl({"file_name": "sound.png", "text": "s"}, remarks=(NO_ROW, USED)),
     "row missing but text file": jsonl(
-        {"file_name": "sound.png", "text": "s"}, captions=("a dog",), files={"a.txt": "a dog"}, remarks=(USED,)
+        {"file_name": "sound.png", "text": "s"},
+        captions=("a dog",),
+        files={"a.txt": "a dog"},
+        remarks=(USED,),
     ),
     "row missing with a prompt": jsonl(
         {"file_name": "sound.png", "text": "s"},
@@ -159,7 +171,10 @@ ROWS = {
         **PROMPT,
     ),
     "row without image": jsonl(
-        GOOD, {"file_name": "b.png", "text": "x"}, captions=("a dog",), remarks=("refused: row without image",)
+        GOOD,
+        {"file_name": "b.png", "text": "x"},
+        captions=("a dog",),
+        remarks=("refused: row without image",),
     ),
     "row repeated": jsonl(GOOD, GOOD, captions=("a dog",), remarks=("noticed: repeated row",)),
     "rows that differ": jsonl(
@@ -169,7 +184,9 @@ ROWS = {
         remarks=("noticed: another row about the same image", "noticed: several captions"),
     ),
     "list of captions": jsonl(
-        GOOD | {"text": ["a dog", "a hound"]}, captions=("a dog", "a hound"), remarks=("noticed: several captions",)
+        GOOD | {"text": ["a dog", "a hound"]},
+        captions=("a dog", "a hound"),
+        remarks=("noticed: several captions",),
     ),
     "list of numbers": jsonl(GOOD | {"text": [1, 2]}, remarks=("refused: caption that is no text",)),
     "null": jsonl(GOOD | {"text": None}, {"file_name": "sound.png", "text": "s"}, remarks=(EMPTY, USED)),
@@ -181,18 +198,27 @@ ROWS = {
         GOOD | {"text": "a\u200b dog"}, captions=("a dog",), remarks=("fixed: invisible characters",)
     ),
     "half a surrogate pair": jsonl(
-        '{"file_name": "a.png", "text": "a dog\\ud83d"}', captions=("a dog",), remarks=("fixed: invisible characters",)
+        '{"file_name": "a.png", "text": "a dog\\ud83d"}',
+        captions=("a dog",),
+        remarks=("fixed: invisible characters",),
     ),
-    "line that is not JSON": jsonl("{file_name: a.png}", GOOD, captions=("a dog",), remarks=("refused: not JSON",)),
+    "line that is not JSON": jsonl(
+        "{file_name: a.png}", GOOD, captions=("a dog",), remarks=("refused: not JSON",)
+    ),
     "line cut short": jsonl(json.dumps(GOOD)[:-4], remarks=("refused: not JSON", NO_METADATA, NO_ROW)),
     "line that is a list": jsonl(
         ["a.png", "a dog"], GOOD, captions=("a dog",), remarks=("refused: not a JSON object",)
     ),
-    "line nested without end": jsonl("[" * 100_000, GOOD, captions=("a dog",), remarks=("refused: not JSON",)),
-    "key that stands there twice": jsonl(
-        '{"file_name": "a.png", "text": "a dog", "text": "a cat"}', remarks=("refused: not JSON", NO_METADATA, NO_ROW)
+    "line nested without end": jsonl(
+        "[" * 100_000, GOOD, captions=("a dog",), remarks=("refused: not JSON",)
     ),
-    "file name that is a number": jsonl(GOOD | {"file_name": 7}, remarks=("refused: row without file name", NO_ROW)),
+    "key that stands there twice": jsonl(
+        '{"file_name": "a.png", "text": "a dog", "text": "a cat"}',
+        remarks=("refused: not JSON", NO_METADATA, NO_ROW),
+    ),
+    "file name that is a number": jsonl(
+        GOOD | {"file_name": 7}, remarks=("refused: row without file name", NO_ROW)
+    ),
     "absolute path": jsonl(GOOD | {"file_name": "/a.png"}, remarks=("refused: absolute path", NO_ROW)),
     "drive of Windows": jsonl(GOOD | {"file_name": "C:\\a.png"}, remarks=("refused: absolute path", NO_ROW)),
     "path out of the folder": jsonl(
@@ -212,13 +238,17 @@ ROWS = {
         ("a dog",),
         ("refused: link out of the folder",),
     ),
-    "JSON in UTF-16": Case({"metadata.jsonl": json.dumps(GOOD).encode("utf-16")}, ("a dog",), ("fixed: UTF-16 text",)),
+    "JSON in UTF-16": Case(
+        {"metadata.jsonl": json.dumps(GOOD).encode("utf-16")}, ("a dog",), ("fixed: UTF-16 text",)
+    ),
     "JSON in Latin-1": Case(
         {"metadata.jsonl": '{"file_name": "a.png", "text": "ü"}'.encode("latin-1")}, error="save it as UTF-8"
     ),
     "JSON without rows": Case(rows(), (), (NO_METADATA, NO_ROW)),
     "pipe of metadata": Case({"metadata.jsonl": "pipe"}, error="not a regular file"),
-    "two metadata files": Case(rows(GOOD) | {"metadata.csv": "file_name,text\na.png,x"}, error="keep one of them"),
+    "two metadata files": Case(
+        rows(GOOD) | {"metadata.csv": "file_name,text\na.png,x"}, error="keep one of them"
+    ),
     "CSV": csv("file_name,text\na.png,a dog\n", "a dog"),
     "CSV of Excel": csv("\ufefffile_name;text\r\na.png;a dog, brown\r\n", "a dog, brown"),
     "CSV with tabs": csv("file_name\ttext\na.png\ta dog, brown", "a dog, brown"),

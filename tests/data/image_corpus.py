@@ -61,7 +61,9 @@ def png(pixels, bits=8, colour=2, before=b"", after=b"", steps=((0, 0, 1, 1),)):
     rows = b""
     for left, top, across, down in steps:
         for row in pixels[top::down, left::across]:
-            packed = np.packbits(np.unpackbits(row.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - min(bits, 8) :])
+            packed = np.packbits(
+                np.unpackbits(row.astype(np.uint8).reshape(-1, 1), axis=1)[:, 8 - min(bits, 8) :]
+            )
             rows += b"\0" + (row.astype(">u2").tobytes() if bits == 16 else packed.tobytes())
     size = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], bits, colour, 0, 0, len(steps) > 1)
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + before
@@ -86,7 +88,9 @@ def tiff(pixels, photometric=2, order="<", data=None, tags=()):
 def bmp(data, height, compression, bits, colours):
     """A BMP of 48 pixels across; a negative height lies top down."""
     start = 54 + len(colours)
-    head = struct.pack("<IiiHHIIiiII", 40, 48, height, 1, bits, compression, len(data), 0, 0, len(colours) // 4, 0)
+    head = struct.pack(
+        "<IiiHHIIiiII", 40, 48, height, 1, bits, compression, len(data), 0, 0, len(colours) // 4, 0
+    )
     return b"BM" + struct.pack("<IHHI", start + len(data), 0, 0, start) + head + colours + data
 
 
@@ -110,11 +114,18 @@ def stored(picture, orientation):
 def cyan_only_profile():
     """An ICC profile of CMYK in which cyan alone counts: L* is 100 without it and 0 with all of it."""
     grid = bytes(value for node in range(16) for value in (0 if node & 8 else 255, 128, 128))
-    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + struct.pack(">9i", *np.eye(3, dtype=int).ravel() * 65536)
+    table = (
+        b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + struct.pack(">9i", *np.eye(3, dtype=int).ravel() * 65536)
+    )
     table += bytes(range(256)) * 4 + grid + bytes(range(256)) * 3
     head = struct.pack(">I", 144 + len(table)) + b"lcms\x02\x40\0\0prtrCMYKLab " + bytes(12) + b"acsp"
     white = struct.pack(">iii", 63190, 65536, 54061)
-    return head.ljust(68, b"\0") + white.ljust(60, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+    return (
+        head.ljust(68, b"\0")
+        + white.ljust(60, b"\0")
+        + struct.pack(">I4sII", 1, b"A2B0", 144, len(table))
+        + table
+    )
 
 
 def jpeg(pixels, **options):
@@ -122,7 +133,9 @@ def jpeg(pixels, **options):
 
 
 def animated(kind, **options):
-    second = Image.fromarray(PICTURE[::-1, ::-1]).quantize(16) if kind == "GIF" else Image.fromarray(255 - PICTURE)
+    second = (
+        Image.fromarray(PICTURE[::-1, ::-1]).quantize(16) if kind == "GIF" else Image.fromarray(255 - PICTURE)
+    )
     first = SHADES if kind == "GIF" else PICTURE
     return save(first, kind, save_all=True, append_images=[second], **options)
 
@@ -137,7 +150,10 @@ def cases(expectation, table):
 
 def right():
     """Files that need no change beyond what every reader does."""
-    rle = b"".join(bytes(value for index in row for value in (1, index)) + b"\0\0" for row in INDICES[::-1]) + b"\0\1"
+    rle = (
+        b"".join(bytes(value for index in row for value in (1, index)) + b"\0\0" for row in INDICES[::-1])
+        + b"\0\1"
+    )
     colours = bytes(value for index in range(16) for value in (index * 17,) * 3 + (0,))
     palette = chunk(b"PLTE", bytes(index * 17 for index in range(16) for _ in "rgb"))
     table = {
@@ -186,7 +202,10 @@ def turned():
         pixels = stored(PICTURE, turn)
         table[f"turned {turn}.jpg"] = (jpeg(pixels, exif=exif(turn)), PICTURE, 4)
         table[f"turned {turn}.png"] = (save(pixels, exif=exif(turn)), PICTURE)
-        table[f"turned {turn}.tif"] = (save(pixels, "TIFF", tiffinfo={274: turn}, compression="tiff_lzw"), PICTURE)
+        table[f"turned {turn}.tif"] = (
+            save(pixels, "TIFF", tiffinfo={274: turn}, compression="tiff_lzw"),
+            PICTURE,
+        )
     return cases("fixed: turned as its EXIF says", table)
 
 
@@ -220,7 +239,9 @@ def converted():
     cyan_only = cyan_only_profile()
     lightness = (100 - GREY / 2.55 + 16) / 116
     linear = np.where(lightness > 6 / 29, lightness**3, (lightness - 4 / 29) * 108 / 841)
-    seen = rgb(np.rint(255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)))
+    seen = rgb(
+        np.rint(255 * np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear))
+    )
     plain = cmyk(with_alpha(255 - PICTURE, 0))
     bgr = np.ascontiguousarray(PICTURE[..., ::-1])
     damaged = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(200)))

@@ -42,7 +42,9 @@ def write(path, content, **how):
 
 
 def boxes(*categories):
-    return [{"category": category, "box2d": {"x1": 0.5, "y1": 1, "x2": 9, "y2": 9}} for category in categories]
+    return [
+        {"category": category, "box2d": {"x1": 0.5, "y1": 1, "x2": 9, "y2": 9}} for category in categories
+    ]
 
 
 def entry(name, attributes=RAINY_NIGHT, labels=()):
@@ -64,14 +66,21 @@ def test_one_list_for_each_split(bdd, folder, file):
     write(folder / "labels" / "det_20" / "det_val.json", [entry("v.jpg", CLEAR_DAY)])
     assert read(bdd, folder) == [
         ("images/100k/train/a.jpg", "a highway on a clear day"),
-        ("images/100k/train/b.jpg", "a city street on a rainy night, with 3 cars, a traffic light and a person"),
+        (
+            "images/100k/train/b.jpg",
+            "a city street on a rainy night, with 3 cars, a traffic light and a person",
+        ),
     ]
 
 
 def test_one_file_for_each_image(bdd, folder):
     for name, split in (("a", "train"), ("b", "train"), ("v", "val")):
         categories = boxes("bike", "motor", "bus", "bus", "area/drivable", "lane/road curb")
-        content = {"name": name, "attributes": CLEAR_DAY, "frames": [{"timestamp": 10000, "objects": categories}]}
+        content = {
+            "name": name,
+            "attributes": CLEAR_DAY,
+            "frames": [{"timestamp": 10000, "objects": categories}],
+        }
         write(folder / "labels" / "100k" / split / f"{name}.json", content)
     caption = "a highway on a clear day, with 2 buses, a bicycle and a motorcycle"
     assert read(bdd, folder) == [("images/100k/train/a.jpg", caption), ("images/100k/train/b.jpg", caption)]
@@ -85,7 +94,10 @@ def test_validation_images_serve_where_there_are_no_others(bdd, tmp_path):
 
 def test_files_about_the_same_image_are_put_together(bdd, folder):
     lane = {"weather": "undefined", "scene": "tunnel"}
-    write(folder / "labels" / "a_lane.json", [entry("a.jpg", CLEAR_DAY, ["crosswalk"]), entry("b.jpg", CLEAR_DAY)])
+    write(
+        folder / "labels" / "a_lane.json",
+        [entry("a.jpg", CLEAR_DAY, ["crosswalk"]), entry("b.jpg", CLEAR_DAY)],
+    )
     write(folder / "labels" / "b_det.json", [entry("a.jpg", lane, ["car", "pedestrian", "pedestrian"])])
     write(folder / "labels" / "c_old.json", [entry("a.jpg", {}, ["person", "bike"])])
     assert read(bdd, folder)[0][1] == "a tunnel on a clear day, with 2 people and a car"
@@ -133,7 +145,9 @@ def test_the_longest_caption_is_short(bdd):
 @pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 64, 1000])
 @pytest.mark.parametrize("how", [{}, {"indent": 4}, {"separators": (",", ":")}, {"ensure_ascii": True}])
 def test_a_list_is_the_same_however_it_is_cut(bdd, tmp_path, chunk_bytes, how):
-    records = [entry("a.jpg", labels=["car"] * count) | {"odd": ['"]},\\', -1.5e-7, None, "ü"]} for count in range(9)]
+    records = [
+        entry("a.jpg", labels=["car"] * count) | {"odd": ['"]},\\', -1.5e-7, None, "ü"]} for count in range(9)
+    ]
     records += [1, 12, [], {}, "", [{}], True]
     file = tmp_path / "labels.json"
     for content in (records, [], [[]]):
@@ -176,26 +190,35 @@ def test_a_long_list_is_read_in_little_memory_up_to_the_damage(bdd, tmp_path):
 def test_damage_is_named_with_file_and_byte(bdd, tmp_path, damage, byte, chunk_bytes):
     file = tmp_path / "labels.json"
     file.write_text(damage(json.dumps([entry(f"{number}.jpg", labels=["car"] * 9) for number in range(5)])))
-    with pytest.raises(ValueError, match=rf"labels\.json is damaged at byte {'[0-9]+' if byte is None else byte}\b"):
+    with pytest.raises(
+        ValueError, match=rf"labels\.json is damaged at byte {'[0-9]+' if byte is None else byte}\b"
+    ):
         list(bdd.stream_records(file, chunk_bytes))
 
 
 def test_what_is_skipped_is_counted(bdd, folder):
     entries = [entry("a.jpg"), entry("v.jpg"), entry("gone.jpg"), entry("lost.jpg"), {"info": 1}, 3]
     write(folder / "labels" / "det_train.json", entries)
-    with pytest.warns(UserWarning, match="2 labels of absent images, 1 images without label, 2 labels without name"):
+    with pytest.warns(
+        UserWarning, match="2 labels of absent images, 1 images without label, 2 labels without name"
+    ):
         assert len(list(bdd.load_examples(folder))) == 1
 
 
 @pytest.mark.parametrize("labels", [{}, {"labels": None}, {"labels": []}, {"frames": []}, {"frames": [{}]}])
 def test_an_image_without_objects_keeps_its_scene(bdd, folder, labels):
-    write(folder / "l.json", [{"name": name, "attributes": CLEAR_DAY} | labels for name in ("a.jpg", "b.jpg")])
+    write(
+        folder / "l.json", [{"name": name, "attributes": CLEAR_DAY} | labels for name in ("a.jpg", "b.jpg")]
+    )
     assert [caption for _, caption in read(bdd, folder)] == ["a highway on a clear day"] * 2
 
 
 @pytest.mark.parametrize("attributes", [{}, {"attributes": None}, {"attributes": {"weather": None}}])
 def test_an_image_without_attributes_is_a_road(bdd, folder, attributes):
-    write(folder / "l.json", [{"name": name, "labels": boxes("car")} | attributes for name in ("a.jpg", "b.jpg")])
+    write(
+        folder / "l.json",
+        [{"name": name, "labels": boxes("car")} | attributes for name in ("a.jpg", "b.jpg")],
+    )
     assert [caption for _, caption in read(bdd, folder)] == ["a road, with a car"] * 2
 
 

@@ -62,7 +62,9 @@ def test_shuffled_tags_keep_the_first_ones_and_begin_with_the_order_as_written()
     assert orders[0] == "1girl, solo, red, blue, green"
     assert len(set(orders)) == 6
     assert all(order.startswith("1girl, solo, ") for order in orders)
-    assert {tuple(sorted(order.split(", "))) for order in orders} == {("1girl", "blue", "green", "red", "solo")}
+    assert {tuple(sorted(order.split(", "))) for order in orders} == {
+        ("1girl", "blue", "green", "red", "solo")
+    }
 
 
 def test_the_trigger_word_counts_as_the_first_tag_and_stays_in_front():

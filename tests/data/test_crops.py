@@ -53,10 +53,20 @@ def test_shape_and_time_ids_are_those_computed_by_hand(original, settings, size,
 
 def test_buckets_cover_the_grid_both_ways_within_the_area():
     sizes = bucket_sizes((1024, 1024), 256, 2048, 64)
-    assert {(1024, 1024), (1152, 896), (896, 1152), (1216, 832), (1344, 768), (1536, 640), (512, 2048)} <= set(sizes)
+    assert {
+        (1024, 1024),
+        (1152, 896),
+        (896, 1152),
+        (1216, 832),
+        (1344, 768),
+        (1536, 640),
+        (512, 2048),
+    } <= set(sizes)
     assert all(width % 64 == height % 64 == 0 for width, height in sizes)
     assert all(256 <= side <= 2048 for size in sizes for side in size)
-    assert all(0.9 * 2**20 < width * height <= 2**20 for width, height in sizes if 2048 not in (width, height))
+    assert all(
+        0.9 * 2**20 < width * height <= 2**20 for width, height in sizes if 2048 not in (width, height)
+    )
     assert {(height, width) for width, height in sizes} == set(sizes)
 
 
@@ -121,7 +131,9 @@ def test_random_crops_differ_lie_inside_and_do_not_depend_on_anything_but_the_im
 def test_a_mirrored_crop_shows_the_same_part_and_says_where_it_lies():
     image = picture(200, 100)
     plain, mirrored = plan_crops((200, 100), (64, 64), HASH, data(resolution=64, random_flip=True))
-    np.testing.assert_allclose(mirrored.apply(image)[:, ::-1].astype(int), plain.apply(image).astype(int), atol=2)
+    np.testing.assert_allclose(
+        mirrored.apply(image)[:, ::-1].astype(int), plain.apply(image).astype(int), atol=2
+    )
     assert mirrored.time_ids[3] == plain.resized[0] - 64 - plain.left
 
 

@@ -96,7 +96,9 @@ def test_a_script_without_a_main_guard_decodes_in_its_own_process(tmp_path):
         "print(len(pictures), sum(p.refusal is not None for p in pictures))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.split() == ["10", "0"]
     assert "__main__" in done.stderr
 

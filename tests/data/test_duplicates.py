@@ -5,7 +5,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lora_utils.data.duplicates import fingerprint, near_duplicates
+from lora_utils.data.duplicates import near_duplicates, perceptual_hash
 from tests.data.image_corpus import PICTURE, save
 
 
@@ -18,8 +18,12 @@ def drawn(shape, size=(300, 200)):
 def test_a_picture_that_was_resized_or_recompressed_is_a_near_duplicate():
     drawing, photo = drawn("ellipse"), Image.fromarray(PICTURE).resize((300, 200))
     for one in (drawing, photo):
-        others = [one.resize((150, 100)), one.resize((613, 411)), Image.open(BytesIO(save(one, "JPEG", quality=30)))]
-        prints = [fingerprint(image) for image in (one, *others)]
+        others = [
+            one.resize((150, 100)),
+            one.resize((613, 411)),
+            Image.open(BytesIO(save(one, "JPEG", quality=30))),
+        ]
+        prints = [perceptual_hash(image) for image in (one, *others)]
         assert near_duplicates(prints) == [(i, j) for i in range(4) for j in range(i + 1, 4)]
 
 
@@ -28,7 +32,7 @@ def test_other_pictures_are_no_near_duplicates_even_if_flat():
     flat = [Image.new("RGB", (64, 64), colour) for colour in ("white", "black", "red", "beige", "#808080")]
     gradient = Image.fromarray(PICTURE)
     everything = [*shapes, *flat, gradient, gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    assert near_duplicates([fingerprint(image) for image in everything]) == []
+    assert near_duplicates([perceptual_hash(image) for image in everything]) == []
 
 
 def test_near_duplicates_among_many_are_few_but_linked():

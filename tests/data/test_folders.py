@@ -61,8 +61,14 @@ def test_several_folders_have_repeats_of_their_own(tmp_path):
 def test_a_folder_given_twice_or_inside_another_counts_once(tmp_path):
     fill(tmp_path, "a.png", "sub/b.png")
     found = find(tmp_path, tmp_path / "sub", tmp_path / "sub" / "..", num_repeats=[1, 7, 9])
-    assert [(one.source.rpartition("/")[2], one.repeats) for one in found.examples] == [("a.png", 1), ("b.png", 7)]
-    assert [problem for _, _, problem in remarks(found)] == ["folder that is given twice", "folder inside another one"]
+    assert [(one.source.rpartition("/")[2], one.repeats) for one in found.examples] == [
+        ("a.png", 1),
+        ("b.png", 7),
+    ]
+    assert [problem for _, _, problem in remarks(found)] == [
+        "folder that is given twice",
+        "folder inside another one",
+    ]
 
 
 def test_equal_folder_names_are_told_apart(tmp_path):
@@ -147,7 +153,9 @@ def test_a_folder_that_cannot_be_used_is_an_error_with_its_cure(tmp_path):
     with pytest.raises(DataError, match=r"there are no images of .*; put images there"):
         find(tmp_path)
     fill(tmp_path, "pictures.zip", caption=None)
-    with pytest.raises(DataError, match=r"put images there(.|\n)*neither image nor caption \(1 file: \.zip\)"):
+    with pytest.raises(
+        DataError, match=r"put images there(.|\n)*neither image nor caption \(1 file: \.zip\)"
+    ):
         find(tmp_path)
     with pytest.raises(DataError, match="is a file; unpack it"):
         find(tmp_path / "pictures.zip")
@@ -163,7 +171,9 @@ def test_when_no_image_has_a_caption_each_is_named_with_its_cure(tmp_path):
     fill(tmp_path, "latin.png").joinpath("latin.txt").write_bytes(b"\xe9")
     with pytest.raises(DataError, match="none of the images") as error:
         find(tmp_path)
-    assert all(name in str(error.value) for name in ("none.png", "none.txt", "empty.txt", "save latin.txt as UTF-8"))
+    assert all(
+        name in str(error.value) for name in ("none.png", "none.txt", "empty.txt", "save latin.txt as UTF-8")
+    )
     assert "or set instance_prompt" in str(error.value)
     fill(tmp_path, "latin.png")
     found = find(tmp_path, instance_prompt="a photo")

@@ -26,7 +26,9 @@ def cut_down():
         "film.png": Case(animated("PNG"), frames, PICTURE),
         "film.webp": Case(animated("WEBP", lossless=True), frames, PICTURE),
         "pages.tif": Case(animated("TIFF"), frames, PICTURE),
-        "small frame.gif": Case(still[:6] + struct.pack("<HH", 60, 40) + still[10:], "fixed: does not fill", wide),
+        "small frame.gif": Case(
+            still[:6] + struct.pack("<HH", 60, 40) + still[10:], "fixed: does not fill", wide
+        ),
         "linear light.png": Case(png(PICTURE, before=linear), "fixed: gamma", PICTURE),
         "nonsense exif.jpg": Case(jpeg(PICTURE, exif=b"Exif\0\0nonsense"), damaged, PICTURE, 4),
         "short exif.jpg": Case(jpeg(PICTURE, exif=make.exif(1)[:-7]), damaged, PICTURE, 4),
@@ -107,7 +109,11 @@ def outcome(case):
     except images.ImageError as error:
         return f"refused: {error}"
     pixels = np.asarray(decoded.image).astype(int)
-    if case.pixels is None or pixels.shape != case.pixels.shape or np.abs(pixels - case.pixels).max() > case.tolerance:
+    if (
+        case.pixels is None
+        or pixels.shape != case.pixels.shape
+        or np.abs(pixels - case.pixels).max() > case.tolerance
+    ):
         return "silently wrong"
     if header != images.Header(*decoded.image.size, decoded.alpha is not None):
         return "another header"
@@ -146,7 +152,9 @@ def test_a_message_is_a_reason_and_what_to_do():
 
 
 def test_alpha_is_kept_and_the_background_can_be_chosen():
-    decoded = images.decode(png(make.with_alpha(PICTURE, np.where(make.HIDDEN, 0, 255)), 8, 6), background="black")
+    decoded = images.decode(
+        png(make.with_alpha(PICTURE, np.where(make.HIDDEN, 0, 255)), 8, 6), background="black"
+    )
     assert np.array_equal(decoded.alpha, np.where(make.HIDDEN, 0, 255))
     assert np.array_equal(decoded.image, np.where(make.HIDDEN[..., None], 0, PICTURE))
 
@@ -205,5 +213,15 @@ def test_only_whole_regular_files_of_the_folder_are_read(tmp_path, monkeypatch):
 def test_every_ending_is_either_read_or_refused():
     assert not images.SUFFIXES & images.UNREADABLE_SUFFIXES
     assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"} <= images.SUFFIXES
-    assert {".heic", ".heif", ".raw", ".cr2", ".nef", ".dng", ".psd", ".svg", ".pdf"} <= images.UNREADABLE_SUFFIXES
+    assert {
+        ".heic",
+        ".heif",
+        ".raw",
+        ".cr2",
+        ".nef",
+        ".dng",
+        ".psd",
+        ".svg",
+        ".pdf",
+    } <= images.UNREADABLE_SUFFIXES
     assert ".avif" in images.SUFFIXES | images.UNREADABLE_SUFFIXES

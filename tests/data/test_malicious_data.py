@@ -10,12 +10,22 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from benchmarks.faults.malicious import CODE, DEEP, FORMS, OBJECTS, PIPE, assert_refused, message_of, payload, spoil
+from benchmarks.faults.malicious import (
+    CODE,
+    DEEP,
+    FORMS,
+    OBJECTS,
+    PIPE,
+    assert_refused,
+    message_of,
+    payload,
+    spoil,
+)
 from lora_utils import stages
 from lora_utils.cli import main
 from lora_utils.config.loading import load_config
 from lora_utils.data.sources.tables import read_member
-from lora_utils.memory.footprint import Footprint, remembered
+from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.operators import Work
 from lora_utils.precompute.cache import Cache
 from lora_utils.precompute.examples import INDEX_NAME, IndexFileError, read_index
@@ -28,20 +38,34 @@ PASSED_OVER = {
     "the user's modules by name": {"payload_module.py": CODE, "sitecustomize.py": CODE},
     **{f"pictures ({form})": {"x.png": form, "y.jpg": form, "z.webp": form} for form in (*FORMS, OBJECTS)},
     "a picture that is a program": {"x.png": POSTSCRIPT},
-    "pickles between": {"x.pkl": "pickle", "x.pt": "torch.save", "x.npy": OBJECTS, "dataset_info.json": "pickle"},
+    "pickles between": {
+        "x.pkl": "pickle",
+        "x.pt": "torch.save",
+        "x.npy": OBJECTS,
+        "dataset_info.json": "pickle",
+    },
     "pipes": {"x.png": PIPE, "00000.txt": PIPE, "x.txt": PIPE},
 }
 REFUSED = {
-    **{f"a table ({name}, {form})": {name: form} for name in ("a.parquet", "a.arrow", "a.csv") for form in FORMS},
+    **{
+        f"a table ({name}, {form})": {name: form}
+        for name in ("a.parquet", "a.arrow", "a.csv")
+        for form in FORMS
+    },
     "a table of lines": {"a.jsonl": "pickle"},
     "a script": {"tables.py": CODE},
     "a script and its settings": {"tables.py": CODE, "README.md": b"---\nconfigs: tables.py\n---\n"},
-    "settings with tags": {"README.md": b"---\nconfigs: !!python/object/apply:os.system ['touch canary']\n---\n"},
+    "settings with tags": {
+        "README.md": b"---\nconfigs: !!python/object/apply:os.system ['touch canary']\n---\n"
+    },
     "a state": {"state.json": "pickle", "dataset_info.json": "pickle"},
     "a deep state": {"state.json": DEEP.encode(), "dataset_info.json": DEEP.encode()},
     "states": {"dataset_dict.json": "pickle"},
     "a state that is a list": {"state.json": b"[]", "dataset_info.json": b"[]"},
-    "rows elsewhere": {"state.json": b'{"_data_files": [{"filename": "../x"}], "_split": "train"}', "x": "pickle"},
+    "rows elsewhere": {
+        "state.json": b'{"_data_files": [{"filename": "../x"}], "_split": "train"}',
+        "x": "pickle",
+    },
     "rows that are a pickle": {
         "state.json": b'{"_data_files": [{"filename": "x"}], "_split": "train", "_fingerprint": "a"}',
         "dataset_info.json": b"{}",
@@ -70,7 +94,10 @@ def canary(tmp_path, monkeypatch):
 
 def test_there_are_many_payloads():
     changes = [*PASSED_OVER.values(), *REFUSED.values()]
-    assert sum(str(one) in {CODE, OBJECTS, *FORMS} for each in changes for one in each.values()) + len(TAGS) >= 40
+    assert (
+        sum(str(one) in {CODE, OBJECTS, *FORMS} for each in changes for one in each.values()) + len(TAGS)
+        >= 40
+    )
 
 
 @pytest.mark.parametrize("changes", PASSED_OVER.values(), ids=PASSED_OVER)
@@ -98,7 +125,9 @@ def test_nothing_in_a_folder_of_tables_runs(make_config, tmp_path, canary, chang
     assert_refused(lambda: stages.precompute(config), tmp_path / "tables", "; ")
 
 
-@pytest.mark.parametrize("name", ["a.pkl", "a.pt", "a.npy", "a.bin", "a.parquet", "a.arrow", "a.zip", "a.tar"])
+@pytest.mark.parametrize(
+    "name", ["a.pkl", "a.pt", "a.npy", "a.bin", "a.parquet", "a.arrow", "a.zip", "a.tar"]
+)
 def test_no_file_that_is_named_as_a_dataset_runs(make_config, tmp_path, canary, name):
     spoil(tmp_path, {name: "pickle"}, canary)
     config = make_config(train_data_dir=None, dataset_name=str(tmp_path / name))
@@ -183,18 +212,22 @@ def test_an_index_is_written_anew_and_never_trusted(make_config, tmp_path, canar
     with pytest.raises(IndexFileError):
         read_index(tmp_path / "cache")
     found = stages.precompute(make_config(precompute_dir=tmp_path / "cache"))
-    assert [entry.source for entry in read_index(tmp_path / "cache")] == [entry.source for entry in found.entries]
+    assert [entry.source for entry in read_index(tmp_path / "cache")] == [
+        entry.source for entry in found.entries
+    ]
 
 
-@pytest.mark.parametrize("content", ["pickle", "torch.save", DEEP.encode(), b'{"peak_bytes": NaN}', b"[]", b'"x"'])
+@pytest.mark.parametrize(
+    "content", ["pickle", "torch.save", DEEP.encode(), b'{"peak_bytes": NaN}', b"[]", b'"x"']
+)
 def test_what_was_remembered_is_counted_anew_when_it_is_something_else(tmp_path, canary, content):
     def counted():
         return Footprint(1, 2, 3, {}, {}, Work(1, {}, 1), Work(1, {}, 1))
 
-    assert remembered(counted, folder=tmp_path) == counted()
+    assert cached_on_disk(counted, folder=tmp_path) == counted()
     [file] = (tmp_path / "forecasts").iterdir()
     spoil(file.parent, {file.name: content}, canary)
-    assert remembered(counted, folder=tmp_path) == counted()
+    assert cached_on_disk(counted, folder=tmp_path) == counted()
     assert json.loads(file.read_text())["peak_bytes"] == 1
 
 

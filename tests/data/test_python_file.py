@@ -116,7 +116,9 @@ def test_a_file_without_the_function_is_an_error_with_its_cure(run, tmp_path, da
     with pytest.raises(DataError, match=r"no function load_examples\(data_dir\); define it"):
         find_examples(DataConfig(dataset_name=str(file)))
     file.write_text("def load_examples(): yield 'a.png', 'x'")
-    with pytest.raises(DataError, match=r"too many positional arguments.*define it as load_examples\(data_dir\)"):
+    with pytest.raises(
+        DataError, match=r"too many positional arguments.*define it as load_examples\(data_dir\)"
+    ):
         find_examples(DataConfig(dataset_name=str(file)))
     with pytest.raises(DataError, match="gets one folder"):
         run("yield", train_data_dir=[data_dir, tmp_path])

@@ -32,7 +32,10 @@ def png(colour):
 
 
 RED, BLUE = png("red"), png("blue")
-NARUTO = {"image": [{"bytes": RED, "path": None}, {"bytes": BLUE, "path": "b.png"}], "text": ["a ninja", "a fox"]}
+NARUTO = {
+    "image": [{"bytes": RED, "path": None}, {"bytes": BLUE, "path": "b.png"}],
+    "text": ["a ninja", "a fox"],
+}
 
 
 def table(columns, **kinds):
@@ -86,7 +89,9 @@ def test_saved_datasets_are_loaded_with_or_without_splits(tmp_path):
     datasets.DatasetDict(train=one, test=one.select([1])).save_to_disk(tmp_path / "two")
     assert [content for _, content, _ in contents(find(tmp_path / "one"))] == [RED, BLUE]
     assert contents(find(tmp_path / "two", dataset_split="test")) == [("two[test] row 0", BLUE, ("a fox",))]
-    assert "Should be one of ['train', 'test']); set dataset_split" in refusal(tmp_path / "two", dataset_split="all")
+    assert "Should be one of ['train', 'test']); set dataset_split" in refusal(
+        tmp_path / "two", dataset_split="all"
+    )
 
 
 def test_a_part_of_a_split_can_be_named(tmp_path):
@@ -101,11 +106,20 @@ def test_one_file_is_a_dataset_too(tmp_path):
 
 def test_rows_that_cannot_be_used_are_refused_by_number(tmp_path):
     image = {"bytes": RED, "path": None}
-    images = [image, None, image, image, {"bytes": None, "path": "https://x.org/a.png"}, {"bytes": b"", "path": None}]
+    images = [
+        image,
+        None,
+        image,
+        image,
+        {"bytes": None, "path": "https://x.org/a.png"},
+        {"bytes": b"", "path": None},
+    ]
     columns = {"image": images, "text": ["a", "b", None, " ", "c", "d"]}
     folder = tmp_path / "naruto"
     folder.mkdir()
-    parquet.write_table(pyarrow.table(columns), folder / "train.parquet")  # datasets would ask the address for a size
+    parquet.write_table(
+        pyarrow.table(columns), folder / "train.parquet"
+    )  # datasets would ask the address for a size
     found = find(folder)
     assert [example.source for example in found.examples] == ["naruto[train] row 0"]
     assert remarks(found) == [
@@ -122,12 +136,16 @@ def test_rows_that_cannot_be_used_are_refused_by_number(tmp_path):
 
 def test_a_list_of_captions_is_several_captions(tmp_path):
     columns = {"img": NARUTO["image"], "captions": [["a ninja", "a boy"], ["a fox"]]}
-    table(columns, img=datasets.Image(), captions=[datasets.Value("string")]).to_parquet(tmp_path / "x.parquet")
+    table(columns, img=datasets.Image(), captions=[datasets.Value("string")]).to_parquet(
+        tmp_path / "x.parquet"
+    )
     found = find(tmp_path / "x.parquet")
     assert [example.captions for example in found.examples] == [("a ninja", "a boy"), ("a fox",)]
 
 
-@pytest.mark.parametrize("wrong", [{"label": [1, 2]}, {"text": [[{"en": "a"}], [{"en": "b"}]]}, {"text": [1, 2]}])
+@pytest.mark.parametrize(
+    "wrong", [{"label": [1, 2]}, {"text": [[{"en": "a"}], [{"en": "b"}]]}, {"text": [1, 2]}]
+)
 def test_a_column_that_is_no_text_is_not_taken_for_captions(tmp_path, wrong):
     table({"image": [RED, BLUE], **wrong}).to_parquet(tmp_path / "x.parquet")
     message = refusal(tmp_path / "x.parquet")
@@ -142,9 +160,13 @@ def test_unknown_columns_are_listed_with_an_example_of_each(tmp_path):
     assert "set caption_column to one of its columns, or instance_prompt" in message
     assert "  beschreibung: 'ein Ninja" in message
     assert "  nr: 7" in message
-    assert "has no column words; set caption_column" in refusal(tmp_path / "x.parquet", caption_column="words")
+    assert "has no column words; set caption_column" in refusal(
+        tmp_path / "x.parquet", caption_column="words"
+    )
     assert "has no column words; set image_column" in refusal(tmp_path / "x.parquet", image_column="words")
-    assert "set image_column to another" in refusal(tmp_path / "x.parquet", image_column="nr", instance_prompt="x")
+    assert "set image_column to another" in refusal(
+        tmp_path / "x.parquet", image_column="nr", instance_prompt="x"
+    )
     found = find(tmp_path / "x.parquet", caption_column="beschreibung")
     assert found.examples[1].captions == ("x",)
     alone = find(tmp_path / "x.parquet", instance_prompt="a photo")
@@ -154,7 +176,9 @@ def test_unknown_columns_are_listed_with_an_example_of_each(tmp_path):
 
 def test_no_column_of_images_is_an_error_with_its_cure(tmp_path):
     table({"text": ["a"], "length": [1]}).to_parquet(tmp_path / "x.parquet")
-    assert "set image_column to one of its columns:\n  text: 'a'\n  length: 1" in refusal(tmp_path / "x.parquet")
+    assert "set image_column to one of its columns:\n  text: 'a'\n  length: 1" in refusal(
+        tmp_path / "x.parquet"
+    )
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -163,7 +187,13 @@ def test_file_names_are_relative_to_the_dataset(tmp_path, ending):
     (folder / "images").mkdir(parents=True)
     (folder / "images" / "a.png").write_bytes(RED)
     (tmp_path / "secret.png").write_bytes(BLUE)
-    names = ["images/a.png", "../secret.png", str(tmp_path / "secret.png"), "http://x.org/a.png", "absent.png"]
+    names = [
+        "images/a.png",
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "http://x.org/a.png",
+        "absent.png",
+    ]
     rows = [{"path": name, "caption": f"number {row}"} for row, name in enumerate(names)]
     lines = [f"{row['path']},{row['caption']}" for row in rows]
     text = "\n".join(["path,caption", *lines]) if ending == "csv" else "\n".join(map(json.dumps, rows))
@@ -202,7 +232,10 @@ def test_packed_images_are_read_and_damaged_ones_are_image_errors(tmp_path):
         for name, content in (("a.png", RED), ("b.png", BLUE), ("metadata.jsonl", rows)):
             file.writestr(name, content)
     found = find(tmp_path)
-    assert [(example.captions, example.read()) for example in found.examples] == [(("a.png",), RED), (("b.png",), BLUE)]
+    assert [(example.captions, example.read()) for example in found.examples] == [
+        (("a.png",), RED),
+        (("b.png",), BLUE),
+    ]
     tables._open.cache_clear()
     (tmp_path / "images.zip").write_bytes((tmp_path / "images.zip").read_bytes().replace(BLUE, RED + b"."))
     with pytest.raises(ImageError, match=r"cannot be unpacked.*fetch images\.zip anew"):

@@ -7,7 +7,7 @@ import pytest
 from lora_utils import notebook, stages
 from lora_utils.cli import main
 from lora_utils.memory import cards
-from lora_utils.memory.advice import look_ahead
+from lora_utils.memory.advice import judge_run
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def card_of(usable_gib):
 
 
 def test_what_fits_passes_and_says_what_a_larger_batch_would_do(config):
-    outlook = look_ahead(config, cards.T4, examples=20)
+    outlook = judge_run(config, cards.T4, examples=20)
     assert set(outlook.judgements.values()) == {"PASS"}
     assert list(outlook.forecast.stages) == ["captions", "images", "train", "save", "compare"]
     assert outlook.helps == []
@@ -29,9 +29,11 @@ def test_what_fits_passes_and_says_what_a_larger_batch_would_do(config):
 
 
 def test_what_does_not_fit_fails_and_what_would_help_helps(make_config, tmp_path):
-    config = make_config(cache_dir=tmp_path, train_batch_size=8, mixed_precision="fp16", gradient_checkpointing="none")
-    needed = look_ahead(config, cards.T4).forecast.stages["train"].reserved_gib
-    outlook = look_ahead(config, card_of(needed / 2))
+    config = make_config(
+        cache_dir=tmp_path, train_batch_size=8, mixed_precision="fp16", gradient_checkpointing="none"
+    )
+    needed = judge_run(config, cards.T4).forecast.stages["train"].reserved_gib
+    outlook = judge_run(config, card_of(needed / 2))
     assert outlook.judgements["train"] == "FAIL"
     settings = [help.setting for help in outlook.helps]
     assert {"gradient_checkpointing=auto", "base_precision=nf4"} & set(settings)
@@ -39,7 +41,9 @@ def test_what_does_not_fit_fails_and_what_would_help_helps(make_config, tmp_path
     assert any(setting.startswith("train_batch_size=1") for setting in settings)
     batch = replace_train(config, train_batch_size=1, gradient_accumulation_steps=8)
     said = next(help for help in outlook.helps if help.setting.startswith("train_batch_size=1"))
-    assert look_ahead(batch, cards.T4).forecast.stages["train"].reserved_gib == pytest.approx(said.reserved_gib)
+    assert judge_run(batch, cards.T4).forecast.stages["train"].reserved_gib == pytest.approx(
+        said.reserved_gib
+    )
 
 
 def replace_train(config, **changes):
@@ -48,8 +52,8 @@ def replace_train(config, **changes):
 
 def test_a_plan_that_fits_is_no_failure(make_config, tmp_path):
     config = make_config(cache_dir=tmp_path, rank=4, train_batch_size=8, mixed_precision="fp16")
-    needed = look_ahead(config, cards.T4).forecast.stages["train"].reserved_gib
-    outlook = look_ahead(config, card_of(0.8 * needed))
+    needed = judge_run(config, cards.T4).forecast.stages["train"].reserved_gib
+    outlook = judge_run(config, card_of(0.8 * needed))
     assert outlook.forecast.plan.label == "auto"
     assert outlook.judgements["train"] in ("PASS", "TIGHT")
     assert "recomputed" in str(outlook)
@@ -66,6 +70,6 @@ def test_the_command_answers_for_a_card_that_is_not_here(config, tmp_path, capsy
 
 
 def test_the_picture_shows_every_stage(config):
-    figure = notebook.memory_bars(look_ahead(config, cards.T4).forecast)
+    figure = notebook.memory_bars(judge_run(config, cards.T4).forecast)
     assert figure.axes[0].get_yticklabels()[0].get_text() == "captions"
     assert len(figure.axes[0].patches) == 5 * 6

@@ -5,13 +5,13 @@ import torch
 
 from lora_utils.config.training import LoraConfig
 from lora_utils.memory import unet_footprint
-from lora_utils.memory.cards import CARDS, CardError, card, card_at_hand
-from lora_utils.memory.footprint import remembered, vae_encode_bytes
+from lora_utils.memory.cards import CARDS, CardError, card_here, find_card
+from lora_utils.memory.footprint import cached_on_disk, vae_encode_bytes
 from lora_utils.memory.forecast import forecast, replan
-from lora_utils.memory.planning import largest_batch, plan_step, training_step
-from lora_utils.memory.unet_footprint import TrainingStep, training_footprint
+from lora_utils.memory.planning import largest_batch, plan_step, step_shape
+from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model import architectures
-from lora_utils.system.device import GIB, precision_for
+from lora_utils.system.device import GIB, choose_precision
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +27,15 @@ def _own_cache(kept, monkeypatch):
 def tiny_step(make_config, **overrides):
     config = make_config(**overrides)
     shape = architectures.find_architecture(config.model, None)
-    return training_step(config, card("t4"), shape, (256, 256))
+    return step_shape(config, choose_precision("auto", (7, 5)), shape, (256, 256))
 
 
 def tiny_footprint(make_config, **overrides):
-    return remembered(training_footprint, tiny_step(make_config, **overrides))
+    return cached_on_disk(training_footprint, tiny_step(make_config, **overrides))
 
 
 def test_sdxl_trains_on_a_t4_with_nothing_recomputed():
-    step = TrainingStep(architectures.UNET, LoraConfig(rank=32), "fp16", "plain", "adamw", 1, (1024, 1024), 77)
+    step = StepShape(architectures.UNET, LoraConfig(rank=32), "fp16", "plain", "adamw", 1, (1024, 1024), 77)
     found = training_footprint(step)
     assert found.trainable == 46_448_640
     assert found.weights == 2_567_463_684
@@ -46,7 +46,7 @@ def test_sdxl_trains_on_a_t4_with_nothing_recomputed():
 
 
 def test_every_stage_is_forecast_and_its_parts_add_up(make_config):
-    found = forecast(make_config(resolution=256), card("t4"))
+    found = forecast(make_config(resolution=256), find_card("t4"))
     assert list(found.stages) == ["captions", "images", "train", "save", "compare"]
     for stage in found.stages.values():
         on_card = stage.reserved_gib + 0.35
@@ -70,9 +70,9 @@ def test_a_model_that_is_not_here_is_taken_for_sdxl(make_config):
 
 def test_a_forecast_is_counted_once(make_config, monkeypatch):
     config = make_config(resolution=256)
-    first = forecast(config, card("t4"))
+    first = forecast(config, find_card("t4"))
     monkeypatch.setattr(unet_footprint, "make_lean", None)
-    assert forecast(config, card("t4")) == first
+    assert forecast(config, find_card("t4")) == first
 
 
 def test_what_keeps_more_needs_more(make_config):
@@ -91,7 +91,7 @@ def test_a_plan_keeps_its_budget(make_config, share):
     step = tiny_step(make_config, train_batch_size=8)
     plain = tiny_footprint(make_config, train_batch_size=8)
     budget = share * plain.needed_bytes
-    found = plan_step(step, card("t4"), budget / GIB)
+    found = plan_step(step, find_card("t4"), budget / GIB)
     assert found.plan.label == "auto"
     assert found.planned.needed_bytes <= budget
     assert 0 < found.plan.share < 1
@@ -100,21 +100,21 @@ def test_a_plan_keeps_its_budget(make_config, share):
 
 def test_no_budget_means_the_card(make_config):
     config = make_config(resolution=256)
-    assert forecast(config, card("4gb")).budget_gib == card("4gb").usable_gib
-    assert forecast(make_config(resolution=256, vram_gib=2), card("t4")).budget_gib == 2
+    assert forecast(config, find_card("4gb")).budget_gib == find_card("4gb").usable_gib
+    assert forecast(make_config(resolution=256, vram_gib=2), find_card("t4")).budget_gib == 2
 
 
 def test_gradient_checkpointing_can_be_decided_by_hand(make_config):
     tight = {"resolution": 256, "train_batch_size": 8, "vram_gib": 0.1}
-    assert forecast(make_config(gradient_checkpointing="none", **tight), card("t4")).plan.label == "none"
-    full = forecast(make_config(gradient_checkpointing="full", resolution=256), card("t4"))
+    assert forecast(make_config(gradient_checkpointing="none", **tight), find_card("t4")).plan.label == "none"
+    full = forecast(make_config(gradient_checkpointing="full", resolution=256), find_card("t4"))
     assert full.plan.label == "full"
 
 
 def test_a_wrong_forecast_is_corrected(make_config):
     step_gib = tiny_footprint(make_config, train_batch_size=8).needed_bytes / GIB
     config = make_config(resolution=256, train_batch_size=8, vram_gib=0.8 * step_gib)
-    found = forecast(config, card("t4"))
+    found = forecast(config, find_card("t4"))
     expected = found.plan.predicted_bytes
     assert replan(found, int(1.02 * expected)) is None
     assert replan(found, int(1.2 * expected)).share > found.plan.share
@@ -122,8 +122,10 @@ def test_a_wrong_forecast_is_corrected(make_config):
 
 
 def test_the_largest_batch_fits_and_the_next_one_does_not(make_config):
-    batch = largest_batch(make_config(resolution=256, vram_gib=0.4), card("t4"))
-    fits, does_not = (tiny_footprint(make_config, train_batch_size=size).needed_bytes for size in (batch, batch + 2))
+    batch = largest_batch(make_config(resolution=256, vram_gib=0.4), find_card("t4"))
+    fits, does_not = (
+        tiny_footprint(make_config, train_batch_size=size).needed_bytes for size in (batch, batch + 2)
+    )
     assert fits <= 0.4 * GIB < does_not
 
 
@@ -143,22 +145,26 @@ def test_the_vae_needs_more_for_more_pixels():
 
 
 def test_cards_have_names():
-    assert card("T4").usable_gib == 14.3
-    assert card("NVIDIA A100").compute_capability == (8, 0)
+    assert find_card("T4").usable_gib == 14.3
+    assert find_card("NVIDIA A100").compute_capability == (8, 0)
     with pytest.raises(CardError, match="rtx3060"):
-        card("voodoo2")
+        find_card("voodoo2")
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_precision_follows_the_card(name):
-    assert precision_for(CARDS[name].compute_capability, "auto") == (
-        "bf16" if CARDS[name].compute_capability >= (8, 0) else "fp16"
-    )
-    assert precision_for(CARDS[name].compute_capability, "fp32") == "fp32"
+    capability = CARDS[name].compute_capability
+    assert choose_precision("auto", capability).name == ("bf16" if capability >= (8, 0) else "fp16")
+    assert choose_precision("fp32", capability).name == "fp32"
+
+
+def test_a_forecast_hears_accelerate_launch_as_training_does(make_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert forecast(make_config(resolution=64), find_card("t4")).precision.name == "bf16"
 
 
 def test_the_machine_at_hand_is_measured():
-    here = card_at_hand(torch.float32)
+    here = card_here(torch.float32)
     assert here.is_measured
     assert min(here.gemm_tflops, here.conv_tflops, here.attention_tflops, here.bandwidth_gbs) > 0
     assert 0 < here.usable_gib <= here.total_gib

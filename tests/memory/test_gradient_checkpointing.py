@@ -64,7 +64,12 @@ def test_no_plan_changes_a_gradient(unet):
 
 def test_a_plan_replaces_the_one_before_it(unet):
     before = {name: module.__dict__.get("forward") for name, module in unet.named_modules()}
-    for plan in (Plan(names(unet, BLOCK), "auto"), Plan(names(unet, BLOCK), "auto"), Plan((), "full"), Plan()):
+    for plan in (
+        Plan(names(unet, BLOCK), "auto"),
+        Plan(names(unet, BLOCK), "auto"),
+        Plan((), "full"),
+        Plan(),
+    ):
         apply_plan(unet, plan)
     assert {name: module.__dict__.get("forward") for name, module in unet.named_modules()} == before
     assert not unet.is_gradient_checkpointing
@@ -75,7 +80,9 @@ def test_parts_run_once_where_nothing_is_learned(unet):
     with torch.no_grad():
         block = unet.get_submodule(names(unet, BLOCK)[0])
         width = block.norm1.normalized_shape[0]
-        out = block(torch.zeros(1, 4, width), encoder_hidden_states=torch.zeros(1, 5, unet.config.cross_attention_dim))
+        out = block(
+            torch.zeros(1, 4, width), encoder_hidden_states=torch.zeros(1, 5, unet.config.cross_attention_dim)
+        )
     assert not out.requires_grad
 
 

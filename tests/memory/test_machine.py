@@ -20,24 +20,26 @@ def card(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "expected"), [(None, "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")]
+    ("capability", "expected"),
+    [(None, "fp32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")],
 )
 def test_the_compute_capability_decides_the_precision(card, capability, expected):
     card(capability)
-    assert device.choose_precision("auto").name == expected
+    assert device.compute_capability() == capability
+    assert device.choose_precision("auto", capability).name == expected
 
 
 def test_accelerate_launch_is_heard_where_nothing_else_is_said(card, monkeypatch):
     card((8, 0))
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert device.choose_precision("auto").name == "fp16"
-    assert device.choose_precision("fp32").name == "fp32"
+    assert device.choose_precision("auto", device.compute_capability()).name == "fp16"
+    assert device.choose_precision("fp32", device.compute_capability()).name == "fp32"
 
 
 def test_fp16_without_a_gpu_is_refused(card):
     card(None)
     with pytest.raises(device.MachineError, match="needs a CUDA GPU"):
-        device.choose_precision("fp16")
+        device.choose_precision("fp16", device.compute_capability())
 
 
 def test_auto_takes_t4_on_a_gpu_and_tiny_without(card, monkeypatch):
@@ -62,8 +64,8 @@ def test_colabs_torchao_is_reported_with_its_cure(monkeypatch):
 
 
 def test_the_check_loads_no_dataset():
-    from lora_utils.data.dataset import _data
+    from lora_utils.data.dataset import describe_data
 
     config = load_config(None, {"dataset_name": "nobody/nothing"})
-    text = machine.describe(config, _data(config))
+    text = machine.describe(config, describe_data(config))
     assert "nobody/nothing; check --data" in text

@@ -77,7 +77,9 @@ def test_attention_keeps_what_the_fused_kernel_keeps():
 
 
 def test_a_unit_is_what_a_module_keeps_without_its_output_and_what_it_was_given():
-    block = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256)).requires_grad_(False).to("meta")
+    block = (
+        nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256)).requires_grad_(False).to("meta")
+    )
     with Simulation() as simulated:
         simulated.hold(block.parameters())
         simulated.watch("block", block)
@@ -91,7 +93,15 @@ def test_a_unit_is_what_a_module_keeps_without_its_output_and_what_it_was_given(
 
 
 def test_the_allocator_splits_and_joins_as_cudas_does():
-    trace = [(1, 30 * MIB), (1, -30 * MIB), (2, 12 * MIB), (3, 12 * MIB), (2, -12 * MIB), (3, -12 * MIB), (4, 30 * MIB)]
+    trace = [
+        (1, 30 * MIB),
+        (1, -30 * MIB),
+        (2, 12 * MIB),
+        (3, 12 * MIB),
+        (2, -12 * MIB),
+        (3, -12 * MIB),
+        (4, 30 * MIB),
+    ]
     assert replay(trace) == 30 * MIB
     assert replay([(1, 512)]) == 2 * MIB
     assert replay([(1, 3 * MIB)]) == 20 * MIB

@@ -11,7 +11,10 @@ from safetensors.torch import save_file
 from benchmarks.faults.malicious import CODE, DEEP, FORMS, PIPE
 from tests.conftest import TINY
 
-UNET, UNET_INDEX = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json"
+UNET, UNET_INDEX = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+)
 TEXT, TEXT_CONFIG = "text_encoder/model.safetensors", "text_encoder/config.json"
 PARTS, NOISE = "model_index.json", "scheduler/scheduler_config.json"
 ADAPTED = {"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q_proj"], "r": 2}
@@ -84,7 +87,11 @@ PASSED_OVER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "a module to import": {"megatron_config": {"a": 1}, "megatron_core": "payload_module"},
-    "patterns that never end": {"target_modules": "(.+)+!", "exclude_modules": "(.+)+!", "rank_pattern": {"(.+)+!": 2}},
+    "patterns that never end": {
+        "target_modules": "(.+)+!",
+        "exclude_modules": "(.+)+!",
+        "rank_pattern": {"(.+)+!": 2},
+    },
     "alphas that never end": {"alpha_pattern": {"(.+)+!": 2}},
     "more alphas than layers": {"alpha_pattern": {f"a{number}": 1 for number in range(10_000)}},
     "a rank of 10**9": {"r": 10**9, "rank_pattern": {"to_q": 10**9}},
@@ -124,7 +131,11 @@ def adapter_file(file: Path, metadata: dict[str, str] | None = None, **tensors: 
     width = json.loads((TINY / "unet" / "config.json").read_text())["block_out_channels"][1]
     whole = {"down": torch.ones(2, width), "up": torch.ones(width, 2)} | tensors
     names = {"down": layer.format("A"), "up": layer.format("B")}
-    save_file({names.get(name, name): tensor for name, tensor in whole.items() if tensor is not None}, file, metadata)
+    save_file(
+        {names.get(name, name): tensor for name, tensor in whole.items() if tensor is not None},
+        file,
+        metadata,
+    )
     return file
 
 

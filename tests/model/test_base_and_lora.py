@@ -12,14 +12,14 @@ from lora_utils.config.schema import ModelConfig
 from lora_utils.config.training import LoraConfig
 from lora_utils.model import lora
 from lora_utils.model import text as text_module
-from lora_utils.model.base import BaseModel, ModelError
+from lora_utils.model.base import ModelError, PretrainedSdxl
 from lora_utils.model.vae import decode_latents, encode_images
 from tests.conftest import TINY
 
 
 @pytest.fixture
 def base():
-    return BaseModel(ModelConfig(pretrained_model_name_or_path=str(TINY)))
+    return PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(TINY)))
 
 
 @pytest.fixture
@@ -45,12 +45,13 @@ def call(unet, seed=0):
 def test_a_folder_copied_elsewhere_is_the_same_model(base, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(TINY, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    other = BaseModel(ModelConfig(pretrained_model_name_or_path=str(copy)))
+    other = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(copy)))
     assert other.vae_identity() == base.vae_identity()
     assert other.text_identity() == base.text_identity()
     weights = load_file(copy / "vae" / "diffusion_pytorch_model.safetensors")
     save_file(
-        {name: tensor + 0.5 for name, tensor in weights.items()}, copy / "vae" / "diffusion_pytorch_model.safetensors"
+        {name: tensor + 0.5 for name, tensor in weights.items()},
+        copy / "vae" / "diffusion_pytorch_model.safetensors",
     )
     assert other.vae_identity() != base.vae_identity()
     assert other.text_identity() == base.text_identity()
@@ -67,7 +68,7 @@ def test_the_noise_schedule_is_the_base_models(base):
 @pytest.mark.parametrize("name", ["./absent", "/absent", "not a model"])
 def test_an_absent_base_model_is_named(name):
     with pytest.raises(ModelError, match=r"absent|not a model"):
-        BaseModel(ModelConfig(pretrained_model_name_or_path=name)).load_unet(torch.float32)
+        PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=name)).load_unet(torch.float32)
 
 
 def test_weights_that_are_cut_off_are_an_error(tmp_path):
@@ -76,7 +77,7 @@ def test_weights_that_are_cut_off_are_an_error(tmp_path):
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match="copy"):
-        BaseModel(ModelConfig(pretrained_model_name_or_path=str(copy))).load_unet(torch.float32)
+        PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(copy))).load_unet(torch.float32)
 
 
 def test_moments_are_the_vaes_and_decoding_is_the_pipelines(base, tiny_pipeline):
@@ -134,13 +135,15 @@ def test_a_saved_adapter_means_the_same_to_every_reader(unet, fresh_pipeline, tm
     torch.testing.assert_close(call(fresh_pipeline.unet), call(unet), rtol=1e-4, atol=1e-5)
     assert not torch.equal(
         call(fresh_pipeline.unet),
-        call(BaseModel(ModelConfig(pretrained_model_name_or_path=str(TINY))).load_unet(torch.float32)),
+        call(PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(TINY))).load_unet(torch.float32)),
     )
     assert len(load_file(file)) == len(get_peft_model_state_dict(unet))
     assert [path.name for path in tmp_path.iterdir()] == [lora.WEIGHTS_NAME]
 
 
-def test_an_adapter_that_diffusers_saved_with_metadata_keeps_its_strength(unet, base, fresh_pipeline, tmp_path):
+def test_an_adapter_that_diffusers_saved_with_metadata_keeps_its_strength(
+    unet, base, fresh_pipeline, tmp_path
+):
     for parameter in lora.add_lora(unet, LoraConfig(rank=4, lora_alpha=2), seed=1):
         parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.05
     StableDiffusionXLPipeline.save_lora_weights(
@@ -175,7 +178,9 @@ def test_an_adapter_for_another_base_is_refused(unet, base, tmp_path):
         for name, tensor in state.items()
     }
     elsewhere = {name.replace("down_blocks.0", "down_blocks.7"): tensor for name, tensor in state.items()}
-    for number, (tensors, word) in enumerate([(wider, "inputs"), (elsewhere, "does not exist"), ({}, "no LoRA")]):
+    for number, (tensors, word) in enumerate(
+        [(wider, "inputs"), (elsewhere, "does not exist"), ({}, "no LoRA")]
+    ):
         file = tmp_path / f"{number}.safetensors"
         save_file(tensors or {"x": torch.zeros(1)}, file)
         with pytest.raises(lora.LoraError, match=word):
@@ -205,7 +210,7 @@ def test_a_tokenizer_without_vocabulary_is_refused(tmp_path, part):
     shutil.copytree(TINY, tmp_path / "base")
     for file in ("vocab.json", "merges.txt", "tokenizer.json"):
         (tmp_path / "base" / part / file).unlink()
-    base = BaseModel(ModelConfig(pretrained_model_name_or_path=str(tmp_path / "base")))
+    base = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(tmp_path / "base")))
     assert base.find_tokenizers() is None
     with pytest.raises(ModelError):
         base.load_text_pipeline(torch.float32)

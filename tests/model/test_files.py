@@ -18,12 +18,14 @@ from lora_utils.config.schema import ModelConfig
 from lora_utils.config.training import LoraConfig
 from lora_utils.model import lora, vae
 from lora_utils.model import text as text_module
-from lora_utils.model.base import BaseModel, ModelError
+from lora_utils.model.base import ModelError, PretrainedSdxl
 from lora_utils.model.quantisation import dequantised_weight
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
-NF4_WIDEST_GAP = 1 - 0.6961928  # between the two outermost of its 16 values (Dettmers et al., 2023, appendix E)
+NF4_WIDEST_GAP = (
+    1 - 0.6961928
+)  # between the two outermost of its 16 values (Dettmers et al., 2023, appendix E)
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def folder(tmp_path):
 
 
 def model(folder=TINY, **settings):
-    return BaseModel(ModelConfig(pretrained_model_name_or_path=str(folder), **settings))
+    return PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(folder), **settings))
 
 
 def same(mine, theirs):
@@ -48,7 +50,9 @@ def quantised(kind, dtype=torch.float32):
 
 def call(unet):
     generator, dtype = torch.Generator().manual_seed(0), unet.conv_in.weight.dtype
-    latents, text, pooled = (torch.randn(*s, generator=generator) for s in ((1, 4, 16, 16), (1, 77, 128), (1, 64)))
+    latents, text, pooled = (
+        torch.randn(*s, generator=generator) for s in ((1, 4, 16, 16), (1, 77, 128), (1, 64))
+    )
     added = {"text_embeds": pooled.to(dtype), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
     text, steps = text.to(dtype), torch.tensor([500])
     return unet(latents.to(dtype), steps, encoder_hidden_states=text, added_cond_kwargs=added).sample
@@ -68,7 +72,7 @@ def test_shards_and_variants_are_read_as_diffusers_writes_them(folder, variant):
     shutil.rmtree(folder / "unet")
     unet.save_pretrained(folder / "unet", max_shard_size="3MB", variant=variant)
     assert len(list((folder / "unet").glob("*.safetensors"))) > 1
-    base = BaseModel(ModelConfig(pretrained_model_name_or_path=str(folder), variant=variant))
+    base = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(folder), variant=variant))
     assert same(base.load_unet(torch.float32), unet)
 
 
@@ -83,7 +87,10 @@ def test_shards_and_variants_are_read_as_diffusers_writes_them(folder, variant):
 def test_weights_that_do_not_fit_are_named(folder, part, file, load):
     whole = load_file(folder / part / file)
     name = sorted(whole)[len(whole) // 2]
-    damaged = {"lacking": {key: whole[key] for key in whole if key != name}, "wider": whole | {name: torch.zeros(3, 5)}}
+    damaged = {
+        "lacking": {key: whole[key] for key in whole if key != name},
+        "wider": whole | {name: torch.zeros(3, 5)},
+    }
     for tensors in damaged.values():
         save_file(tensors, folder / part / file, metadata={"format": "pt"})
         with pytest.raises(ModelError, match=name.replace(".", r"\.")):
@@ -97,7 +104,9 @@ def test_weights_that_do_not_fit_are_named(folder, part, file, load):
 
 
 def test_a_shard_that_is_absent_is_named(folder):
-    UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").save_pretrained(folder / "unet", max_shard_size="3MB")
+    UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").save_pretrained(
+        folder / "unet", max_shard_size="3MB"
+    )
     shard = sorted((folder / "unet").glob("*-of-*"))[-1]
     shard.unlink()
     with pytest.raises(ModelError, match=shard.name):
@@ -111,7 +120,9 @@ def test_an_index_that_is_damaged_is_an_error(folder):
 
 
 def test_loading_takes_no_host_memory_for_a_device_elsewhere(folder):
-    config = UNet2DConditionModel.load_config(TINY, subfolder="unet") | {"block_out_channels": (192, 256, 384)}
+    config = UNet2DConditionModel.load_config(TINY, subfolder="unet") | {
+        "block_out_channels": (192, 256, 384)
+    }
     unet = UNet2DConditionModel.from_config(config)
     unet.save_pretrained(folder / "unet")
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -136,10 +147,17 @@ def test_quantised_weights_are_as_near_as_their_steps_allow(kind, dtype):
         if kind == "int8":
             largest, step = weight.abs().amax(dim=1, keepdim=True), 1 / 127
         else:
-            largest, step = weight.view(-1, 64).abs().amax(1).repeat_interleave(64).view(weight.shape), NF4_WIDEST_GAP
-        rounding = torch.finfo(dtype).eps + (2**-10 if kind == "int8" else 0.05)  # fp16 first; nf4's scales in 8 bits
+            largest, step = (
+                weight.view(-1, 64).abs().amax(1).repeat_interleave(64).view(weight.shape),
+                NF4_WIDEST_GAP,
+            )
+        rounding = torch.finfo(dtype).eps + (
+            2**-10 if kind == "int8" else 0.05
+        )  # fp16 first; nf4's scales in 8 bits
         assert ((matrix.float() - weight).abs() <= largest * (step / 2 + rounding)).all(), name
-    others = [parameter for name, parameter in unet.named_parameters() if name.rpartition(".")[0] not in linears]
+    others = [
+        parameter for name, parameter in unet.named_parameters() if name.rpartition(".")[0] not in linears
+    ]
     assert {parameter.dtype for parameter in others} == {dtype}
     assert not any(part in name for name in linears for part in ("conv", "norm", "emb"))
 
@@ -196,7 +214,9 @@ def test_an_adapter_draws_on_a_quantised_base(kind, tmp_path):
     assert pipeline.vae is pipeline.text_encoder is None
     pipeline.vae_scale_factor = model().vae_scale_factor()
     text = text_module.encode_captions(model().load_text_pipeline(torch.float32), ["a red star"])
-    settings = sampling.Settings(64, 64, num_inference_steps=2, guidance_scale=1.0, negative_prompt=None)
+    settings = sampling.SamplingSettings(
+        64, 64, num_inference_steps=2, guidance_scale=1.0, negative_prompt=None
+    )
     plain = sampling.draw_latents(pipeline, text, text, 0, settings)
     lora.load_lora(pipeline, lora.read_lora(pipeline, lora.save_lora(unet, tmp_path)))
     tuned = sampling.draw_latents(pipeline, text, text, 0, settings)
@@ -212,7 +232,9 @@ def test_what_cannot_be_quantised_is_refused_with_its_cure(folder, monkeypatch):
         with pytest.raises(UserError, match="pip install bitsandbytes"):
             model().load_unet(torch.float32, CPU, "nf4")
     path = folder / "unet" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"load_in_4bit": True}}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": {"load_in_4bit": True}})
+    )
     with pytest.raises(ModelError, match="choose the plain model"):
         model(folder).load_unet(torch.float32)
 

@@ -115,7 +115,9 @@ def test_the_adapter_can_be_turned_off_and_merged_and_changed():
 def test_fifty_steps_go_the_same_way_by_any_road(make_config, tmp_path, options):
     common = {"max_train_steps": 50, "rank": 4, "train_batch_size": 1}
     plain = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "a", **common))]
-    other = [report.loss for report in stages.train(make_config(output_dir=tmp_path / "b", **common, **options))]
+    other = [
+        report.loss for report in stages.train(make_config(output_dir=tmp_path / "b", **common, **options))
+    ]
     assert other == pytest.approx(plain, rel=1e-5)
 
 

@@ -36,7 +36,9 @@ def test_base_and_lora_in_one_node_are_base_plus_lora(count, dropout, scale):
     ups = [random(6, 3).requires_grad_() for _ in range(count)]
     dropped = F.dropout(x, 0.4) if dropout else None
     up = torch.stack([up.detach() for up in ups])
-    projection = lean_ops.Projection(lambda: weight, bias, torch.cat([down.detach() for down in downs]), up, scale)
+    projection = lean_ops.Projection(
+        lambda: weight, bias, torch.cat([down.detach() for down in downs]), up, scale
+    )
     ours = lean_ops.lora_linear(x, dropped, projection, [*downs, *ups])
     seen = x if dropped is None else dropped
     updates = [scale * seen @ down.T @ up.T for down, up in zip(downs, ups, strict=True)]

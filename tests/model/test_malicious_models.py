@@ -13,13 +13,19 @@ from lora_utils import stages
 from lora_utils.config.schema import ModelConfig
 from lora_utils.config.training import CheckpointConfig
 from lora_utils.model import lora
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.storage.checkpoint import FOREIGN, read_checkpoint
-from lora_utils.storage.store import Keeper
+from lora_utils.storage.store import CheckpointStore
 from lora_utils.system.files import MANIFEST
 from tests.conftest import ROOT, TINY
 from tests.model import malicious_models as models
-from tests.storage.malicious_checkpoints import NAMES, STATES, checkpoint, checkpoint_with_manifest, state_json
+from tests.storage.malicious_checkpoints import (
+    NAMES,
+    STATES,
+    checkpoint,
+    checkpoint_with_manifest,
+    state_json,
+)
 
 LORAS = ["lora.bin", "lora.pt", "lora.ckpt", "lora.pkl", "lora.safetensors", lora.WEIGHTS_NAME]
 FOREIGNERS = [*FOREIGN, "custom_checkpoint_0.pkl", "pytorch_model.bin", "training_state.pt"]
@@ -40,7 +46,9 @@ def canary(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return BaseModel(ModelConfig(pretrained_model_name_or_path=str(TINY))).load_unet_pipeline(torch.float32)
+    return PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(TINY))).load_unet_pipeline(
+        torch.float32
+    )
 
 
 def load_lora(pipeline, file):
@@ -49,7 +57,7 @@ def load_lora(pipeline, file):
 
 
 def load_all(folder):
-    base = BaseModel(ModelConfig(pretrained_model_name_or_path=str(folder)))
+    base = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(folder)))
     for use in (base.find_tokenizers, base.vae_scale_factor, base.load_noise_schedule, base.load_vae):
         use()
     for use in (base.load_text_pipeline, base.load_unet_pipeline, base.load_unet):
@@ -62,12 +70,18 @@ def resume(folder):
     """A run's own way to a checkpoint."""
     config = CheckpointConfig(resume_from_checkpoint=str(folder))
     nobody: Any = None  # nothing is resumed
-    Keeper(config, folder.parent / "run", {"fixed": {}, "free": {}}, None).resume(nobody, is_main=False)
+    CheckpointStore(config, folder.parent / "run", {"fixed": {}, "free": {}}, None).resume(
+        nobody, is_main=False
+    )
 
 
 def test_there_are_many_payloads():
     counted = [len(FORMS) * len(names) for names in (LORAS, FOREIGNERS, OWN)]
-    counted += [sum(bool({CODE, *FORMS} & {str(change) for change in changes.values()}) for changes in SPOILT.values())]
+    counted += [
+        sum(
+            bool({CODE, *FORMS} & {str(change) for change in changes.values()}) for changes in SPOILT.values()
+        )
+    ]
     assert sum(counted) >= 40
     assert len(HEADERS) >= 17
 
@@ -198,7 +212,10 @@ def test_the_program_has_nothing_that_runs_what_it_reads(path):
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             unsafe = called in UNSAFE_CALLS or called.split(".")[-1] in UNSAFE_METHODS
             unsafe |= keywords.get("weights_only", "True") != "True" or "shell" in keywords
-            unsafe |= keywords.get("trust_remote_code", "False") != "False" or keywords.get("allow_pickle") == "True"
+            unsafe |= (
+                keywords.get("trust_remote_code", "False") != "False"
+                or keywords.get("allow_pickle") == "True"
+            )
             found += [called] if unsafe else []
     # The user's own Python file is a program, and is named as one.
     assert found == (["exec"] if path.name == "python_file.py" else [])

@@ -26,7 +26,9 @@ def test_the_other_side_of_guidance_is_the_pipelines_own(tiny_pipeline, negative
 
 @pytest.mark.parametrize(("limit", "chunks"), [(150, 2), (225, 3)])
 @pytest.mark.parametrize("caption", ["short", LONG, " ".join(["star"] * 75), " ".join(["star"] * 76)])
-def test_longer_texts_are_chunks_between_the_first_bos_and_the_last_eos(tiny_pipeline, caption, limit, chunks):
+def test_longer_texts_are_chunks_between_the_first_bos_and_the_last_eos(
+    tiny_pipeline, caption, limit, chunks
+):
     ours = encode_captions(tiny_pipeline, [caption], limit)
     parts, pooled = [], None
     for tokenizer, encoder in (

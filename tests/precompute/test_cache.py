@@ -27,7 +27,12 @@ def key(number):
 def filled(folder, count=6):
     cache = Cache(folder)
     for number in range(count):
-        cache.add("images", key(number), image_record(number), [["turned", "as EXIF says", "fixed"]] if number else [])
+        cache.add(
+            "images",
+            key(number),
+            image_record(number),
+            [["turned", "as EXIF says", "fixed"]] if number else [],
+        )
     cache.commit()
     return cache
 

@@ -19,7 +19,9 @@ def swap_rows(path):
     content = bytearray(path.read_bytes())
     size = 8 * 4 * 4 * 4
     start = content.index(image_record(0)["moments"].numpy().tobytes())
-    content[start : start + 2 * size] = content[start + size : start + 2 * size] + content[start : start + size]
+    content[start : start + 2 * size] = (
+        content[start + size : start + 2 * size] + content[start : start + size]
+    )
     path.write_bytes(content)
 
 
@@ -30,8 +32,12 @@ CORRUPTIONS = {
     "empty": lambda path: path.write_bytes(b""),
     "not a pack": lambda path: path.write_bytes(b"<html>" * 900),
     "a flipped bit of the header": lambda path: overwrite(path, 20, b"\x00"),
-    "another shape in the header": lambda path: path.write_bytes(path.read_bytes().replace(b"8, 4, 4]", b"4, 8, 4]")),
-    "another dtype in the header": lambda path: path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"')),
+    "another shape in the header": lambda path: path.write_bytes(
+        path.read_bytes().replace(b"8, 4, 4]", b"4, 8, 4]")
+    ),
+    "another dtype in the header": lambda path: path.write_bytes(
+        path.read_bytes().replace(b'"F32"', b'"I32"')
+    ),
     "two rows changed places": swap_rows,
     "NaN in the data": lambda path: overwrite(path, -900, b"\x00\x00\xc0\x7f" * 8),
 }

@@ -7,7 +7,7 @@ from PIL import Image
 
 from lora_utils import stages
 from lora_utils.cli import main
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from tests.conftest import TINY
 
 
@@ -46,7 +46,12 @@ def test_every_problem_is_named(make_config, messy, workers):
 def test_counts_shapes_lengths_and_steps_are_told(make_config, messy):
     buckets = {"enable_bucket": True, "min_bucket_reso": 32, "bucket_reso_steps": 8}
     config = make_config(
-        train_data_dir=messy, num_repeats=2, validation_split=0.25, max_train_steps=None, num_train_epochs=5, **buckets
+        train_data_dir=messy,
+        num_repeats=2,
+        validation_split=0.25,
+        max_train_steps=None,
+        num_train_epochs=5,
+        **buckets,
     )
     text = str(stages.check_data(config))
     assert "13 usable, 3 images held out, 2 refused" in text
@@ -61,26 +66,38 @@ def test_it_agrees_with_what_precompute_uses(make_config, messy):
     config = make_config(train_data_dir=messy)
     report, found = stages.check_data(config), stages.precompute(config)
     assert [one.example.source for one in report.examined] == [entry.source for entry in found.entries]
-    refused = [{f.source for f in findings if f.kind == "refused"} for findings in (report.findings, found.findings)]
+    refused = [
+        {f.source for f in findings if f.kind == "refused"} for findings in (report.findings, found.findings)
+    ]
     assert refused[0] == refused[1]
 
 
 def test_no_weights_are_loaded_and_nothing_is_written(make_config, messy, tmp_path, monkeypatch):
     for part in ("load_vae", "load_text_pipeline", "load_unet", "load_unet_pipeline"):
-        monkeypatch.setattr(BaseModel, part, lambda *_: pytest.fail("weights were loaded"))
+        monkeypatch.setattr(PretrainedSdxl, part, lambda *_: pytest.fail("weights were loaded"))
     before = sorted(tmp_path.rglob("*"))
     stages.check_data(make_config(train_data_dir=messy))
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_without_the_base_model_lengths_are_counted_later(make_config, pictures):
-    report = stages.check_data(make_config(train_data_dir=pictures, pretrained_model_name_or_path="nobody/nothing"))
+    report = stages.check_data(
+        make_config(train_data_dir=pictures, pretrained_model_name_or_path="nobody/nothing")
+    )
     assert report.token_counts is None
     assert "counted by precompute" in str(report)
 
 
 def test_from_the_command_line(messy, capsys):
-    options = ["--train_data_dir", str(messy), "--resolution", "64", "64", "--pretrained_model_name_or_path", str(TINY)]
+    options = [
+        "--train_data_dir",
+        str(messy),
+        "--resolution",
+        "64",
+        "64",
+        "--pretrained_model_name_or_path",
+        str(TINY),
+    ]
     assert main(["check", "--data", *options]) == 0
     out = capsys.readouterr().out
     assert "broken.png" in out

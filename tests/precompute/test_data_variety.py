@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lora_utils import stages
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.precompute.examples import CachedExamples
 from lora_utils.training import diffusion, objective, seeds
 from lora_utils.training.batches import micro_batches
@@ -19,7 +19,9 @@ BUCKETS = {"enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128,
 def draw(folder, name, size, caption, mode="RGB"):
     folder.mkdir(exist_ok=True)
     channels = len(mode)
-    pixels = np.random.default_rng(len(name) + size[0]).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    pixels = np.random.default_rng(len(name) + size[0]).integers(
+        0, 256, (size[1], size[0], channels), dtype=np.uint8
+    )
     Image.fromarray(pixels, mode).save(folder / name)
     (folder / name).with_suffix(".txt").write_text(caption)
 
@@ -80,7 +82,7 @@ def test_a_shuffled_run_pairs_every_latent_with_its_own_caption(make_config, tmp
         Image.new("RGB", (64, 64), (number * 30,) * 3).save(folder / f"{number}.png")
     config = make_config(train_data_dir=tmp_path / "grey", random_flip=True, trigger_word="plain")
     found = stages.precompute(config)
-    base = BaseModel(config.model)
+    base = PretrainedSdxl(config.model)
     vae, texts = base.load_vae(), base.load_text_pipeline(torch.float32)
     means, embeds = [], []
     for number in range(8):
@@ -88,7 +90,9 @@ def test_a_shuffled_run_pairs_every_latent_with_its_own_caption(make_config, tmp
         with torch.no_grad():
             means.append(vae.encode(pixels).latent_dist.parameters[0])
         embeds.append(
-            texts.encode_prompt(f"plain, a square of grey {number * 30}", do_classifier_free_guidance=False)[0]
+            texts.encode_prompt(f"plain, a square of grey {number * 30}", do_classifier_free_guidance=False)[
+                0
+            ]
         )
     examples, visited = CachedExamples(found.cache, found.entries), set()
     order = micro_batches(found.entries, 3, seed=7)
@@ -116,8 +120,8 @@ def test_masked_parts_do_not_count(make_config, tmp_path):
     assert example["loss_mask"].shape == (1, 16, 16)
     assert (example["loss_mask"][..., :8] == 1).all()
     assert (example["loss_mask"][..., 8:] == 0).all()
-    schedule = BaseModel(config.model).load_noise_schedule()
-    batch = objective.visit(example, seeds.visit_generator(0, 0), schedule)
+    schedule = PretrainedSdxl(config.model).load_noise_schedule()
+    batch = objective.draw_visit(example, seeds.visit_generator(0, 0), schedule)
     prediction, target = torch.randn(2, 1, 4, 16, 16)
     errors = diffusion.squared_errors(prediction, target, batch.loss_mask)
     torch.testing.assert_close(errors[0], ((prediction - target)[..., :8] ** 2).sum() / target.numel())
@@ -139,7 +143,10 @@ def test_a_crop_where_the_mask_is_black_does_not_cost_the_image(make_config, tmp
     assert len(stages.precompute(make_config(**settings, crop_variants=2)).entries) == 3
     assert len(stages.precompute(make_config(**settings, crop_variants=6)).entries) == 3
     Image.new("L", (320, 64)).save(masks / "1.png")
-    assert [entry.source for entry in stages.precompute(make_config(**settings)).entries] == ["0.png", "2.png"]
+    assert [entry.source for entry in stages.precompute(make_config(**settings)).entries] == [
+        "0.png",
+        "2.png",
+    ]
 
 
 def test_the_alpha_channel_is_the_mask_when_asked(make_config, tmp_path):
@@ -155,7 +162,9 @@ def test_crops_flips_captions_and_shuffles_are_variants_of_one_example(make_conf
     draw(tmp_path / "tags", "a.png", (100, 64), "ink, red, star, blue\na drawing of a star")
     draw(tmp_path / "tags", "b.png", (64, 64), "ink, green, ring, white")
     settings = {"random_crop": True, "random_flip": True, "crop_variants": 3, "shuffle_caption": True}
-    config = make_config(train_data_dir=tmp_path / "tags", caption_variants=3, keep_tokens=1, num_repeats=2, **settings)
+    config = make_config(
+        train_data_dir=tmp_path / "tags", caption_variants=3, keep_tokens=1, num_repeats=2, **settings
+    )
     found = stages.precompute(config)
     first, second = found.entries
     assert (len(first.image_keys), len(second.image_keys)) == (6, 2)
@@ -186,7 +195,7 @@ def test_the_mean_of_the_posterior_can_be_learned_from(make_config):
     training = stages.prepare_training(config).run
     example = training.examples.read(0)
     visits = [
-        objective.visit(example, seeds.visit_generator(0, number), training.schedule, latent_mode="mean")
+        objective.draw_visit(example, seeds.visit_generator(0, number), training.schedule, latent_mode="mean")
         for number in range(2)
     ]
     mean = example["moments"][:4] * training.schedule.scaling_factor

@@ -32,7 +32,9 @@ def test_what_is_kept_is_what_the_pipeline_would_compute(make_config, tiny_pipel
     found = stages.precompute(make_config())
     assert len(found.entries) == 10
     example = CachedExamples(found.cache, found.entries).read(0)
-    embeds, _, pooled, _ = tiny_pipeline.encode_prompt(found.entries[0].captions[0], do_classifier_free_guidance=False)
+    embeds, _, pooled, _ = tiny_pipeline.encode_prompt(
+        found.entries[0].captions[0], do_classifier_free_guidance=False
+    )
     torch.testing.assert_close(example["prompt_embeds"], embeds[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(example["pooled_prompt_embeds"], pooled[0], rtol=1e-5, atol=1e-5)
     assert example["time_ids"].tolist() == [64, 64, 0, 0, 64, 64]
@@ -41,7 +43,9 @@ def test_what_is_kept_is_what_the_pipeline_would_compute(make_config, tiny_pipel
 def test_moments_are_those_of_the_cropped_pixels(make_config, pictures, tiny_pipeline):
     random = np.random.default_rng(0)
     for number in range(3):
-        Image.fromarray(random.integers(0, 256, (96, 64, 3), dtype=np.uint8)).save(pictures / f"tall{number}.png")
+        Image.fromarray(random.integers(0, 256, (96, 64, 3), dtype=np.uint8)).save(
+            pictures / f"tall{number}.png"
+        )
         (pictures / f"tall{number}.txt").write_text("noise")
     found = stages.precompute(make_config(train_data_dir=pictures))
     number = next(n for n, entry in enumerate(found.entries) if entry.source == "tall1.png")
@@ -99,7 +103,9 @@ def test_nothing_usable_is_an_error_that_names_all(make_config, tmp_path):
 def test_damaged_records_are_encoded_anew_and_told(make_config, pictures):
     config = make_config(train_data_dir=pictures, precompute_dir=None)
     found = stages.precompute(config)
-    before = {key: found.cache.read(key) for entry in found.entries for key in (*entry.image_keys, *entry.text_keys)}
+    before = {
+        key: found.cache.read(key) for entry in found.entries for key in (*entry.image_keys, *entry.text_keys)
+    }
     for path in found.folder.glob("*.safetensors"):
         content = bytearray(path.read_bytes())
         content[-5] ^= 0x40
@@ -162,7 +168,9 @@ def test_a_large_cache_is_checked_when_training_reads_it(make_config, pictures, 
     assert json.loads((config.paths.output_dir / "summary.json").read_text())["status"] == "done"
 
 
-def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(make_config, pictures, monkeypatch):
+def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(
+    make_config, pictures, monkeypatch
+):
     examine = stages.examine
 
     def examine_then_change(*arguments):
@@ -189,7 +197,9 @@ def test_images_that_are_too_large_for_the_card_go_through_the_vae_in_tiles(
     pixels = (128 + steps.cumsum(axis=0).cumsum(axis=1) / 8).clip(0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large" / "a.png")
     (tmp_path / "large" / "a.txt").write_text("a large picture")
-    found = stages.precompute(make_config(train_data_dir=tmp_path / "large", resolution=128, precompute_dir=None))
+    found = stages.precompute(
+        make_config(train_data_dir=tmp_path / "large", resolution=128, precompute_dir=None)
+    )
     moments = CachedExamples(found.cache, found.entries).read(0)["moments"]
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():

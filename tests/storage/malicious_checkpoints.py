@@ -59,8 +59,12 @@ STATES = {
     "nothing": b"",
     "a schema that is a list": plain_json(schema=[1]),
     "no fingerprint": plain_json(about={"fingerprint": None}, state=json.loads(state_json())["state"]),
-    "a history that is a number": plain_json(about=ABOUT | {"history": 1}, state=json.loads(state_json())["state"]),
-    "seconds that are text": plain_json(about=ABOUT | {"seconds": "1"}, state=json.loads(state_json())["state"]),
+    "a history that is a number": plain_json(
+        about=ABOUT | {"history": 1}, state=json.loads(state_json())["state"]
+    ),
+    "seconds that are text": plain_json(
+        about=ABOUT | {"seconds": "1"}, state=json.loads(state_json())["state"]
+    ),
     "facts that are a list": plain_json(about=[1], state=json.loads(state_json())["state"]),
 }
 
@@ -70,7 +74,9 @@ def _naming(name: str) -> object:
 
 
 NAMES = {
-    **{ascii(name): _naming(name) for name in ("../../x", "/etc/hostname", "a/b", "..", "", "a\0b", "\ud800")},
+    **{
+        ascii(name): _naming(name) for name in ("../../x", "/etc/hostname", "a/b", "..", "", "a\0b", "\ud800")
+    },
     "a name of 5,000 letters": _naming("a" * 5000),
     "a size without end": {"files": {STATE: {"bytes": float("inf"), "sha256": "0"}}},
     "a size that is NaN": {"files": {STATE: {"bytes": float("nan"), "sha256": "0"}}},

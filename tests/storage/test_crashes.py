@@ -9,7 +9,7 @@ from benchmarks.faults.operations import without_syncing
 from lora_utils.config.schema import ModelConfig
 from lora_utils.config.training import LoraConfig
 from lora_utils.model import lora
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from tests.conftest import TINY
 
 BOTH = {"before", "after"}
@@ -24,7 +24,7 @@ def quick_disk():
 
 @pytest.fixture(scope="module")
 def adapted_unet():
-    unet = BaseModel(ModelConfig(pretrained_model_name_or_path=str(TINY)), None).load_unet(torch.float32)
+    unet = PretrainedSdxl(ModelConfig(pretrained_model_name_or_path=str(TINY)), None).load_unet(torch.float32)
     lora.add_lora(unet, LoraConfig(rank=1), seed=0)
     return unet
 

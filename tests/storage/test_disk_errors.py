@@ -20,7 +20,9 @@ def heard():
 
 def test_an_error_at_any_operation_of_a_checkpoint_loses_nothing_and_is_told_in_one_sentence(tmp_path, heard):
     with without_syncing():
-        outcomes = survive_all(tmp_path, (errno.ENOSPC,), heard)  # and EIO, ENOTCONN, ESTALE in benchmarks/faults.py
+        outcomes = survive_all(
+            tmp_path, (errno.ENOSPC,), heard
+        )  # and EIO, ENOTCONN, ESTALE in benchmarks/faults.py
     assert sum(outcomes.values()) > 80
     assert {outcome.split(", ")[1] for outcome in outcomes} == {"newest 2", "newest 3"}
 

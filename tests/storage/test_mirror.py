@@ -53,7 +53,9 @@ def test_an_error_or_a_lost_machine_at_any_operation_costs_no_step_that_was_safe
             place.drive.cut_at = 0
             found = restore(place.mirror_dir, place.output, place.cache)
             assert found.step >= follower.safe_step
-            assert read_folder(place.output / "checkpoints" / f"step-{found.step:09d}") == files_of(found.step)
+            assert read_folder(place.output / "checkpoints" / f"step-{found.step:09d}") == files_of(
+                found.step
+            )
         number += 1
     assert number > 30
 

@@ -50,7 +50,9 @@ def test_an_empty_mirror_restores_nothing_and_is_made_where_its_parent_is(place)
 
 
 def test_a_mirror_that_is_not_mounted_is_an_error_that_says_what_to_do(tmp_path):
-    with pytest.raises(MirrorError, match=r"absent/lora does not exist; mount Google Drive first \(from google.colab"):
+    with pytest.raises(
+        MirrorError, match=r"absent/lora does not exist; mount Google Drive first \(from google.colab"
+    ):
         restore(tmp_path / "absent" / "lora", tmp_path / "run", tmp_path / "cache")
 
 
@@ -87,7 +89,9 @@ def test_when_no_copy_is_whole_the_user_decides(place):
 def test_a_drive_that_is_away_is_never_taken_for_an_empty_one(place):
     fill(place, 1)
     place.drive.connected = False
-    with pytest.raises(MirrorError, match=r"cannot be read \(Transport endpoint is not connected\).*force_remount"):
+    with pytest.raises(
+        MirrorError, match=r"cannot be read \(Transport endpoint is not connected\).*force_remount"
+    ):
         bring_back(place)
     assert not place.output.exists()
     place.drive.connected = True

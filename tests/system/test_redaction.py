@@ -76,7 +76,9 @@ def test_what_only_resembles_one_stays(text):
     assert redacted(text) == text
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "MY_SECRET", "DB_PASSWORD", "HUGGINGFACE_HUB_TOKEN"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "WANDB_API_KEY", "MY_SECRET", "DB_PASSWORD", "HUGGINGFACE_HUB_TOKEN"]
+)
 def test_the_value_of_a_secret_variable_is_masked_as_it_is_now(monkeypatch, name):
     value = "0123456789abcdef0123456789abcdef01234567\\"
     assert not holds_secret(value)
@@ -130,7 +132,12 @@ def test_installing_twice_wraps_once():
     install()
     hooks = (sys.excepthook, threading.excepthook, warnings.formatwarning, logging.getLogRecordFactory())
     install()
-    assert hooks == (sys.excepthook, threading.excepthook, warnings.formatwarning, logging.getLogRecordFactory())
+    assert hooks == (
+        sys.excepthook,
+        threading.excepthook,
+        warnings.formatwarning,
+        logging.getLogRecordFactory(),
+    )
 
 
 ESCAPES = {
@@ -231,8 +238,7 @@ def test_the_resolved_config_holds_no_token_even_when_it_was_built_by_hand():
 
 
 def test_redaction_loads_in_a_moment():
-    code = (
-        "import sys; import lora_utils.system.redaction; assert not {'torch', 'IPython', 'pydantic'} & set(sys.modules)"
-    )
+    code = "import sys; import lora_utils.system.redaction\n"
+    code += "assert not {'torch', 'IPython', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ)
     assert redaction.MASK == "***"

@@ -11,7 +11,9 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
     """The control: a loop that paid no attention to captions would not notice."""
     lying = tmp_path / "lying"
     shutil.copytree(demo_folder, lying)
-    config = load_config(find_config("tiny"), {"train_data_dir": demo_folder, "precompute_dir": precompute_dir})
+    config = load_config(
+        find_config("tiny"), {"train_data_dir": demo_folder, "precompute_dir": precompute_dir}
+    )
     names = [entry.source for entry in stages.precompute(config).entries if not entry.held_out]
     captions = [(demo_folder / name).with_suffix(".txt") for name in names]
     texts = [path.read_text() for path in captions]

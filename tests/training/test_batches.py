@@ -35,7 +35,9 @@ def test_every_example_is_shown_as_often_as_its_repeats_say(size):
     batches = islice(micro_batches(MIXED, size, 0), 60 * epoch // size)
     counts = Counter(number for batch in batches for number in batch)
     for number, one in enumerate(MIXED):
-        assert counts[number] == pytest.approx(60 * one.repeats, abs=size * 3)  # a batch of its shape may be waiting
+        assert counts[number] == pytest.approx(
+            60 * one.repeats, abs=size * 3
+        )  # a batch of its shape may be waiting
 
 
 def test_one_shape_is_the_shuffled_order_cut_into_batches():

@@ -37,7 +37,9 @@ def test_signal_to_noise_is_diffusers_signal_to_noise():
     torch.testing.assert_close(mine, compute_snr(SCHEDULER, TIMESTEPS), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(("kind", "divisor"), [("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1)])
+@pytest.mark.parametrize(
+    ("kind", "divisor"), [("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1)]
+)
 def test_min_snr_is_the_papers_formula(kind, divisor):
     snr = diffusion.signal_to_noise(TIMESTEPS, SCHEDULER.alphas_cumprod)
     paper = torch.minimum(snr, torch.tensor(5.0)) / divisor(snr)
@@ -52,7 +54,9 @@ def test_min_snr_survives_a_terminal_snr_of_zero():
 def test_latents_are_drawn_as_diffusers_draws_them():
     moments = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(1))
     theirs = DiagonalGaussianDistribution(moments).sample(torch.Generator().manual_seed(2)) * 0.13025
-    torch.testing.assert_close(diffusion.sample_latents(moments, 0.13025, torch.Generator().manual_seed(2)), theirs)
+    torch.testing.assert_close(
+        diffusion.sample_latents(moments, 0.13025, torch.Generator().manual_seed(2)), theirs
+    )
 
 
 def test_errors_of_fp16_do_not_overflow():

@@ -75,7 +75,9 @@ def test_a_signal_stops_at_the_steps_end_with_a_checkpoint_and_the_same_command_
     assert result_in(Ours(settings), tmp_path) == straight
 
 
-def test_a_run_of_limited_minutes_pauses_and_the_same_command_ends_in_the_same_bytes(settings, straight, tmp_path):
+def test_a_run_of_limited_minutes_pauses_and_the_same_command_ends_in_the_same_bytes(
+    settings, straight, tmp_path
+):
     starts = 0
     while not starts or json.loads((tmp_path / RUN / "summary.json").read_text())["status"] == "paused":
         assert exit_code(start(settings, tmp_path, STEP_SECONDS, max_train_minutes=LIMIT_MINUTES)) == 0

@@ -21,7 +21,7 @@ from lora_utils import stages
 from lora_utils.config.loading import load_config
 from lora_utils.config.training import LoraConfig
 from lora_utils.model import lora
-from lora_utils.model.base import BaseModel
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.precompute.examples import CachedExamples
 from lora_utils.training import diffusion, objective, seeds
 from tests.conftest import ROOT, TINY
@@ -40,11 +40,13 @@ def run(config):
 def test_the_loss_of_a_batch_is_diffusers_loss(make_config, kind, snr_gamma):
     config = make_config()
     found = stages.precompute(config)
-    base = BaseModel(config.model)
+    base = PretrainedSdxl(config.model)
     schedule, unet = replace(base.load_noise_schedule(), prediction_type=kind), base.load_unet(torch.float32)
     lora.add_lora(unet, LoraConfig(rank=4), seed=0)
     examples = [CachedExamples(found.cache, found.entries).read(number) for number in range(4)]
-    visits = [objective.visit(one, seeds.visit_generator(0, n), schedule) for n, one in enumerate(examples)]
+    visits = [
+        objective.draw_visit(one, seeds.visit_generator(0, n), schedule) for n, one in enumerate(examples)
+    ]
     batch = objective.collate(visits)
     errors = objective.denoising_errors(unet, batch, schedule)
     if snr_gamma:
@@ -61,7 +63,9 @@ def reference_loss(unet, batch, kind, snr_gamma):
     added = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids}
     prediction = unet(noisy_latents, batch.timesteps, batch.prompt_embeds, added_cond_kwargs=added).sample
     velocity = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-    loss = F.mse_loss(prediction, batch.noise if kind == "epsilon" else velocity, reduction="none").mean(dim=(1, 2, 3))
+    loss = F.mse_loss(prediction, batch.noise if kind == "epsilon" else velocity, reduction="none").mean(
+        dim=(1, 2, 3)
+    )
     if snr_gamma is None:
         return loss.mean()
     snr = compute_snr(scheduler, batch.timesteps)
@@ -74,7 +78,9 @@ def test_the_seed_decides_everything(make_config, tmp_path):
     torch.manual_seed(123)
     second = run(make_config(output_dir=tmp_path / "b", lora_dropout=0.1))
     assert first == second
-    assert weights_of(make_config(output_dir=tmp_path / "a")) == weights_of(make_config(output_dir=tmp_path / "b"))
+    assert weights_of(make_config(output_dir=tmp_path / "a")) == weights_of(
+        make_config(output_dir=tmp_path / "b")
+    )
     assert run(make_config(seed=1)) != first
 
 
@@ -82,7 +88,9 @@ def test_a_batch_is_the_same_whether_it_is_cut_or_whole(make_config):
     whole = run(make_config(train_batch_size=4, gradient_accumulation_steps=1))
     cut = run(make_config(train_batch_size=2, gradient_accumulation_steps=2))
     assert [report.loss for report in cut] == pytest.approx([report.loss for report in whole], rel=1e-4)
-    assert [report.grad_norm for report in cut] == pytest.approx([report.grad_norm for report in whole], rel=1e-3)
+    assert [report.grad_norm for report in cut] == pytest.approx(
+        [report.grad_norm for report in whole], rel=1e-3
+    )
 
 
 def test_epochs_are_counted_when_no_steps_are_given(make_config):
@@ -91,7 +99,9 @@ def test_epochs_are_counted_when_no_steps_are_given(make_config):
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"])
 def test_the_learning_rate_follows_diffusers_curve_in_steps(make_config, name):
-    config = make_config(lr_scheduler=name, lr_warmup_steps=2, max_train_steps=5, gradient_accumulation_steps=2)
+    config = make_config(
+        lr_scheduler=name, lr_warmup_steps=2, max_train_steps=5, gradient_accumulation_steps=2
+    )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.train.learning_rate)
     # diffusers' "constant" knows no warm-up; ours has it, under the name that diffusers gives to that.
     theirs = "constant_with_warmup" if name == "constant" else name
@@ -105,7 +115,8 @@ def test_the_learning_rate_follows_diffusers_curve_in_steps(make_config, name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"use_8bit_adam": True, "rank": 64}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"}]
+    "options",
+    [{"use_8bit_adam": True, "rank": 64}, {"gradient_checkpointing": True}, {"mixed_precision": "bf16"}],
 )
 def test_options_that_save_memory_train_alike(make_config, tmp_path, options):
     rank = {"rank": options.get("rank", 16)}
@@ -153,10 +164,14 @@ def test_an_interrupted_process_keeps_what_was_learned(make_config, signal_numbe
     config = make_config()
     options = flags(config, max_train_steps=5000)
     command = [sys.executable, "-m", "lora_utils", "train", *options]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background shell's children ignore SIGINT
+    heard = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a background shell's children ignore SIGINT
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heard)
     metrics, deadline = config.paths.output_dir / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+    while (
+        not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2) and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     process.send_signal(signal_number)
     _, error = process.communicate(timeout=120)
@@ -168,21 +183,43 @@ def test_an_interrupted_process_keeps_what_was_learned(make_config, signal_numbe
 def test_accelerate_launch_trains_the_same(make_config, tmp_path):
     here = run(make_config(output_dir=tmp_path / "here"))
     config = make_config(output_dir=tmp_path / "launched")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "lora_utils"]
-    subprocess.run([*launch, "train", *flags(config)], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "-m",
+        "lora_utils",
+    ]
+    subprocess.run(
+        [*launch, "train", *flags(config)], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert losses(config) == [report.loss for report in here]
 
 
-def test_two_processes_see_the_batches_of_one_and_keep_its_learning_rate_when_they_go_on(make_config, tmp_path):
+def test_two_processes_see_the_batches_of_one_and_keep_its_learning_rate_when_they_go_on(
+    make_config, tmp_path
+):
     schedule = {"lr_scheduler": "cosine", "lr_warmup_steps": 1}
     one = run(make_config(output_dir=tmp_path / "one", train_batch_size=4, **schedule))
     config = make_config(output_dir=tmp_path / "two", train_batch_size=2, **schedule)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lora_utils"]
     goes_on = {"resume_from_checkpoint": "latest"}
-    for options in (flags(config, max_train_minutes=1e-6, **goes_on), flags(config, **goes_on)):  # one step, the others
-        subprocess.run([*launch, "train", *options], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    records = [json.loads(line) for line in (config.paths.output_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [record["learning_rate"] for record in records] == pytest.approx([report.learning_rate for report in one])
+    for options in (
+        flags(config, max_train_minutes=1e-6, **goes_on),
+        flags(config, **goes_on),
+    ):  # one step, the others
+        subprocess.run(
+            [*launch, "train", *options], cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+    records = [
+        json.loads(line) for line in (config.paths.output_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["learning_rate"] for record in records] == pytest.approx(
+        [report.learning_rate for report in one]
+    )
     assert [record["loss"] for record in records] == pytest.approx([report.loss for report in one], rel=1e-4)
 
 
@@ -210,6 +247,6 @@ def test_dropped_captions_are_what_guidance_steers_away_from(make_config, tiny_p
 
 
 def visit_of(training, number):
-    from lora_utils.training.batches import _visit_number
+    from lora_utils.training.batches import draw_visit_number
 
-    return _visit_number(training, number, number % len(training.examples))
+    return draw_visit_number(training, number, number % len(training.examples))

@@ -9,7 +9,7 @@ import torch
 from benchmarks.faults.small_checkpoints import ABOUT, metrics_at, state_at
 from lora_utils import stages
 from lora_utils.model import lora
-from lora_utils.storage.checkpoint import CheckpointError, read_checkpoint, take_apart, write_checkpoint
+from lora_utils.storage.checkpoint import CheckpointError, flatten_state, read_checkpoint, write_checkpoint
 from lora_utils.system.files import read_folder
 from lora_utils.training import loop
 from lora_utils.training.loop import DivergenceError
@@ -51,9 +51,11 @@ def nan_weight(run, loss):
 
 def assert_finite_on_disk(output_dir):
     for folder in (output_dir / "checkpoints").iterdir():
-        tensors, _ = take_apart(read_checkpoint(folder).state)
+        tensors, _ = flatten_state(read_checkpoint(folder).state)
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
-        assert not any(b"NaN" in content for name, content in read_folder(folder).items() if name.endswith(".json"))
+        assert not any(
+            b"NaN" in content for name, content in read_folder(folder).items() if name.endswith(".json")
+        )
 
 
 @pytest.mark.parametrize("fault", [nan_loss, nan_gradient])
@@ -76,10 +78,14 @@ def state_of(config, step):
     return read_checkpoint(config.paths.output_dir / "checkpoints" / f"step-{step:09d}").state["adapter"]
 
 
-def test_many_bad_steps_in_a_row_stop_the_run_and_name_samples_rate_and_last_good_checkpoint(make_config, batches):
+def test_many_bad_steps_in_a_row_stop_the_run_and_name_samples_rate_and_last_good_checkpoint(
+    make_config, batches
+):
     config = make_config(max_train_steps=9, checkpointing_steps=2, max_skipped_steps=3)
     batches.at = dict.fromkeys(range(3, 99), nan_loss)
-    with pytest.raises(DivergenceError, match=r"examples .*\.(png|jpg).*the last good checkpoint is of step") as told:
+    with pytest.raises(
+        DivergenceError, match=r"examples .*\.(png|jpg).*the last good checkpoint is of step"
+    ) as told:
         list(stages.train(config))
     assert "for 3 steps" in str(told.value)
     assert "learning rate 0.001" in str(told.value)

@@ -43,7 +43,8 @@ def schedule(kind="epsilon"):
 def visits(example, count=3, **settings):
     config = TrainConfig(**settings)
     drawn = [
-        objective.visit(example, seeds.visit_generator(0, number), schedule(), config=config) for number in range(count)
+        objective.draw_visit(example, seeds.visit_generator(0, number), schedule(), config=config)
+        for number in range(count)
     ]
     return objective.collate(drawn)
 
@@ -72,7 +73,12 @@ def test_timesteps_cover_their_range_and_nothing_else(example):
 
 def test_extreme_logits_stay_in_the_range(example):
     for mean, edge in ((100.0, 299), (-100.0, 100)):
-        settings = {"timestep_sampling": "logit_normal", "logit_mean": mean, "min_timestep": 100, "max_timestep": 300}
+        settings = {
+            "timestep_sampling": "logit_normal",
+            "logit_mean": mean,
+            "min_timestep": 100,
+            "max_timestep": 300,
+        }
         assert set(visits(example, **settings).timesteps.tolist()) == {edge}
 
 
@@ -104,7 +110,9 @@ CHANGES = {
 def test_a_setting_of_the_noise_leaves_the_other_draws_alone(example, name):
     value, expected = CHANGES[name]
     plain, changed = visits(example, 10), visits(example, 10, **{name: value})
-    assert {field for field, tensor in vars(plain).items() if not torch.equal(tensor, vars(changed)[field])} == expected
+    assert {
+        field for field, tensor in vars(plain).items() if not torch.equal(tensor, vars(changed)[field])
+    } == expected
 
 
 def test_noise_offset_is_one_number_per_channel(example):
@@ -192,7 +200,9 @@ def test_the_held_out_loss_is_plain_on_the_schedule_of_the_run(unet, example):
     measured = HeldOutLoss(Examples([example]), schedule()).measure(unet, torch.device("cpu"))
     generator = seeds.visit_generator(0, 0)
     middles = range(62, 1000, 125)
-    batch = objective.collate([objective.visit(example, generator, schedule(), middle) for middle in middles])
+    batch = objective.collate(
+        [objective.draw_visit(example, generator, schedule(), middle) for middle in middles]
+    )
     assert batch.timesteps.tolist() == list(middles)
     with torch.no_grad():
         assert measured == pytest.approx(reference(unet, batch, "epsilon").mean().item(), rel=1e-5)
@@ -203,15 +213,15 @@ def test_the_held_out_loss_is_plain_on_the_schedule_of_the_run(unet, example):
 def test_a_given_timestep_leaves_the_draws_that_follow_as_they_were(example):
     """Held-out losses of earlier versions stay comparable only as long as this holds."""
     given, drawn = seeds.visit_generator(0, 0), seeds.visit_generator(0, 0)
-    objective.visit(example, given, schedule(), 5)
-    objective.visit(example, drawn, schedule())
+    objective.draw_visit(example, given, schedule(), 5)
+    objective.draw_visit(example, drawn, schedule())
     assert torch.equal(given.get_state(), drawn.get_state())
 
 
 def test_pure_noise_gives_a_finite_gradient(unet, example):
     config = TrainConfig(rescale_betas_zero_snr=True, snr_gamma=5.0, min_timestep=999)
     terminal = objective.training_schedule(schedule("v_prediction"), config)
-    batch = objective.visit(example, seeds.visit_generator(0, 0), terminal, config=config)
+    batch = objective.draw_visit(example, seeds.visit_generator(0, 0), terminal, config=config)
     objective.training_losses(unet, batch, terminal, config).mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in unet.parameters() if parameter.requires_grad)
     noisy_latents = diffusion.add_noise(batch.latents, batch.noise, batch.timesteps, terminal.alphas_cumprod)

@@ -28,7 +28,9 @@ class Toy(nn.Module):
     def __init__(self, device="cpu"):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.layer = nn.ModuleDict({"lora_A": nn.Linear(128, 64, bias=False), "lora_B": nn.Linear(64, 128, bias=False)})
+        self.layer = nn.ModuleDict(
+            {"lora_A": nn.Linear(128, 64, bias=False), "lora_B": nn.Linear(64, 128, bias=False)}
+        )
         self.lora_magnitude_vector = nn.Parameter(torch.ones(128))
         for parameter in self.layer.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -138,8 +140,16 @@ def test_lora_plus_gives_b_alone_a_higher_rate(name):
 def test_lora_plus_steps_as_pefts_own():
     both = []
     config = config_of(loraplus_lr_ratio=16, adam_weight_decay=0.1)
-    pefts = {"optimizer_cls": torch.optim.AdamW, "lr": 0.003, "loraplus_lr_ratio": 16, "loraplus_weight_decay": 0.1}
-    for create in (partial(create_loraplus_optimizer, **pefts), partial(optimizers.new_optimizer, config=config)):
+    pefts = {
+        "optimizer_cls": torch.optim.AdamW,
+        "lr": 0.003,
+        "loraplus_lr_ratio": 16,
+        "loraplus_weight_decay": 0.1,
+    }
+    for create in (
+        partial(create_loraplus_optimizer, **pefts),
+        partial(optimizers.new_optimizer, config=config),
+    ):
         unet = UNet2DConditionModel.from_pretrained(TINY, subfolder="unet")
         parameters = lora.add_lora(unet, LoraConfig(rank=2), seed=0)
         optimizer = create(unet)
@@ -167,7 +177,10 @@ def rates(config, steps, accumulation=1):
 CURVES = {
     "constant": (lambda place: 1.0, {}),
     "linear": (lambda place: 1 - place, {}),
-    "cosine_with_restarts": (lambda place: (1 + math.cos(math.pi * (2 * place % 1))) / 2, {"lr_num_cycles": 2}),
+    "cosine_with_restarts": (
+        lambda place: (1 + math.cos(math.pi * (2 * place % 1))) / 2,
+        {"lr_num_cycles": 2},
+    ),
     "polynomial": (lambda place: (1 - place) ** 2 * (1 - 1e-7 / 0.01) + 1e-7 / 0.01, {"lr_power": 2.0}),
 }
 
@@ -197,7 +210,9 @@ def test_a_polynomial_that_cannot_be_drawn_is_refused(settings):
 def test_averages_are_swapped_in_and_out_bit_by_bit_and_training_goes_on_as_if_not(kind):
     def train(look):
         toy = Toy()
-        optimizer = optimizers.new_optimizer(toy, config_of("schedulefree" if kind == "schedulefree" else "adamw"))
+        optimizer = optimizers.new_optimizer(
+            toy, config_of("schedulefree" if kind == "schedulefree" else "adamw")
+        )
         average = WeightAverage(toy, 0.9) if kind == "ema" else None
         for step in range(1, 5):
             toy.step(optimizer)
@@ -219,7 +234,9 @@ def test_schedulefree_shows_the_average_of_its_own():
     for _ in range(4):
         toy.step(optimizer)
     z, y = optimizer.state[toy.lora_magnitude_vector]["z"], toy.lora_magnitude_vector.detach().clone()
-    with optimizers.averaged_weights(optimizer, None):  # y = beta x + (1 - beta) z (Defazio et al., 2024, eq. 1)
+    with optimizers.averaged_weights(
+        optimizer, None
+    ):  # y = beta x + (1 - beta) z (Defazio et al., 2024, eq. 1)
         torch.testing.assert_close(0.9 * toy.lora_magnitude_vector + 0.1 * z, y)
 
 

@@ -40,7 +40,12 @@ def settings(tiny_settings):
 def finished(settings, tmp_path_factory):
     """A run of three steps, a checkpoint after each."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    given = {"output_dir": folder, "max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 3}
+    given = {
+        "output_dir": folder,
+        "max_train_steps": 3,
+        "checkpointing_steps": 1,
+        "checkpoints_total_limit": 3,
+    }
     list(stages.train(load_config(None, settings | given)))
     return folder
 
@@ -71,7 +76,10 @@ def assert_all_equal(straight, found, cuts):
     ("changed", "cuts"),
     [
         ({"optimizer": "adamw8bit", "lora_dropout": 0.1, "gradient_accumulation_steps": 2}, (1, 12)),
-        ({"enable_bucket": True, "min_bucket_reso": 48, "bucket_reso_steps": 16, "validation_split": 0.2}, (6,)),
+        (
+            {"enable_bucket": True, "min_bucket_reso": 48, "bucket_reso_steps": 16, "validation_split": 0.2},
+            (6,),
+        ),
     ],
     ids=["8-bit states, dropout, accumulation", "buckets, held-out loss"],
 )
@@ -81,7 +89,9 @@ def test_a_run_that_is_cut_ends_in_the_same_bytes(settings, pictures, tmp_path, 
             part = image.crop((0, 0, 64, 40))
         part.save(path)
     given = {"train_data_dir": pictures, "max_train_steps": STEPS, "validation_steps": 7}
-    straight, found = cut_at(Ours(settings | given | changed), tmp_path / "runs", cuts)  # all of them in the long form
+    straight, found = cut_at(
+        Ours(settings | given | changed), tmp_path / "runs", cuts
+    )  # all of them in the long form
     assert_all_equal(straight, found, cuts)
 
 
@@ -91,7 +101,9 @@ def test_every_optimiser_goes_on_where_it_was(settings, tmp_path, changed):
     assert_all_equal(straight, found, [2])
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(settings, finished, again, caplog):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(
+    settings, finished, again, caplog
+):
     newest = again.folder / "checkpoints" / "step-000000003"
     (newest / "adapter.safetensors").write_bytes(bytes(9))
     assert again(max_train_steps=3) == [3]
@@ -159,14 +171,17 @@ def test_a_checkpoint_can_be_named_and_later_ones_are_moved_aside(again, name):
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(again):
-    with pytest.raises(CheckpointError, match=r"no checkpoint step-7.*step-000000001, step-000000002, step-000000003"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint step-7.*step-000000001, step-000000002, step-000000003"
+    ):
         again(resume_from_checkpoint="step-7")
 
 
 def test_folders_of_other_names_disturb_nothing_and_are_left_alone(again):
     folder = again.folder / "checkpoints"
     strays = [
-        folder / name for name in ("checkpoint-4 (1)", "checkpoint-best", "step-000000004 (1)", "step-9", "notes")
+        folder / name
+        for name in ("checkpoint-4 (1)", "checkpoint-best", "step-000000004 (1)", "step-9", "notes")
     ]
     for stray in strays:
         shutil.copytree(folder / "step-000000002", stray)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lora_utils.storage.checkpoint import put_together, take_apart
+from lora_utils.storage.checkpoint import flatten_state, unflatten_state
 from lora_utils.training import optimizers
 from tests.training.test_optimizers import NAMES, Toy, config_of, equal
 
@@ -16,11 +16,11 @@ def test_states_go_on_as_if_nothing_had_been(name):
     optimizer = optimizers.new_optimizer(whole, config_of(name))
     for _ in range(3):
         whole.step(optimizer)
-    tensors, rest = take_apart(optimizer.state_dict())
+    tensors, rest = flatten_state(optimizer.state_dict())
     copied = {key: tensor.clone() for key, tensor in tensors.items()}
     resumed.load_state_dict(whole.state_dict())
     other = optimizers.new_optimizer(resumed, config_of(name))
-    optimizers.load_states(other, put_together(copied, json.loads(json.dumps(rest))))
+    optimizers.load_states(other, unflatten_state(copied, json.loads(json.dumps(rest))))
     for _ in range(3):
         whole.step(optimizer)
         resumed.step(other)
@@ -32,13 +32,15 @@ def test_states_that_a_kernel_would_write_beyond_are_refused(name):
     toy = Toy()
     optimizer = optimizers.new_optimizer(toy, config_of(name))
     toy.step(optimizer)
-    tensors, rest = take_apart(optimizer.state_dict())
+    tensors, rest = flatten_state(optimizer.state_dict())
     large = [key for key, tensor in tensors.items() if tensor.numel() > 1]
     assert len(large) >= 6
     for key in large:
         forged = tensors | {key: tensors[key].flatten()[:1].clone()}
         with pytest.raises(ValueError, match=r"has the shape \(1,\)"):
-            optimizers.load_states(optimizers.new_optimizer(Toy(), config_of(name)), put_together(forged, rest))
+            optimizers.load_states(
+                optimizers.new_optimizer(Toy(), config_of(name)), unflatten_state(forged, rest)
+            )
 
 
 def test_the_rates_of_a_run_are_its_own_settings():

@@ -51,7 +51,9 @@ def test_a_step_that_does_not_fit_is_tried_again_with_more_recomputed(config, ca
 def test_when_everything_is_recomputed_and_it_still_does_not_fit_the_advice_is_clear(config):
     prepared = stages.prepare_training(config)
     fill_memory(prepared.fitted.unet, times=1000)
-    with pytest.raises(MemoryFullError, match=r"(?s)there is no checkpoint yet\nby forecast.* GiB, .* less") as caught:
+    with pytest.raises(
+        MemoryFullError, match=r"(?s)there is no checkpoint yet\nby forecast.* GiB, .* less"
+    ) as caught:
         list(carry_out(config, prepared))
     assert str(caught.value).count("\n  with ") in (1, 2, 3)
     assert json.loads((config.paths.output_dir / "summary.json").read_text())["status"] == "failed"

@@ -22,7 +22,13 @@ def test_a_result_file_that_is_sent_in_reaches_the_page(tmp_path):
 
 
 def test_what_ran_out_of_memory_says_so_on_the_page(tmp_path):
-    ours = {"status": "ok", "ms": 100.0, "allocated_gib": 9.7, "loss": 1.0, "forecast": {"allocated_gib": 9.6}}
+    ours = {
+        "status": "ok",
+        "ms": 100.0,
+        "allocated_gib": 9.7,
+        "loss": 1.0,
+        "forecast": {"allocated_gib": 9.6},
+    }
     script = {"status": "out of memory", "allocated_gib": 14.2, "forecast": {"allocated_gib": 14.5}}
     records = {"ours": ours, "example script, nothing recomputed": script}
     figures = {"settings": {"vram_gib": 14.3, "emulate": "sm75"}, "records": records, "bars": []}

@@ -18,8 +18,15 @@ from tests.conftest import ROOT
 
 TOKEN = "hf_" + "CANARYcanary0123456789CANARYcanary"
 KEY = "canarykey" + "0123456789abcdef" * 2  # of no known form: a secret by the name of its variable alone
-SECRETS = {"HF_TOKEN": TOKEN, "WANDB_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-HALVES = [f"'{secret[:9]}' + '{secret[9:]}'" for secret in (TOKEN, KEY)]  # no secret stands in the cell itself
+SECRETS = {
+    "HF_TOKEN": TOKEN,
+    "WANDB_API_KEY": KEY,
+    "HF_HUB_OFFLINE": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+HALVES = [
+    f"'{secret[:9]}' + '{secret[9:]}'" for secret in (TOKEN, KEY)
+]  # no secret stands in the cell itself
 RAISES = [
     f"raise RuntimeError('could not log in with ' + {HALVES[0]})",
     f"raise KeyError({HALVES[1]})",
@@ -35,7 +42,11 @@ class Run:
     def __init__(self, folder: Path, data_dir: Path):
         self.folder, self.printed = folder, []
         self.trained = self.failed = ""  # the notebooks
-        self.settings = {"train_data_dir": data_dir, "output_dir": folder / "run", "mirror_dir": folder / "mirror"}
+        self.settings = {
+            "train_data_dir": data_dir,
+            "output_dir": folder / "run",
+            "mirror_dir": folder / "mirror",
+        }
         self.settings |= {"max_train_steps": 2, "checkpointing_steps": 1, "num_inference_steps": 2}
         (folder / "mirror").mkdir()
 
@@ -73,7 +84,9 @@ class Run:
         return files | {f"output {number}": text for number, text in enumerate(self.printed)}
 
     def _arguments(self, name, settings):
-        flags = [str(part) for item in (self.settings | settings).items() for part in (f"--{item[0]}", item[1])]
+        flags = [
+            str(part) for item in (self.settings | settings).items() for part in (f"--{item[0]}", item[1])
+        ]
         return [name, "--config", str(ROOT / "lora_utils" / "presets" / "ci.yaml"), *flags]
 
 
@@ -90,7 +103,11 @@ def run(tmp_path_factory, data_dir):
         assert codes == [0] * 5, run.printed
         wrong = [{"lora_path": "absent.safetensors"}, {"revision": TOKEN}, {"prompt": f"a key {KEY}"}]
         assert [run.stage("compare", **one) for one in [*wrong, {"hub_token": TOKEN}]] == [2] * 4
-        fields = {"preset": "ci", "train_data_dir": str(data_dir), "output_dir": str(run.folder / "papermill")}
+        fields = {
+            "preset": "ci",
+            "train_data_dir": str(data_dir),
+            "output_dir": str(run.folder / "papermill"),
+        }
         run.trained = run.notebook("notebooks/03_train.ipynb", fields | {"overrides": {"max_train_steps": 2}})
         run.failed = run.notebook(failing_notebook(run.folder), {"preset": "ci"})
     return run
@@ -104,7 +121,9 @@ def failing_notebook(folder):
     for cell in cells[2:-1]:
         cell.metadata["tags"] = ["raises-exception"]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / "failing.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), folder / "failing.ipynb"
+    )
     return str(folder / "failing.ipynb")
 
 
@@ -136,7 +155,9 @@ def test_the_notebooks_that_were_searched_show_their_errors(run):
     assert "held-out loss" in run.trained
 
 
-@pytest.mark.parametrize("setting", ["pretrained_model_name_or_path", "revision", "output_dir", "prompt", "optimizer"])
+@pytest.mark.parametrize(
+    "setting", ["pretrained_model_name_or_path", "revision", "output_dir", "prompt", "optimizer"]
+)
 def test_a_token_given_as_a_setting_is_refused_and_not_repeated(setting):
     with pytest.raises(ConfigError) as error:
         load_config(None, {setting: TOKEN})
@@ -147,9 +168,13 @@ def test_a_token_given_as_a_setting_is_refused_and_not_repeated(setting):
 
 def test_a_run_that_was_configured_by_hand_writes_no_token_either(make_config, monkeypatch, tmp_path):
     config = make_config(output_dir=tmp_path / "run")
-    model = ModelConfig(pretrained_model_name_or_path=config.model.pretrained_model_name_or_path, revision=TOKEN)
+    model = ModelConfig(
+        pretrained_model_name_or_path=config.model.pretrained_model_name_or_path, revision=TOKEN
+    )
     list(stages.train(RunConfig(**{**dict(config), "model": model})))
     with pytest.raises(UserError):
-        stages.compare(RunConfig(**{**dict(config), "model": ModelConfig(pretrained_model_name_or_path=TOKEN)}))
+        stages.compare(
+            RunConfig(**{**dict(config), "model": ModelConfig(pretrained_model_name_or_path=TOKEN)})
+        )
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in content for content in written)

@@ -51,7 +51,14 @@ def test_bad_input_gets_one_message_and_leaves_nothing_behind(folders, data_dir,
 
 def test_a_folder_that_cannot_be_written_is_named(folders, data_dir, capsys):
     (folders / "file").write_text("")
-    options = ["--train_data_dir", str(data_dir), "--pretrained_model_name_or_path", str(TINY), "--resolution", "64"]
+    options = [
+        "--train_data_dir",
+        str(data_dir),
+        "--pretrained_model_name_or_path",
+        str(TINY),
+        "--resolution",
+        "64",
+    ]
     assert main(["precompute", *options, "--output_dir", "file"]) == 2
     assert "file" in capsys.readouterr().err
 
@@ -65,7 +72,17 @@ def test_a_command_that_is_none_says_so(arguments):
 
 def test_flags_take_lists_bare_switches_dashes_and_values_with_commas():
     stage, config = parse(
-        ["compare", "--prompt", "one, two", "three", "--seeds", "1", "2", "--use-8bit-adam", "--train-batch-size=4"]
+        [
+            "compare",
+            "--prompt",
+            "one, two",
+            "three",
+            "--seeds",
+            "1",
+            "2",
+            "--use-8bit-adam",
+            "--train-batch-size=4",
+        ]
     )
     assert stage == "compare"
     assert config.compare.prompt == ["one, two", "three"]
@@ -89,7 +106,9 @@ def test_the_seed_command_of_the_ancestor_is_understood():
 
 
 def test_check_says_what_will_be_used_and_writes_nothing(folders, data_dir, capsys):
-    assert main(["check", "--train_data_dir", str(data_dir), "--pretrained_model_name_or_path", str(TINY)]) == 0
+    assert (
+        main(["check", "--train_data_dir", str(data_dir), "--pretrained_model_name_or_path", str(TINY)]) == 0
+    )
     text = capsys.readouterr().out
     assert "10 captioned images" in text
     assert "precision" in text
@@ -99,7 +118,11 @@ def test_check_says_what_will_be_used_and_writes_nothing(folders, data_dir, caps
 
 def test_the_module_runs_from_anywhere_that_it_is_installed(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "lora_utils", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "lora_utils", "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip()
 

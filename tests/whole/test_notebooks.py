@@ -49,7 +49,9 @@ def test_the_tool_mends_what_editors_leave_behind_and_names_what_it_cannot(tmp_p
 
 def test_notebook_papermill_and_command_line_give_equal_losses(data_dir, tmp_path):
     fields = {"train_data_dir": str(data_dir), "overrides": OPTIONS}
-    config = notebook.configure("ci", OPTIONS, train_data_dir=str(data_dir), output_dir=str(tmp_path / "cell"))
+    config = notebook.configure(
+        "ci", OPTIONS, train_data_dir=str(data_dir), output_dir=str(tmp_path / "cell")
+    )
     list(stages.train(config))
     execute("03_train", tmp_path / "03.ipynb", output_dir=str(tmp_path / "papermill"), preset="ci", **fields)
     command = [sys.executable, "-m", "lora_utils", "train", "--config", "ci", "--max_train_steps", "3"]
@@ -58,14 +60,20 @@ def test_notebook_papermill_and_command_line_give_equal_losses(data_dir, tmp_pat
     metrics = [losses(tmp_path / name) for name in ("cell", "papermill", "command")]
     assert len(metrics[0]) == 3
     assert metrics[0] == metrics[1] == metrics[2]
-    weights = {(tmp_path / name / lora.WEIGHTS_NAME).read_bytes() for name in ("cell", "papermill", "command")}
+    weights = {
+        (tmp_path / name / lora.WEIGHTS_NAME).read_bytes() for name in ("cell", "papermill", "command")
+    }
     assert len(weights) == 1
 
 
 def test_the_quickstart_runs_the_whole_road(data_dir, tmp_path):
     run = tmp_path / "run"
     execute(
-        "00_quickstart", tmp_path / "00.ipynb", output_dir=str(run), train_data_dir=str(data_dir), overrides=OPTIONS
+        "00_quickstart",
+        tmp_path / "00.ipynb",
+        output_dir=str(run),
+        train_data_dir=str(data_dir),
+        overrides=OPTIONS,
     )
     assert (run / lora.WEIGHTS_NAME).exists()
     assert (run / "compare" / "sheet.png").exists()
@@ -76,7 +84,13 @@ def test_the_quickstart_runs_the_whole_road(data_dir, tmp_path):
 
 def test_compare_opened_on_a_fresh_machine_trains_first(data_dir, tmp_path):
     run = tmp_path / "run"
-    execute("04_compare", tmp_path / "04.ipynb", output_dir=str(run), train_data_dir=str(data_dir), overrides=OPTIONS)
+    execute(
+        "04_compare",
+        tmp_path / "04.ipynb",
+        output_dir=str(run),
+        train_data_dir=str(data_dir),
+        overrides=OPTIONS,
+    )
     assert (run / "compare" / "sheet.png").exists()
 
 

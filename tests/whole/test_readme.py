@@ -19,7 +19,9 @@ PAGES = [
 
 def commands(page):
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("python -m lora_utils")]
+    return [
+        line for block in blocks for line in block.splitlines() if line.startswith("python -m lora_utils")
+    ]
 
 
 @pytest.mark.parametrize(("page", "count"), [("README.md", 3), ("docs/data.md", 5)])

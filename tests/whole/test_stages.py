@@ -10,7 +10,7 @@ def test_never_two_of_the_three_parts_are_loaded(make_config, monkeypatch, tmp_p
     import gc
     import weakref
 
-    from lora_utils.model.base import BaseModel
+    from lora_utils.model.base import PretrainedSdxl
 
     alive: list[tuple[str, weakref.ref]] = []
     together: list[tuple[str, str]] = []
@@ -24,12 +24,12 @@ def test_never_two_of_the_three_parts_are_loaded(make_config, monkeypatch, tmp_p
             alive.append((kind, weakref.ref(getattr(part, kind) if whole else part)))
             return part
 
-        monkeypatch.setattr(BaseModel, name, wrapper)
+        monkeypatch.setattr(PretrainedSdxl, name, wrapper)
 
-    watched("load_vae", "vae", BaseModel.load_vae)
-    watched("load_text_pipeline", "text_encoder", BaseModel.load_text_pipeline)
-    watched("load_unet_pipeline", "unet", BaseModel.load_unet_pipeline)
-    watched("load_unet", "unet", BaseModel.load_unet)
+    watched("load_vae", "vae", PretrainedSdxl.load_vae)
+    watched("load_text_pipeline", "text_encoder", PretrainedSdxl.load_text_pipeline)
+    watched("load_unet_pipeline", "unet", PretrainedSdxl.load_unet_pipeline)
+    watched("load_unet", "unet", PretrainedSdxl.load_unet)
     config = make_config(precompute_dir=tmp_path / "cache")
     for _ in stages.train(config):
         pass

@@ -23,7 +23,9 @@ def choose_column(
         DataError: The wanted column is not there.
     """
     if wanted is not None:
-        return wanted if wanted in examples else refuse_columns(setting, f"no column {wanted}", examples, table)
+        return (
+            wanted if wanted in examples else refuse_columns(setting, f"no column {wanted}", examples, table)
+        )
     columns = {column.strip().lower(): column for column in reversed(list(examples))}
     return next((columns[name] for name in names if name in columns), None)
 

@@ -19,7 +19,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass
-class Tree:
+class FileTree:
     """The files of a folder and its sub-folders, by what they are."""
 
     root: Path
@@ -34,13 +34,15 @@ class Tree:
     metadata: list[str] = field(default_factory=list)
 
 
-def grow_tree(root: Path, prefix: str, text_extension: str, skipped: Collection[Path], remarks: Remarks) -> Tree:
+def scan_folder(
+    root: Path, prefix: str, text_extension: str, skipped: Collection[Path], remarks: Remarks
+) -> FileTree:
     """Look through a folder without opening any file; remark on what cannot be used.
 
     Args:
         skipped: Resolved folders that are left out.
     """
-    tree, strays, real_root = Tree(root, prefix, text_extension), Counter[str](), trusted_root(root)
+    tree, strays, real_root = FileTree(root, prefix, text_extension), Counter[str](), trusted_root(root)
     for name in sorted(list_files(root, prefix, skipped, remarks)):
         stem, suffix = os.path.splitext(name)
         if PurePosixPath(name).name.lower() in METADATA:
@@ -76,7 +78,9 @@ def list_files(root: Path, prefix: str, skipped: Collection[Path], remarks: Rema
     for folder, folders, files in os.walk(root, onerror=refuse_folder):
         base = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix() + "/"
         folders[:] = [
-            name for name in sorted(folders) if _enters(Path(folder, name), prefix + base + name, skipped, remarks)
+            name
+            for name in sorted(folders)
+            if _enters(Path(folder, name), prefix + base + name, skipped, remarks)
         ]
         for name in sorted(files):
             if name.startswith("."):
@@ -99,7 +103,9 @@ def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remark
     if folder.resolve() in skipped:
         return False
     if re.match(r"\d+_", folder.name):
-        remarks.notice(shown, "folder name with repeats", "only num_repeats decides how often images are shown")
+        remarks.notice(
+            shown, "folder name with repeats", "only num_repeats decides how often images are shown"
+        )
     return True
 
 
@@ -110,7 +116,11 @@ def file_problem(path: Path, real_root: Path) -> Problem | None:
     except OSError as error:
         return Problem(f"file that cannot be opened ({error.strerror})", "put it there, or leave it out")
     if not stat.S_ISLNK(mode):
-        return None if stat.S_ISREG(mode) else Problem("not a regular file", "remove it, or put a plain file there")
+        return (
+            None
+            if stat.S_ISREG(mode)
+            else Problem("not a regular file", "remove it, or put a plain file there")
+        )
     if not path.resolve().is_file():
         return Problem("link that leads to no file", "put the file itself there")
     if not path.resolve().is_relative_to(real_root):
@@ -134,5 +144,7 @@ def name_problem(name: str) -> Problem | None:
     if "\0" in name:
         return Problem("file name with NUL", "correct it")
     if ".." in re.split(r"[/\\]", name):
-        return Problem(f"path out of the folder ({name:.60})", "name the file relative to the folder, without ..")
+        return Problem(
+            f"path out of the folder ({name:.60})", "name the file relative to the folder, without .."
+        )
     return None

@@ -14,7 +14,7 @@ from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
 from lora_utils.data.findings import Remarks
 from lora_utils.data.images import read_bytes
-from lora_utils.data.sources.file_tree import Tree, file_problem, grow_tree, trusted_root
+from lora_utils.data.sources.file_tree import FileTree, file_problem, scan_folder, trusted_root
 from lora_utils.data.sources.metadata import Metadata
 
 
@@ -30,7 +30,7 @@ class Masks:
         if not folder.is_dir():
             raise DataError(f"there is no folder {folder}; set mask_data_dir to the folder of your masks")
         self._root, self._remarks, self._used = folder, remarks, set[str]()
-        self._names = grow_tree(folder, f"{folder.name}/", ".txt", (), remarks).images
+        self._names = scan_folder(folder, f"{folder.name}/", ".txt", (), remarks).images
         if not self._names:
             raise DataError(f"no image in {folder}; put masks there that are named like the images")
         self._by_stem: dict[str, list[str]] = {}
@@ -80,7 +80,7 @@ def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Exam
     origins: list[str] = []
     for folder, repeats in folders.items():
         prefix = f"{folder.name if names[folder.name] == 1 else folder}/" if len(folders) > 1 else ""
-        tree = grow_tree(folder, prefix, config.caption_extension, apart - {folder.resolve()}, remarks)
+        tree = scan_folder(folder, prefix, config.caption_extension, apart - {folder.resolve()}, remarks)
         metadata = Metadata(tree, config, remarks)
         root = trusted_root(folder)
         origins += metadata.origins
@@ -106,23 +106,35 @@ def _different_folders(config: DataConfig, remarks: Remarks) -> dict[Path, int]:
     seen: set[Path] = set()
     for folder, count in zip(given, repeats, strict=True):
         if folder.is_file():
-            raise DataError(f"{folder} is a file; unpack it if it is an archive, and set train_data_dir to the folder")
+            raise DataError(
+                f"{folder} is a file; unpack it if it is an archive, and set train_data_dir to the folder"
+            )
         if not folder.is_dir():
-            raise DataError(f"there is no folder {folder}; set train_data_dir to the folder that holds your images")
+            raise DataError(
+                f"there is no folder {folder}; set train_data_dir to the folder that holds your images"
+            )
         if masks == folder.resolve():
-            raise DataError(f"mask_data_dir and train_data_dir are both {folder}; keep masks in a folder of their own")
+            raise DataError(
+                f"mask_data_dir and train_data_dir are both {folder}; keep masks in a folder of their own"
+            )
         if folder.resolve() in seen:
-            remarks.notice(str(folder), "folder that is given twice", "used once; num_repeats shows it more often")
+            remarks.notice(
+                str(folder), "folder that is given twice", "used once; num_repeats shows it more often"
+            )
         else:
             different[folder] = count
         seen.add(folder.resolve())
     for folder in different:
         if seen.intersection(folder.resolve().parents):
-            remarks.notice(str(folder), "folder inside another one", "its images count once, with its num_repeats")
+            remarks.notice(
+                str(folder), "folder inside another one", "its images count once, with its num_repeats"
+            )
     return different
 
 
-def _captions(image: str, tree: Tree, root: Path, metadata: Metadata, captioner: Captioner) -> tuple[str, ...]:
+def _captions(
+    image: str, tree: FileTree, root: Path, metadata: Metadata, captioner: Captioner
+) -> tuple[str, ...]:
     """The image's captions; empty when it was refused."""
     source, stem = tree.prefix + image, os.path.splitext(image)[0]
     if rows := metadata.rows.get(image):
@@ -138,7 +150,7 @@ def _captions(image: str, tree: Tree, root: Path, metadata: Metadata, captioner:
     return captioner.missing(source, "no caption", cure)
 
 
-def _remark_on_texts(tree: Tree, metadata: Metadata, remarks: Remarks) -> None:
+def _remark_on_texts(tree: FileTree, metadata: Metadata, remarks: Remarks) -> None:
     by_stem: dict[str, list[str]] = {}
     for image in [*tree.images, *tree.unusable]:
         by_stem.setdefault(os.path.splitext(image)[0], []).append(image)

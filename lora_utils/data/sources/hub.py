@@ -21,10 +21,28 @@ if TYPE_CHECKING:
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 _FAILURES = (
     *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
-    *(ArithmeticError, AssertionError, UnpicklingError, struct.error, tarfile.TarError, zipfile.BadZipFile, zlib.error),
+    *(
+        ArithmeticError,
+        AssertionError,
+        UnpicklingError,
+        struct.error,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ),
 )
 _MOST_DENSE = 200  # text is packed to a tenth
-_FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"}
+_FORMATS = {
+    "arrow",
+    "audiofolder",
+    "csv",
+    "imagefolder",
+    "json",
+    "parquet",
+    "text",
+    "videofolder",
+    "webdataset",
+}
 _CURES = {
     "scripts are no longer supported": (
         "it is made by a Python script, and nothing of a dataset is executed here. Either fetch its parquet copy once, "
@@ -107,8 +125,12 @@ def _check_name(name: str, path: Path) -> None:
             f"{name} is neither a table ({', '.join(_BUILDERS)}) nor a Python file; "
             "unpack it if it is an archive, and set dataset_name to the folder"
         )
-    if not path.exists() and (name[0] in "/.~" or "\\" in name or name.count("/") > 1 or path.suffix in _BUILDERS):
-        raise DataError(f"there is no folder or file {name}; set dataset_name to one, or to a Hub id such as user/name")
+    if not path.exists() and (
+        name[0] in "/.~" or "\\" in name or name.count("/") > 1 or path.suffix in _BUILDERS
+    ):
+        raise DataError(
+            f"there is no folder or file {name}; set dataset_name to one, or to a Hub id such as user/name"
+        )
     if name in _FORMATS:
         raise DataError(
             f"{name} is a format, not a dataset; set train_data_dir to a folder of images with captions instead, "
@@ -134,7 +156,9 @@ def _table_file(path: Path, split: str) -> Path | None:
     """The file that is meant where datasets itself would go by the images that lie beside the tables."""
     if path.is_file():
         return path
-    files = [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))] if path.is_dir() else []
+    files = (
+        [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))] if path.is_dir() else []
+    )
     tables = _tables(files)
     if not tables or not _has_images(files):
         return None
@@ -161,6 +185,8 @@ def _refuse(name: str, split: str, error: BaseException) -> NoReturn:
         chain.append(cause)
     reason = " ".join(str(chain[-1]).split())
     signs = f"{reason} " + " ".join(kind.__name__ for one in chain for kind in type(one).__mro__)
-    cure = next((cure for sign, cure in _CURES.items() if sign in signs), "check its files, or fetch them anew")
+    cure = next(
+        (cure for sign, cure in _CURES.items() if sign in signs), "check its files, or fetch them anew"
+    )
     shown = reason if len(reason) <= 300 else reason[:299] + "…"
     raise DataError(f"{name} cannot be loaded ({shown}); {cure.format(name=name, split=split)}") from error

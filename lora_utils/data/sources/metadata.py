@@ -18,7 +18,7 @@ from lora_utils.data.captions import Captioner, TextError, decode_text
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Remarks
 from lora_utils.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
-from lora_utils.data.sources.file_tree import Tree, file_problem, name_problem, trusted_root
+from lora_utils.data.sources.file_tree import FileTree, file_problem, name_problem, trusted_root
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
@@ -75,12 +75,16 @@ def _read_jsonl(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, 
         try:
             values = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            remarks.refuse(source, f"not JSON ({error})", 'write {"file_name": "a.png", "text": "…"} on one line')
+            remarks.refuse(
+                source, f"not JSON ({error})", 'write {"file_name": "a.png", "text": "…"} on one line'
+            )
             continue
         if isinstance(values, dict):
             yield source, values
         else:
-            remarks.refuse(source, "not a JSON object", 'write {"file_name": "a.png", "text": "…"} on one line')
+            remarks.refuse(
+                source, "not a JSON object", 'write {"file_name": "a.png", "text": "…"} on one line'
+            )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -110,7 +114,9 @@ def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, di
         if not columns:
             columns = [column.strip() for column in fields]
             if len(set(columns)) < len(columns):
-                raise DataError(f"two columns of {name} have the same name ({', '.join(columns)}); rename one")
+                raise DataError(
+                    f"two columns of {name} have the same name ({', '.join(columns)}); rename one"
+                )
         elif len(fields) == len(columns):
             yield f"{name} line {line}", dict(zip(columns, fields, strict=True))
         else:
@@ -137,7 +143,11 @@ def _read_parquet(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str
         with parquet.ParquetFile(path) as file:
             batches = (batch for batch in file.iter_batches(batch_size=1000))
             rows = [values for batch in batches for values in batch.to_pylist()]
-    except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:  # text that is not UTF-8, dates beyond all
+    except (
+        pyarrow.ArrowException,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # text that is not UTF-8, dates beyond all
         raise DataError(f"{name} cannot be read as parquet ({error}); write it anew, or remove it") from error
     for number, values in enumerate(rows):
         yield f"{name} row {number}", values
@@ -150,7 +160,7 @@ class Metadata:
     origins: list[str]
     """What captions come from, such as 'metadata.jsonl (column text)'."""
 
-    def __init__(self, tree: Tree, config: DataConfig, remarks: Remarks) -> None:
+    def __init__(self, tree: FileTree, config: DataConfig, remarks: Remarks) -> None:
         """Read the files.
 
         Raises:
@@ -180,7 +190,9 @@ class Metadata:
         first, seen, captions = rows[0], set[str](), []
         for row in rows:
             if repr(row.caption) in seen:
-                captioner.remarks.notice(row.source, f"repeated row ({first.source} is the first)", "used once")
+                captioner.remarks.notice(
+                    row.source, f"repeated row ({first.source} is the first)", "used once"
+                )
             elif seen:
                 problem = f"another row about the same image ({first.source} is the first)"
                 captioner.remarks.notice(row.source, problem, "a further caption of it")
@@ -199,7 +211,9 @@ def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
     """The image's name relative to the tree; empty when the row was refused."""
     name = row.file_name
     if not isinstance(name, str) or not name.strip():
-        remarks.refuse(row.source, f"row without file name ({name!r:.40})", "write the image's file name into it")
+        remarks.refuse(
+            row.source, f"row without file name ({name!r:.40})", "write the image's file name into it"
+        )
         return ""
     if problem := name_problem(name):
         remarks.refuse(row.source, *problem)

@@ -28,7 +28,7 @@ from lora_utils.data.sources.file_tree import file_problem, trusted_root
 _SIGNATURE = "load_examples(data_dir)"
 
 
-def find_in_own_dataset(config: DataConfig, captioner: Captioner) -> tuple[list[Example], str]:
+def find_in_python_file(config: DataConfig, captioner: Captioner) -> tuple[list[Example], str]:
     """What the file dataset_name yields, and the rule by which it was found.
 
     Raises:
@@ -45,7 +45,9 @@ def find_in_own_dataset(config: DataConfig, captioner: Captioner) -> tuple[list[
         if read is None:
             continue
         if not all(isinstance(one, str) for one in (caption if isinstance(caption, list) else [caption])):
-            raise DataError(f"{position}: the caption is {_show(caption)}; yield a string or a list of strings")
+            raise DataError(
+                f"{position}: the caption is {_show(caption)}; yield a string or a list of strings"
+            )
         if captions := captioner.caption(source, caption, "yield what it shows"):
             source = source if source not in examples else f"{source} ({position})"
             examples[source] = Example(source, read, captions, config.num_repeats[0])
@@ -56,7 +58,9 @@ def find_in_own_dataset(config: DataConfig, captioner: Captioner) -> tuple[list[
 def _data_dir(config: DataConfig) -> Path | None:
     folders = [folder.expanduser() for folder in config.train_data_dir or []]
     if len(folders) > 1:
-        raise DataError(f"{config.dataset_name} gets one folder; set train_data_dir to one, not {len(folders)}")
+        raise DataError(
+            f"{config.dataset_name} gets one folder; set train_data_dir to one, not {len(folders)}"
+        )
     if folders and not folders[0].is_dir():
         raise DataError(f"there is no folder {folders[0]}; set train_data_dir to the folder of your data")
     return folders[0] if folders else None
@@ -73,7 +77,9 @@ def _run(path: Path, data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
         exec(loader.source_to_code(loader.get_data(loader.path), loader.path), vars(module))
         items = _load_examples(module, path)(data_dir)
         if not isinstance(items, Iterable):
-            raise DataError(f"{path.name}: {_SIGNATURE} returns {_show(items)}; let it yield (image, caption)")
+            raise DataError(
+                f"{path.name}: {_SIGNATURE} returns {_show(items)}; let it yield (image, caption)"
+            )
         for number, item in enumerate(items, start=1):
             if not isinstance(item, tuple | list) or len(item) != 2:
                 raise DataError(f"example {number} of {path.name} is {_show(item)}; yield (image, caption)")
@@ -89,7 +95,9 @@ def _load_examples(module: ModuleType, path: Path) -> Callable[[Path | None], An
     try:
         inspect.signature(function).bind(None)
     except TypeError as error:
-        raise DataError(f"{path.name}: load_examples does not fit ({error}); define it as {_SIGNATURE}") from error
+        raise DataError(
+            f"{path.name}: load_examples does not fit ({error}); define it as {_SIGNATURE}"
+        ) from error
     return function
 
 
@@ -103,23 +111,31 @@ def _find_image(
         return position, partial(bytes, _encode(image, position))
     if isinstance(image, bytes | bytearray | memoryview) and len(image):
         return position, partial(bytes, bytes(image))
-    raise DataError(f"{position}: the image is {_show(image)}; yield a path, the bytes of a file, or a PIL image")
+    raise DataError(
+        f"{position}: the image is {_show(image)}; yield a path, the bytes of a file, or a PIL image"
+    )
 
 
 def _find_file(
     name: str, data_dir: Path | None, position: str, remarks: Remarks
 ) -> tuple[str, Callable[[], bytes] | None]:
     if "://" in name:
-        raise DataError(f"{position}: {name:.60} is an address; download the image and yield its path or bytes")
+        raise DataError(
+            f"{position}: {name:.60} is an address; download the image and yield its path or bytes"
+        )
     if data_dir is None and not Path(name).is_absolute():
-        raise DataError(f"{position}: {name:.60} is relative; set train_data_dir to the folder that it is relative to")
+        raise DataError(
+            f"{position}: {name:.60} is relative; set train_data_dir to the folder that it is relative to"
+        )
     path = Path(name) if data_dir is None else data_dir / name
     inside = data_dir is not None and path.is_relative_to(data_dir) and ".." not in path.parts
     root = trusted_root(data_dir) if data_dir and inside else path.parent.resolve()
     source = path.relative_to(data_dir).as_posix() if data_dir and inside else name
     suffix = path.suffix.lower()
     if suffix in UNREADABLE_SUFFIXES:
-        remarks.refuse(source, f"kind of picture that cannot be read ({suffix[1:].upper()})", "save it as PNG or JPEG")
+        remarks.refuse(
+            source, f"kind of picture that cannot be read ({suffix[1:].upper()})", "save it as PNG or JPEG"
+        )
     elif problem := file_problem(path, root):
         remarks.refuse(source, *problem)
     else:
@@ -133,7 +149,9 @@ def _encode(image: Image.Image, position: str) -> bytes:
         image.save(content, "PNG", compress_level=1, exif=image.getexif())  # EXIF may ask for a turn
     except OSError as error:
         action = "yield a whole image in mode RGB, RGBA or L"
-        raise DataError(f"{position}: the PIL image of mode {image.mode} cannot be kept ({error}); {action}") from error
+        raise DataError(
+            f"{position}: the PIL image of mode {image.mode} cannot be kept ({error}); {action}"
+        ) from error
     return content.getvalue()
 
 

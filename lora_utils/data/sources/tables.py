@@ -24,7 +24,16 @@ from lora_utils.data.sources.file_tree import file_problem, name_problem, truste
 from lora_utils.data.sources.hub import load_table
 
 _PREFIX = "zip://"
-_FAILURES = (OSError, EOFError, LookupError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+_FAILURES = (
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
 _USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -75,9 +84,11 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
     table = load_table(name, config.dataset_config_name, config.dataset_split)
     shown = f"{Path(name).name}[{config.dataset_split}]"
     image_column, caption_column = _choose_columns(table, config, shown)
-    pictures = _open_pictures(table, image_column, Path(name).expanduser())
+    pictures = _open_image_column(table, image_column, Path(name).expanduser())
     examples = []
-    for row, (problem, caption) in enumerate(zip(pictures.problems(), _cells(table, caption_column), strict=True)):
+    for row, (problem, caption) in enumerate(
+        zip(pictures.problems(), _cells(table, caption_column), strict=True)
+    ):
         source = f"{shown} row {row}"
         if problem:
             captioner.remarks.refuse(source, *problem)
@@ -132,7 +143,7 @@ def _undecoded(table: "Dataset", column: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageColumn:
     """A column of images: encoded bytes, or names of files."""
 
     table: Any
@@ -179,7 +190,9 @@ class Pictures:
             return problem
         if root := self._root(self._path(name)):
             return file_problem(self._path(name), root)
-        return Problem(f"file outside of the dataset ({name:.60})", "set train_data_dir to the images' folder instead")
+        return Problem(
+            f"file outside of the dataset ({name:.60})", "set train_data_dir to the images' folder instead"
+        )
 
     def _path(self, name: str) -> Path:
         return self.folder / name if self.folder else Path(name)
@@ -189,14 +202,14 @@ class Pictures:
         return next((root for root in self.roots if real.is_relative_to(root)), None)
 
 
-def _open_pictures(table: "Dataset", column: str, dataset: Path) -> Pictures:
+def _open_image_column(table: "Dataset", column: str, dataset: Path) -> ImageColumn:
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = dataset if dataset.is_dir() else dataset.parent if dataset.exists() else None
     roots = [*([trusted_root(folder)] if folder else []), Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
     resolved = tuple(root.expanduser().resolve() for root in roots)
-    return Pictures(_undecoded(table, column), column, folder, resolved)
+    return ImageColumn(_undecoded(table, column), column, folder, resolved)
 
 
 def _sizes_and_names(cells: "ChunkedArray", column: str) -> tuple[list[Any], list[Any]]:
