@@ -1,46 +1,53 @@
-"""``python -m lora_utils STAGE``: every setting of the schema is a flag. ``--help`` loads no torch."""
+"""``lora-utils STAGE``, ``python -m lora_utils STAGE``: every setting is a flag. --help loads no torch."""
 
 import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
-from lora_utils.config.loading import all_settings, find_config, load_config, presets
+from lora_utils.config.loading import all_settings, describe, find_config, load_config, presets
 from lora_utils.config.schema import RunConfig
 from lora_utils.system.redaction import install, redacted
 
-STAGES = {
-    "check": "what this machine is, and what a run on it will use; downloads nothing",
-    "precompute": "encode images and captions once",
-    "train": "train a LoRA (encodes first what is missing)",
-    "compare": "draw prompts with the base model and with the LoRA on equal seeds",
-}
+
+@dataclass(frozen=True)
+class Command:
+    """One call of the command line, understood."""
+
+    stage: str
+    """A key of STAGES."""
+    config: RunConfig
+    card: str | None = None
+    """With check: forecast for this card instead of the one that is here."""
+    data: bool = False
+    """With check: decode every image, read every caption."""
+
+
+class Stage(NamedTuple):
+    """A row of STAGES."""
+
+    purpose: str
+    run: Callable[[Command], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, 2 for something the user can put right, 130 when interrupted."""
+    """Run one stage; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     install()
     try:
-        stage, config = parse(sys.argv[1:] if arguments is None else arguments)
-        name, _, card = stage.partition(" --card ")
-        if card:
-            _check(config, card)
-        else:
-            _RUNNERS[name](config)
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        STAGES[command.stage].run(command)
         sys.stdout.flush()
-    except UserError as error:
-        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
-        return 2
     except BrokenPipeError:  # | head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:  # a folder that cannot be written, a full disk
+    except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -52,31 +59,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, RunConfig]:
-    """Stage, one of _RUNNERS or "check --card NAME", and config from the command line.
+def parse(arguments: Sequence[str]) -> Command:
+    """Stage and config from the command line; exits with 2 and a message where there is no stage.
 
     Raises:
         ConfigError: A flag is unknown or its value impossible.
     """
     parser = _build_parser()
     known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in arguments])
-    overrides = {
+    given = {
         name: value for name, value in vars(known).items() if name in all_settings() and value is not None
     }
-    stray = {
-        argument.removeprefix("--").split("=")[0]: None for argument in unknown if argument.startswith("--")
-    }
+    # Unknown flags go to load_config too, which says what may have been meant.
+    stray = {}
+    for argument in unknown:
+        if argument.startswith("--"):
+            stray[argument.removeprefix("--").split("=")[0]] = None
     if unknown and not stray:
         parser.error(f"cannot understand {' '.join(unknown)}")
     if (known.data or known.card) and known.stage != "check":
         parser.error("--data and --card belong to check")
-    stage = f"check --card {known.card}" if known.card else "check --data" if known.data else known.stage
-    return stage, load_config(known.config, overrides | stray)
+    return Command(known.stage, load_config(known.config, given | stray), known.card, known.data)
+
+
+# Each imports the stages, and with them torch, only when it runs: --help must not wait for seconds.
+
+
+def _check(command: Command) -> None:
+    from lora_utils import stages
+
+    if command.data:
+        print(stages.check_data(command.config))
+    else:
+        print(stages.check(command.config, command.card))
+
+
+def _precompute(command: Command) -> None:
+    from lora_utils import stages
+
+    print(stages.precompute(command.config))
+
+
+def _train(command: Command) -> None:
+    from lora_utils import stages
+
+    for _ in stages.train(command.config):
+        pass
+    print(f"the LoRA is in {command.config.paths.output_dir}/pytorch_lora_weights.safetensors")
+
+
+def _compare(command: Command) -> None:
+    from lora_utils import stages
+
+    comparison = stages.compare(command.config)
+    print(f"{len(comparison.shots)} pairs, side by side in {comparison.folder}/sheet.png")
+
+
+STAGES = {
+    "check": Stage("what this machine is, and what a run on it will use; downloads nothing", _check),
+    "precompute": Stage("encode images and captions once", _precompute),
+    "train": Stage("train a LoRA (encodes first what is missing)", _train),
+    "compare": Stage("draw prompts with the base model and with the LoRA on equal seeds", _compare),
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(redacted(message))  # it quotes arguments
+        super().error(redacted(message))  # it quotes arguments, and one may be a token
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -84,43 +133,40 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="python -m lora_utils",
         usage="python -m lora_utils STAGE [--config FILE] [--SETTING VALUE ...]",
         description="Fine-tune SDXL with LoRA on a small GPU.",
-        epilog="stages:\n" + "\n".join(f"  {stage:12}{purpose}" for stage, purpose in STAGES.items()),
+        epilog="stages:\n" + "\n".join(f"  {name:12}{stage.purpose}" for name, stage in STAGES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # what is short for one setting today would be ambiguous with the next one
     )
     parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
-    told = f"YAML file of settings, or a preset: {', '.join(presets())}; flags win over it"
-    parser.add_argument("--config", type=find_config, metavar="FILE", help=told)
+    files = f"YAML file of settings, or a preset: {', '.join(presets())}; flags win over it"
+    parser.add_argument("--config", type=find_config, metavar="FILE", help=files)
     parser.add_argument(
         "--data", action="store_true", help="with check: decode every image, read every caption"
     )
-    parser.add_argument(
-        "--card", metavar="NAME", help="with check: forecast for t4, l4, a100, 8gb … instead of here"
-    )
+    cards = "with check: forecast for t4, l4, a100, 8gb … instead of here"
+    parser.add_argument("--card", metavar="NAME", help=cards)
     parser.add_argument("--version", action="version", version=__version__)
-    groups = {
-        name: parser.add_argument_group(name, str(field.annotation.__doc__))
-        for name, field in _sections().items()
-    }
+
+    groups = {}
+    for section, field in RunConfig.model_fields.items():
+        groups[section] = parser.add_argument_group(section, str(field.annotation.__doc__))
     for leaf, (section, field) in all_settings().items():
         groups[section].add_argument(f"--{leaf}", help=_help(field), metavar=_metavar(field), **_arity(field))
     return parser
 
 
-def _sections() -> dict[str, FieldInfo]:
-    return RunConfig.model_fields
-
-
 def _arity(field: FieldInfo) -> dict[str, Any]:
+    """Several values for lists; none or one for switches, so that diffusers' bare flags mean true."""
     if {get_origin(part) for part in _parts(field.annotation)} & {list, tuple}:
         return {"nargs": "+"}
-    switch = field.annotation is bool or (field.default == "auto" and "full" in get_args(field.annotation))
-    return {"nargs": "?", "const": "true"} if switch else {}
+    is_switch = field.annotation is bool or (field.default == "auto" and "full" in get_args(field.annotation))
+    return {"nargs": "?", "const": "true"} if is_switch else {}
 
 
 def _metavar(field: FieldInfo) -> str:
     parts = list(_parts(field.annotation))
-    if choices := [str(part) for part in parts if isinstance(part, str | int) and not isinstance(part, bool)]:
+    choices = [str(part) for part in parts if isinstance(part, str | int) and not isinstance(part, bool)]
+    if choices:
         return "{" + ",".join(choices) + "}"
     return next(part.__name__.upper() for part in parts if part in (int, float, bool, str, Path))
 
@@ -133,55 +179,16 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 
 def _help(field: FieldInfo) -> str:
-    default = " ".join(map(str, field.default)) if isinstance(field.default, list | tuple) else field.default
-    text = f"{field.description} (default: {default})" if default is not None else str(field.description)
-    return text.replace("%", "%%")
+    default = field.default
+    if isinstance(default, list | tuple):
+        default = " ".join(map(str, default))
+    text = describe(field) if default is None else f"{describe(field)} (default: {default})"
+    return text.replace("%", "%%")  # argparse formats it
 
 
 def _with_underscores(argument: str) -> str:
+    """--train-batch-size=4 as --train_batch_size=4; values keep their dashes."""
     name, equals, value = argument.partition("=")
-    return (
-        name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else argument
-    )
-
-
-def _check(config: RunConfig, card: str | None = None) -> None:
-    from lora_utils import stages
-
-    print(stages.check(config, card))
-
-
-def _check_data(config: RunConfig) -> None:
-    from lora_utils import stages
-
-    print(stages.check_data(config))
-
-
-def _precompute(config: RunConfig) -> None:
-    from lora_utils import stages
-
-    print(stages.precompute(config))
-
-
-def _train(config: RunConfig) -> None:
-    from lora_utils import stages
-
-    for _ in stages.train(config):
-        pass
-    print(f"the LoRA is in {config.paths.output_dir}/pytorch_lora_weights.safetensors")
-
-
-def _compare(config: RunConfig) -> None:
-    from lora_utils import stages
-
-    result = stages.compare(config)
-    print(f"{len(result.shots)} pairs, side by side in {result.folder}/sheet.png")
-
-
-_RUNNERS: dict[str, Callable[[RunConfig], None]] = {
-    "check": _check,
-    "check --data": _check_data,
-    "precompute": _precompute,
-    "train": _train,
-    "compare": _compare,
-}
+    if not name.startswith("--"):
+        return argument
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value

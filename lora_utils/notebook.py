@@ -122,8 +122,8 @@ def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, 
     Args:
         preset: Name of a preset, path of a YAML file, or auto.
         overrides: Any settings by leaf name.
-        fields: Settings too; empty ones are left to the preset. Without train_data_dir and dataset_name the demo
-            pictures are drawn.
+        fields: Settings too; empty ones are left to the preset. Without train_data_dir and dataset_name the
+            demo pictures are drawn.
 
     Raises:
         UserError: The preset or a setting is unknown or impossible.

@@ -1,6 +1,7 @@
-"""The house of lora_utils: rooms import downwards only, no two files import each other, files stay readable."""
+"""The house: rooms import downwards only, no two files import each other, files stay small, door plates are true."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -13,65 +14,98 @@ PACKAGE = ROOT / "lora_utils"
 ROOMS = {  # room: the rooms that it may import
     "system": "",
     "config": "system",
-    "data": "system config",
-    "model": "system config",
-    "memory": "system config model",
-    "precompute": "system config data model",
-    "compare": "system config model storage",
-    "storage": "system config precompute",
-    "training": "system config model memory precompute compare storage",
+    "data": "config system",
+    "model": "config system",
+    "memory": "model config system",
+    "precompute": "data model config system",
+    "storage": "precompute config system",
+    "compare": "model storage config system",
+    "training": "memory model precompute storage compare config system",
+    "export": "model storage config system",
     "tiny": "",
 }
-TOP = {"__init__", "__main__", "cli", "stages", "notebook"}  # which may import all
+TOP = {
+    "__init__",
+    "__main__",
+    "cli",
+    "stages",
+    "notebook",
+}  # may import all; nobody imports them but each other
 LINES, FUNCTION_LINES = 400, 60
+
+
 FILES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for folder in ("lora_utils", "benchmarks", "tests", "tools")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 }
+OURS = {name.partition(".")[2]: path for name, path in FILES.items() if name.startswith("lora_utils.")}
+
+
+def imports_of(path):
+    """Dotted names of our own modules that a file imports, lazily too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            deeper = f"{node.module}.{alias.name}"
+            names.add(deeper if deeper in FILES else str(node.module))
+    return {name for name in names if name.split(".")[0] in ("lora_utils", "benchmarks", "tests", "tools")}
 
 
 def test_every_file_is_in_a_room():
-    assert {name.split(".")[0] for name in FILES} == TOP | ROOMS.keys()
+    assert {name.split(".")[0] for name in OURS} == TOP | ROOMS.keys()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", OURS)
 def test_rooms_import_downwards(name):
     room = name.split(".")[0]
     if room not in TOP:
-        assert {target.split(".")[0] for target in own_imports(name)} <= {
-            room,
-            "__init__",
-            *ROOMS[room].split(),
-        }
+        targets = {target.split(".")[1] for target in imports_of(OURS[name]) if target != "lora_utils"}
+        assert targets <= {room, *ROOMS[room].split()}
 
 
 def test_no_two_files_import_each_other():
-    TopologicalSorter({name: own_imports(name) for name in FILES if name in TOP or "." in name}).prepare()
+    TopologicalSorter({name: imports_of(path) - {name} for name, path in FILES.items()}).prepare()
+
+
+def test_arrows_go_from_tests_to_benchmarks_to_the_package():
+    for name, path in FILES.items():
+        allowed = {"lora_utils": "lora_utils", "benchmarks": "lora_utils benchmarks"}.get(name.split(".")[0])
+        assert allowed is None or {target.split(".")[0] for target in imports_of(path)} <= {*allowed.split()}
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_and_functions_stay_small(name):
-    source = FILES[name].read_text()
+    source = FILES[name].read_text(encoding="utf-8")
     assert len(source.splitlines()) <= LINES
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < FUNCTION_LINES, f"{node.name} is too long"
+        is_pair = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple)
+        if is_pair and isinstance(node.value, ast.Tuple) and name.startswith("lora_utils."):
+            left, right = (sorted(map(ast.unparse, side.elts)) for side in (node.targets[0], node.value))
+            assert left == right, f"line {node.lineno}: one assignment a line, unless it is a swap"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_door_plates_name_every_file_and_its_names(room):
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+    assert len(tree.body) == 1, "a docstring and no imports: workers and --help come through here"
+    plate = ast.get_docstring(tree)
+    assert f"\nMay use: {', '.join(ROOMS[room].split()) or 'no other room'}." in plate
+    rows = dict(re.findall(r"^([a-z0-9_]+/?)  +([\w, ]+)", plate, re.MULTILINE))
+    files = {name.split(".")[1]: path for name, path in OURS.items() if name.startswith(f"{room}.")}
+    files.pop("__init__")
+    assert {row.rstrip("/") for row in rows} == files.keys()
+    for row, names in rows.items():
+        source = files[row].read_text(encoding="utf-8") if row in files else names
+        assert [name for name in names.split(", ") if not re.search(rf"\b{name}\b", source)] == []
 
 
 @pytest.mark.parametrize("room", ["config", "data"])
 def test_settings_and_data_know_no_torch(room):
-    names = [name for name in FILES if name.split(".")[0] == room]
-    imports = ", ".join(f"lora_utils.{name}" for name in names)
-    code = f"import sys, {imports}; assert not {{'torch', 'diffusers', 'datasets'}} & set(sys.modules)"
+    names = [name for name in OURS if name.split(".")[0] == room]
+    assert len(names) > 5
+    code = f"import sys, {', '.join(f'lora_utils.{name}' for name in names)}\n"
+    code += "assert not {'torch', 'diffusers', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def own_imports(name):
-    found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "lora_utils":
-            base = (node.module or "").partition(".")[2]
-            for alias in node.names:
-                target = f"{base}.{alias.name}".strip(".")
-                found.add(target if target in FILES else base or "__init__")
-    return found - {name}

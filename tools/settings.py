@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lora_utils.config.loading import all_settings  # noqa: E402
+from lora_utils.config.loading import all_settings, describe  # noqa: E402
 from lora_utils.config.schema import RunConfig  # noqa: E402
 
 
@@ -30,7 +30,7 @@ def page() -> str:
         for leaf, (owner, setting) in all_settings().items():
             if owner == section:
                 default = "" if setting.default is None else f"`{setting.default}`"
-                lines.append(f"| `{leaf}` | {default} | {setting.description} |")
+                lines.append(f"| `{leaf}` | {default} | {describe(setting)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ from benchmarks.faults.small_checkpoints import (
 from lora_utils.model import lora
 from lora_utils.precompute.cache import STALE_SECONDS, Cache, record_key
 from lora_utils.storage.log import RunLog
-from lora_utils.system.files import write_atomically
+from lora_utils.system.files import PARTIAL, write_atomically
 
 PACKS = 4  # so many small ones are joined
 
@@ -146,7 +146,7 @@ def cache_packs() -> Scenario:
         return "after" if len(held) == PACKS + 2 else "before"
 
     def go_on(root: Path) -> None:
-        for stray in root.glob(".*.partial"):
+        for stray in root.glob(f"{PARTIAL}*"):
             os.utime(
                 stray, (0, os.stat(stray).st_mtime - 2 * STALE_SECONDS)
             )  # else they might be another run's

@@ -139,7 +139,7 @@ def _take_turns(way: str, steps: int, folder: Path, resolution_px: int) -> None:
 
 def _bare_steps(config: RunConfig) -> Iterator[None]:
     """Forward, backward and update on one batch again and again: what no loop can do without."""
-    run = stages.prepare_training(config).run
+    run = stages.prepare_training(config)
     optimizer = new_optimizer(run.unet, config.train)
     batch = read_batch(run, 0, list(range(config.train.train_batch_size)))
     while True:

@@ -15,7 +15,7 @@ GAP_PX = 4
 
 
 def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> Image.Image:
-    """One picture: under each prompt a column with one tile per row label, at most eight columns to a band."""
+    """One picture: under each prompt a column with a tile per row label, at most eight columns to a band."""
     first = next(iter(rows.values()))[0]
     width = max(TILE_PX, first.width // 4)
     height = round(width * first.height / first.width)

@@ -1,1 +1,11 @@
-"""The room config."""
+"""What can be set: one frozen schema, one loader. Knows no torch.
+
+May use: system.
+
+schema       RunConfig and its sections: every setting, once
+data         DataConfig: where pictures and captions come from, how they are framed
+training     LoraConfig, TrainConfig, CheckpointConfig: the adapter, the loop, what is kept
+section      Section, Size: what every group of settings shares
+loading      load_config, find_config, dump_config: defaults, then a file, then overrides
+strict_yaml  read_yaml, write_yaml: YAML 1.2, and whatever could mislead is an error
+"""

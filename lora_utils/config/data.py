@@ -77,7 +77,7 @@ class DataConfig(Section):
     trigger_word: str | None = None
     """Put before every caption that lacks it; [trigger] in a caption is replaced by it."""
     shuffle_caption: bool = False
-    """Shuffle comma-separated tags: caption_variants orders of each caption are encoded, a visit picks one."""
+    """Shuffle comma-separated tags: caption_variants orders of each are encoded, a visit picks one."""
     keep_tokens: NonNegativeInt = 0
     """How many leading tags stay in place when tags are shuffled."""
     caption_variants: PositiveInt = 4
@@ -95,7 +95,7 @@ class DataConfig(Section):
     random_flip: bool = False
     """Encode the mirrored image too; a visit picks one of both."""
     enable_bucket: bool = False
-    """Give each image the shape nearest to its own among those of resolution's area, instead of one shape for all."""
+    """Give each image the shape nearest to its own among those of resolution's area, not one for all."""
     min_bucket_reso: SidePx = 256
     """Shortest side of a bucket in pixels."""
     max_bucket_reso: SidePx = 2048

@@ -41,13 +41,18 @@ def all_settings() -> dict[str, tuple[str, FieldInfo]]:
     }
 
 
+def describe(field: FieldInfo) -> str:
+    """What a setting does, on one line: the docstring below its field."""
+    return " ".join(str(field.description).split())
+
+
 def presets() -> list[str]:
     """Names of the ready-made settings that come with the package."""
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
 def find_config(name: str | Path) -> Path:
-    """The file that ``--config NAME`` means: a preset for the bare name of one, such as t4, else the path itself."""
+    """The file that ``--config NAME`` means: a preset for the bare name of one, such as t4, else a path."""
     return PRESETS / f"{name}.yaml" if str(name) in presets() else Path(name)
 
 
@@ -77,7 +82,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
 
 
 def _without_other_source(leaves: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The file's settings less its source of data where an override names another; a Python file takes a folder too."""
+    """The file's settings without its source of data, where an override names another one."""
     named = {**leaves, **wanted}
     if str(named.get("dataset_name") or "").endswith(".py"):
         return leaves
@@ -130,7 +135,7 @@ def _known(name: object, where: str) -> str:
 
 
 def _refuse_misplaced(leaves: Mapping[str, Any]) -> None:
-    """Tokens, and several values where a setting takes one: validators of single values need not expect a list."""
+    """Refuse tokens, and several values where a setting takes one: validators need not expect a list."""
     if holds_secret(str(leaves)):
         named = [leaf for leaf, value in leaves.items() if holds_secret(str(value))]
         raise ConfigError(f"{' and '.join(named) or 'a setting'} holds a token or another secret; {ADVICE}")

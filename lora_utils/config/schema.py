@@ -1,7 +1,8 @@
 """Every setting, once: name, type, bounds, default and help.
 
-A run is described by one frozen ``RunConfig`` in sections. Leaf names are unique over the sections and are the flags
-of diffusers' training scripts where those have one, else of sd-scripts. ``config`` reads and writes them.
+A run is described by one frozen ``RunConfig`` in sections. Leaf names are unique over the sections and are
+the flags of diffusers' training scripts where those have one, else of sd-scripts. ``config`` reads and writes
+them.
 """
 
 from pathlib import Path
@@ -44,11 +45,11 @@ class ModelConfig(Section):
     variant: str | None = None
     """Weight files to load, such as fp16; the plain ones when not given."""
     vae_precision: Literal["fp32", "fp16"] = "fp32"
-    """Precision of the VAE while images are encoded; fp16 is for VAEs made for it, such as sdxl-vae-fp16-fix."""
+    """Precision of the VAE that encodes images; fp16 is for VAEs made for it, such as sdxl-vae-fp16-fix."""
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision of the U-Net; auto is fp32 on CPU, bf16 from sm_80 (A100, L4), fp16 below (T4)."""
     base_precision: BasePrecision = "auto"
-    """How the U-Net's frozen weights are kept: auto as mixed_precision says; int8 and nf4 save memory, not time."""
+    """How the U-Net's frozen weights are kept: auto as mixed_precision; int8, nf4 save memory, not time."""
 
 
 class CompareConfig(Section):

@@ -1,7 +1,7 @@
-"""YAML files as a user means them: plain values by the rules of YAML 1.2, and whatever could mislead is an error.
+"""YAML files as a user means them: plain values by YAML 1.2, and whatever could mislead is an error.
 
-``1e-4`` is a number, ``no`` a word, ``010`` ten and ``12:30`` a text. PyYAML only cuts the file into events; nothing
-here constructs an object, follows a tag or recurses, and every limit is checked while reading.
+``1e-4`` is a number, ``no`` a word, ``010`` ten and ``12:30`` a text. PyYAML only cuts the file into events;
+nothing here constructs an object, follows a tag or recurses, and every limit is checked while reading.
 """
 
 import codecs
@@ -250,5 +250,5 @@ def _error(file: Path, line: int | None, problem: str) -> YamlError:
 
 
 def _clip(text: str, longest: int = 40) -> str:
-    """The beginning alone: of a token that was cut in the middle, the second half could not be told as one."""
+    """The beginning alone: the second half of a token that was cut could not be told as one."""
     return text if len(text) <= longest else f"{text[:longest]}…"

@@ -29,13 +29,13 @@ class CheckpointConfig(Section):
     resume_from_checkpoint: Annotated[
         str, BeforeValidator(lambda value: "none" if value is None else value)
     ] = "none"
-    """latest goes on from the newest sound checkpoint of output_dir, where there is one; or a folder; or none."""
+    """latest goes on from output_dir's newest sound checkpoint, if there is one; or a folder; or none."""
     resume_force: bool = False
     """Go on from a checkpoint although settings differ that make it another run; takes over what fits."""
     max_train_minutes: PositiveFloat | None = None
     """Stop with a checkpoint after so long, before the machine is taken away; the same command goes on."""
     mirror_dir: Path | None = None
-    """Folder, such as one on Google Drive, that gets a verified copy of every checkpoint; latest restores from it."""
+    """Folder, such as one on Google Drive, for verified copies of checkpoints; latest restores from it."""
 
 
 Optimizer = Literal[
@@ -62,7 +62,7 @@ class LoraConfig(Section):
     lora_dropout: Fraction = 0.0
     """Share of a LoRA layer's inputs that is dropped during training."""
     target_modules: Texts = ["attn"]
-    """Layers that get an update: attn (560 linears in SDXL), attn+ff (722), full (and convolutions), or names."""
+    """Layers that get an update: attn (560 linears in SDXL), attn+ff (722), full (convolutions too), names."""
     use_rslora: bool = False
     """Scale updates by lora_alpha / sqrt(rank) (Kalajdzievski, 2023)."""
     use_dora: bool = False
@@ -95,7 +95,7 @@ class TrainConfig(Section):
     lr_power: PositiveFloat = 1.0
     """Power of polynomial."""
     optimizer: Optimizer = "adamw"
-    """How weights follow gradients; prodigy and schedulefree want learning_rate 1 and about 1e-3 instead of 1e-4."""
+    """How weights follow gradients; prodigy wants learning_rate 1, schedulefree about 1e-3."""
     use_8bit_adam: bool = False
     """The same as optimizer adamw8bit: AdamW from bitsandbytes with 8-bit states."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -123,7 +123,7 @@ class TrainConfig(Section):
     huber_c: PositiveFloat = 0.1
     """Where huber and smooth_l1 turn from square to linear."""
     noise_offset: NonNegativeFloat = 0.0
-    """Strength of the noise that is the same all over a channel (Guttenberg, 2023), for dark and bright pictures."""
+    """Strength of noise that is equal all over a channel (Guttenberg, 2023): for dark and bright pictures."""
     input_perturbation: NonNegativeFloat = 0.0
     """Strength of extra noise on the input alone (Ning et al., 2023); 0.1 in the paper."""
     rescale_betas_zero_snr: bool = False
@@ -139,7 +139,7 @@ class TrainConfig(Section):
     logit_std: PositiveFloat = 1.0
     """Of logit_normal."""
     gradient_checkpointing: Checkpointing = "auto"
-    """Recompute activations in the backward pass: auto does so for what does not fit, none never, full always."""
+    """Recompute activations in the backward pass: auto what does not fit, none never, full always."""
     vram_gib: PositiveFloat | None = None
     """GPU memory that auto plans for; what the card has free when not given."""
     lean_step: bool = True

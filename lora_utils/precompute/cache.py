@@ -9,7 +9,6 @@ once.
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 import uuid
@@ -23,7 +22,7 @@ from torch import Tensor
 from lora_utils import UserError
 from lora_utils.data.findings import Finding
 from lora_utils.precompute.packs import Layout, Pack, PackError, Row, new_row, write_pack
-from lora_utils.system.files import PARTIAL_SUFFIX, allow_many_open_files
+from lora_utils.system.files import allow_many_open_files, set_aside, sweep
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = 2
@@ -33,7 +32,7 @@ MANY_PACKS = 64
 STALE_SECONDS = 3600
 FLUSH_BYTES = 64 * 2**20
 FLUSH_SHARE = 50
-NAME = re.compile(r"^(images|texts)-(\d{6,})-[0-9a-f]{8}\.safetensors$")
+PACK_NAME = re.compile(r"^(images|texts)-(\d{6,})-[0-9a-f]{8}\.safetensors$")
 
 
 class CacheError(UserError):
@@ -162,10 +161,7 @@ class Cache:
             if len(numbers) >= FEW_PACKS:
                 self._join(kind, layout, set(numbers))
         self._joined = len(self._packs)
-        for stray in self.folder.glob(f".*{PARTIAL_SUFFIX}"):
-            with suppress(FileNotFoundError):  # another run's, that has its name by now
-                if time.time() - stray.stat().st_mtime > STALE_SECONDS:
-                    stray.unlink()
+        sweep(self.folder, STALE_SECONDS)
 
     def _join(self, kind: str, layout: Layout, numbers: set[int]) -> None:
         live = [key for key, place in self._places.items() if place >> 32 in numbers]
@@ -215,13 +211,13 @@ class Cache:
 
     def _set_aside(self, path: Path) -> None:
         with suppress(OSError):  # gone meanwhile, or in a folder that is read-only
-            os.replace(path, path.with_name(f".bad-{path.name}"))
+            set_aside(path)
 
     def _pack_paths(self) -> list[Path]:
         """In the order of their making: of two records of one key the later counts."""
         if not self.folder.is_dir():
             return []
-        packs = [path for path in self.folder.iterdir() if NAME.match(path.name)]
+        packs = [path for path in self.folder.iterdir() if PACK_NAME.match(path.name)]
         return sorted(packs, key=lambda path: (int(path.name.split("-")[1]), path.name))
 
 

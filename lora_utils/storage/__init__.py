@@ -1,1 +1,13 @@
-"""The room storage."""
+"""What a run leaves on disk: log, checkpoints, mirror. Nothing half-written, nothing lost by a kill.
+
+May use: precompute, config, system.
+
+log             RunLog, read_summary: config.yaml, metrics.jsonl, summary.json
+store           CheckpointStore: which checkpoint to make, to keep, to go on from
+checkpoint      write_checkpoint, read_checkpoint, flatten_state: one checkpoint as a folder
+identity        run_identity, data_digest, changes: what makes a run this run
+mirror          Mirror: the thread that copies while training goes on
+mirror_folder   open_mirror, steps_in, prune_copies: the mirror's names, and what is kept in it
+mirror_copy     copy_folder, copy_file, CacheCopy: into a mount that may lie
+mirror_restore  restore_if_wanted, restore: a run from its mirror, on a new machine
+"""

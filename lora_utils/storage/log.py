@@ -11,10 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from lora_utils import UserError
-from lora_utils.system.files import PARTIAL_SUFFIX, sweep, write_atomically
+from lora_utils.system.files import sweep, write_atomically
 from lora_utils.system.versions import versions
 
 METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
 LOGGER = logging.getLogger(__name__)
 
 
@@ -24,7 +25,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: It is damaged.
     """
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     if not path.is_file():
         return {}
     try:
@@ -38,43 +39,49 @@ def read_summary(folder: Path) -> dict[str, Any]:
 class RunLog:
     """Writes a run's records; a context manager, so that the summary says how the run ended."""
 
-    def __init__(self, folder: Path, resolved_config: str, metrics: bytes = b"") -> None:
-        """Start the records; metrics.jsonl begins with what a checkpoint has of it."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        write_atomically(folder / "config.yaml", resolved_config.encode())
-        write_atomically(folder / "versions.json", json.dumps(versions(), indent=1).encode())
-        for stray in folder.glob(f".*{PARTIAL_SUFFIX}"):  # of a process that was killed
-            stray.unlink()
-        sweep(folder)
-        write_atomically(folder / METRICS, metrics)
-        self._metrics = bytearray(metrics)
-        self._is_behind = False
+    def __init__(self, folder: Path | None, resolved_config: str, metrics: bytes = b"") -> None:
+        """Start the records.
+
+        Args:
+            folder: The run folder; None writes nothing, in every process but the first.
+            resolved_config: All settings as they are used, YAML.
+            metrics: What metrics.jsonl begins with: that of the checkpoint which the run goes on from.
+        """
         self.is_paused = False
         """The run stopped by itself before its end, and can go on."""
+        self._folder = folder
+        self._metrics = bytearray(metrics)
         self._summary: dict[str, Any] = {"status": "running"}
-        self._write_summary()
+        self._is_behind = False
+        if folder is None:
+            return
+
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", resolved_config.encode())
+        write_atomically(folder / "versions.json", json.dumps(versions(), indent=1).encode())
+        sweep(folder)
+        write_atomically(folder / METRICS, metrics)
+        self._write_summary(folder)
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; a chart can read it while the run goes on.
 
         Where the disk is full or fails, the lines are kept and written when it is well again.
         """
-        lost = {
-            name: None
-            for name, value in record.items()
-            if isinstance(value, float) and not math.isfinite(value)
-        }
-        line = (json.dumps(record | lost) + "\n").encode()  # JSON has no NaN
+        finite = {name: None if _is_not_finite(value) else value for name, value in record.items()}
+        line = (json.dumps(finite) + "\n").encode()  # JSON has no NaN
         self._metrics += line
-        self._try(lambda: self._write_all() if self._is_behind else self._append(line))
+        if self._is_behind:
+            self._try(self._write_all)
+        else:
+            self._try(lambda folder: self._append(folder, line))
 
     def metrics(self) -> bytes:
-        """All lines of metrics.jsonl."""
+        """All lines of metrics.jsonl, those that could not be written too."""
         return bytes(self._metrics)
 
     def summarise(self, **facts: Any) -> None:
-        """Add facts to summary.json."""
+        """Add facts to summary.json; a later one of the same name replaces the earlier."""
         self._summary |= facts
         self._try(self._write_summary)
 
@@ -82,58 +89,44 @@ class RunLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        error_class: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        ended = "paused" if self.is_paused else "done"
-        status = (
-            ended
-            if kind is None
-            else "interrupted"
-            if kind in (KeyboardInterrupt, GeneratorExit)
-            else "failed"
-        )
-        self.summarise(status=status, **({"error": str(error)} if status == "failed" else {}))
+        if error_class is None:
+            self.summarise(status="paused" if self.is_paused else "done")
+        elif error_class in (KeyboardInterrupt, GeneratorExit):  # a signal; the caller stopped iterating
+            self.summarise(status="interrupted")
+        else:
+            self.summarise(status="failed", error=str(error))
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[Path], None]) -> None:
+        """Write into the folder, if there is one; a disk that fails must not end the run."""
+        if self._folder is None:
+            return
         try:
-            write()
+            write(self._folder)
         except OSError as error:
             if not self._is_behind:
                 LOGGER.warning(
-                    "the log in %s cannot be written (%s); it is made up for later", self.folder, error
+                    "the log in %s cannot be written (%s); it is made up for later", self._folder, error
                 )
             self._is_behind = True
 
-    def _append(self, line: bytes) -> None:
-        with (self.folder / METRICS).open("ab", buffering=0) as file:
+    def _append(self, folder: Path, line: bytes) -> None:
+        with (folder / METRICS).open("ab", buffering=0) as file:
+            # Unbuffered, a full disk may take a part of the line without an error.
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _write_all(self) -> None:
-        write_atomically(self.folder / METRICS, bytes(self._metrics))
+    def _write_all(self, folder: Path) -> None:
+        write_atomically(folder / METRICS, bytes(self._metrics))
         self._is_behind = False
 
-    def _write_summary(self) -> None:
-        write_atomically(self.folder / "summary.json", json.dumps(self._summary, indent=1).encode())
+    def _write_summary(self, folder: Path) -> None:
+        write_atomically(folder / SUMMARY, json.dumps(self._summary, indent=1).encode())
 
 
-class SilentLog:
-    """Stands in for the log in every process but the first."""
-
-    def __init__(self, folder: Path, resolved_config: str, metrics: bytes = b"") -> None:
-        self.is_paused = False
-
-    def add(self, record: dict[str, Any]) -> None:
-        pass
-
-    def metrics(self) -> bytes:
-        return b""
-
-    def summarise(self, **facts: Any) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,7 +1,7 @@
 """A second home for what a run cannot lose: checkpoints, the cache and the weights, copied while it trains.
 
-Training works on the local disk; a thread follows it into a folder such as one on Google Drive. Whatever that folder
-does, training neither waits for it nor fails with it.
+Training works on the local disk; a thread follows it into a folder such as one on Google Drive. Whatever that
+folder does, training neither waits for it nor fails with it.
 """
 
 import errno
@@ -31,11 +31,14 @@ RETRY_SECONDS = (2.0, 5.0, 15.0, 30.0, 60.0)
 """Pauses after failures in a row; the last one is repeated."""
 TOLD_AFTER = 3
 """Failures in a row, before which most of them pass by themselves."""
-CACHE, CHECKPOINT = "the cache", "checkpoint"
+CACHE = "the cache"
+CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, eq=False)
 class _Offer:
+    """Something to copy. Two offers of one path differ: what came while the first was copied is copied again."""
+
     path: Path
 
 
@@ -51,10 +54,17 @@ class Mirror:
     ) -> None:
         """Start the thread.
 
+        Args:
+            mirror_dir: The folder that is mirrored into, such as one of a mounted drive.
+            output_dir: The run folder.
+            cache_folder: The run's cache.
+            retry_seconds: Pauses after failures in a row.
+
         Raises:
             MirrorError: ``mirror_dir`` is not there or cannot be read; says what to do.
         """
-        self._mirror_dir, self._output_dir = mirror_dir, output_dir.resolve()
+        self._mirror_dir = mirror_dir
+        self._output_dir = output_dir.resolve()
         try:
             open_mirror(mirror_dir)
             self._is_mount = not same_disk(mirror_dir, self._output_dir)
@@ -70,13 +80,18 @@ class Mirror:
         self.safe_step: int | None = None
         """Newest step whose copy was read back from the mirror."""
         self._retry_seconds = retry_seconds
+
+        # By name of what is copied: a newer checkpoint takes the place of one that is still waiting.
         self._cache = CacheCopy(cache_folder, self.folder / PRECOMPUTED)
         self._offered: dict[str, _Offer] = {}
         self._pending: dict[str, _Offer] = {}
         self._dropped: dict[str, str] = {}
-        self._reason, self._told = "there was not enough time", False
+        self._reason = "there was not enough time"
+        self._told = False
         self._changed = threading.Condition()
-        self._closing = self._in_a_hurry = self._over = False
+        self._closing = False
+        self._in_a_hurry = False
+        self._over = False
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
@@ -100,11 +115,13 @@ class Mirror:
             None when all that was offered is safe; else what is not, why, and what to do.
         """
         with self._changed:
+            # Offered anew, everything is read back once more: a mount may have lost what it had shown before.
             if not self._over:
-                self._pending |= {
-                    key: _Offer(one.path) for key, one in self._offered.items() if one.path.exists()
-                }
-            self._closing = self._in_a_hurry = True
+                for key, offer in self._offered.items():
+                    if offer.path.exists():
+                        self._pending[key] = _Offer(offer.path)
+            self._closing = True
+            self._in_a_hurry = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._over or not self._pending, seconds)
             self._over = True
@@ -115,8 +132,8 @@ class Mirror:
             safe = "no checkpoint" if self.safe_step is None else f"step {self.safe_step}"
             named = " and ".join(self._name(key) for key in sorted(missing))
             return (
-                f"{self.folder} may lack {named} ({self._reason}; verified there: {safe}); copy {self._output_dir} "
-                "yourself before this machine ends"
+                f"{self.folder} may lack {named} ({self._reason}; verified there: {safe}); copy "
+                f"{self._output_dir} yourself before this machine ends"
             )
 
     def _put(self, key: str, path: Path) -> None:
@@ -151,16 +168,19 @@ class Mirror:
         with self._changed:
             pending = dict(self._pending)
         problem = None
+        # The cache first, the checkpoint next: a checkpoint without its records would cost an encoding to go on from.
         for key in sorted(pending, key=lambda key: (key != CACHE, key != CHECKPOINT)):
-            dropped, done = None, False
+            dropped = None
+            is_done = False
             try:
                 self._require_mounted()
-                done = self._copy(key, pending[key].path)
+                is_done = self._copy(key, pending[key].path)
             except DamagedError as error:
-                dropped, done = str(error), True
+                dropped = str(error)
+                is_done = True
             except (OSError, MemoryError) as error:
                 problem = f"{getattr(error, 'strerror', None) or type(error).__name__}, at {self._name(key)}"
-            if done:
+            if is_done:
                 self._settle(key, pending[key], dropped)
         return problem
 
@@ -177,9 +197,8 @@ class Mirror:
 
     def _copy(self, key: str, path: Path) -> bool:
         """Whether it is done with."""
-        self.folder.mkdir(
-            exist_ok=True
-        )  # without parents: an unmounted drive must not be built on the local disk
+        # Without parents: an unmounted drive must not be built on the local disk.
+        self.folder.mkdir(exist_ok=True)
         if key == CACHE:
             return self._cache.advance()
         if key == CHECKPOINT:
@@ -190,7 +209,8 @@ class Mirror:
         return True
 
     def _copy_checkpoint(self, source: Path) -> None:
-        checkpoints, step = self.folder / CHECKPOINTS, step_of(source.name) or 0
+        checkpoints = self.folder / CHECKPOINTS
+        step = step_of(source.name) or 0
         checkpoints.mkdir(exist_ok=True)
         target = checkpoints / source.name
         if not is_copy(target, read_manifest(source)):

@@ -1,7 +1,7 @@
 """Copies into a mounted folder that may lie about what it stored, such as Google Drive's.
 
-A copy counts when it was read back under its own name with the hashes of its source; until then its name starts with a
-dot. That fsync returned means little on such a mount, and some do not have it.
+A copy counts when it was read back under its own name with the hashes of its source; until then its name
+starts with a dot. That fsync returned means little on such a mount, and some do not have it.
 """
 
 import errno
@@ -9,20 +9,21 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from lora_utils.precompute.examples import INDEX_NAME
-from lora_utils.storage.mirror_folder import beside, delete, discard, packs_in, sweep_mirror
+from lora_utils.storage.mirror_folder import delete_emptied, discard, packs_in, sweep_mirror
 from lora_utils.system.files import (
     DELETED,
     MANIFEST,
-    PARTIAL,
     DamagedError,
+    beside,
     check_folder,
     file_hash,
     read_folder,
+    staged,
     sync,
     sync_folder,
 )
@@ -70,16 +71,20 @@ def copy_folder(source: Path, target: Path) -> None:
         DamagedError: The source is gone or damaged.
         OSError: The copy failed, or does not read back.
     """
-    manifest, files = read_manifest(source), read_folder(source)
-    with _partial(target) as partial:
+    manifest = read_manifest(source)
+    files = read_folder(source)
+    with staged(target, delete_emptied) as partial:
         partial.mkdir()
         for name, content in (*files.items(), (MANIFEST, manifest)):
             with (partial / name).open("xb") as file:
                 file.write(content)
                 file.flush()
                 sync(file.fileno())
-        files, content = {}, b""  # checkpoints can be large, and to verify is to read one more
+        # Checkpoints can be large, and to verify one is to read it once more.
+        files = {}
+        content = b""
         _wait_until(lambda: is_copy(partial, manifest), partial)
+        # Two renames: a mounted drive cannot be trusted to replace a folder in one.
         with suppress(FileNotFoundError):
             target.rename(beside(target, DELETED))
         partial.rename(target)
@@ -103,7 +108,7 @@ def copy_file(source: Path, target: Path) -> None:
         if _reads_as(target, sha256):
             return
         file.seek(0)
-        with _partial(target) as partial:
+        with staged(target, delete_emptied) as partial:
             with partial.open("xb") as copy:
                 shutil.copyfileobj(file, copy, CHUNK_BYTES)
                 copy.flush()
@@ -118,8 +123,15 @@ class CacheCopy:
     """Follows a cache folder: packs that come are copied, and packs that go are deleted after them."""
 
     def __init__(self, source: Path, target: Path) -> None:
-        self._source, self._target = source, target
-        self._there: set[str] = set()
+        """Follow one folder into another.
+
+        Args:
+            source: The cache of the run, on the local disk.
+            target: In the mirror; made when there is something to copy.
+        """
+        self._source = source
+        self._target = target
+        self._copied: set[str] = set()
 
     def advance(self) -> bool:
         """Copy one pack, or what is left to do after the last; True when the mirror has all.
@@ -131,13 +143,14 @@ class CacheCopy:
         if not packs:
             return True  # and the mirror's stay: a cache that is gone here was lost, not joined
         self._target.mkdir(exist_ok=True)
-        for name in sorted(packs - self._there):
+        for name in sorted(packs - self._copied):
             if self._bring(name):
                 return False
         if (self._source / INDEX_NAME).is_file():
             copy_file(self._source / INDEX_NAME, self._target / INDEX_NAME)
         if packs_in(self._source) != packs:
             return False
+        # Packs go after what they were joined into has come, so that the mirror never lacks a record.
         for name in packs_in(self._target) - packs:
             discard(self._target / name)
         sweep_mirror(self._target)
@@ -145,34 +158,26 @@ class CacheCopy:
 
     def _bring(self, name: str) -> bool:
         """Whether something had to be done; a pack's name is random and its bytes never change."""
-        source, target = self._source / name, self._target / name
+        source = self._source / name
+        target = self._target / name
         try:
-            size = source.stat().st_size
-            if (there := _size_of(target) == size) is False:
-                self._require_space(size)
+            size_bytes = source.stat().st_size
+            is_there = _size_of(target) == size_bytes
+            if not is_there:
+                self._require_space(size_bytes)
                 copy_file(source, target)
         except (DamagedError, FileNotFoundError):
             if source.exists():
                 raise
             return True  # joined to others meanwhile
-        self._there.add(name)
-        return not there
+        self._copied.add(name)
+        return not is_there
 
-    def _require_space(self, size: int) -> None:
+    def _require_space(self, size_bytes: int) -> None:
         usage = shutil.disk_usage(self._target)
-        if usage.total and usage.free < size + RESERVED_BYTES:  # a mount that cannot tell says 0
+        if usage.total and usage.free < size_bytes + RESERVED_BYTES:  # a mount that cannot tell says 0
             free_gib = usage.free / 2**30
             raise OSError(errno.ENOSPC, f"{free_gib:.1f} GiB free, which the cache leaves to checkpoints")
-
-
-@contextmanager
-def _partial(target: Path) -> Iterator[Path]:
-    partial = beside(target, PARTIAL)
-    try:
-        yield partial
-    finally:
-        with suppress(OSError):  # it has its name by now; or it is out of reach, and swept later
-            delete(partial)
 
 
 def _size_of(path: Path) -> int | None:

@@ -1,21 +1,30 @@
 """The mirror as a folder: its names, what is read from it, and what is kept in it.
 
-It may be a mount, such as Google Drive's, that fails for a while. So nothing here asks ``exists`` or ``is_dir`` of it,
-which take an error for an absence. A run's folder in it holds ``checkpoints`` and ``precomputed``.
+It may be a mount, such as Google Drive's, that fails for a while. So nothing here asks ``exists`` or
+``is_dir`` of it, which take an error for an absence. A run's folder in it holds ``checkpoints`` and
+``precomputed``.
 """
 
 import os
-import re
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from lora_utils import UserError
+from lora_utils.precompute.cache import PACK_NAME
 from lora_utils.storage.checkpoint import step_of
-from lora_utils.system.files import BAD, DELETED, PARTIAL, DamagedError, check_folder, read_folder
+from lora_utils.system.files import (
+    BAD,
+    DELETED,
+    DamagedError,
+    beside,
+    check_folder,
+    is_litter,
+    nearest_existing,
+    read_folder,
+)
 
-PACK = re.compile(r"^(images|texts)-\d{6,}-[0-9a-f]{8}\.safetensors$")
-CHECKPOINTS, PRECOMPUTED = "checkpoints", "precomputed"
+CHECKPOINTS = "checkpoints"
+PRECOMPUTED = "precomputed"
 KEPT = 2
 
 
@@ -24,7 +33,7 @@ class MirrorError(UserError):
 
 
 def open_mirror(mirror_dir: Path) -> None:
-    """Make sure that the folder is there; it is made only where its parent is, so that a mount is never faked.
+    """Make sure that the folder is there; made only where its parent is, so that a mount is never faked.
 
     Raises:
         MirrorError: The parent is absent too.
@@ -37,27 +46,23 @@ def open_mirror(mirror_dir: Path) -> None:
             f"mirror_dir {mirror_dir} does not exist; mount Google Drive first "
             "(from google.colab import drive; drive.mount('/content/drive')) or create the folder"
         ) from None
-    os.listdir(mirror_dir)
+    os.listdir(mirror_dir)  # a mount that is broken shows it here
 
 
 def same_disk(mirror_dir: Path, output_dir: Path) -> bool:
     """Whether both are lost together; output_dir need not be there yet."""
-    existing = next(folder for folder in (output_dir, *output_dir.parents) if folder.exists())
-    return os.stat(mirror_dir).st_dev == os.stat(existing).st_dev
+    return os.stat(mirror_dir).st_dev == os.stat(nearest_existing(output_dir)).st_dev
 
 
 def steps_in(checkpoints: Path) -> list[Path]:
     """Folders of checkpoints, the newest first."""
-    return [
-        checkpoints / name
-        for name in sorted(os.listdir(checkpoints), reverse=True)
-        if step_of(name) is not None
-    ]
+    names = sorted(os.listdir(checkpoints), reverse=True)
+    return [checkpoints / name for name in names if step_of(name) is not None]
 
 
 def packs_in(precomputed: Path) -> set[str]:
     """Names of the cache's packs."""
-    return {name for name in os.listdir(precomputed) if PACK.match(name)}
+    return {name for name in os.listdir(precomputed) if PACK_NAME.match(name)}
 
 
 def read_mounted(folder: Path) -> dict[str, bytes]:
@@ -73,10 +78,9 @@ def read_mounted(folder: Path) -> dict[str, bytes]:
         cause = error.__cause__
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
             raise cause from error
+        # From Python 3.14 on, is_file says False where the mount is away; this does not.
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.listdir(
-                folder
-            )  # from Python 3.14 on, is_file says False where the mount is away; this does not
+            os.listdir(folder)
         raise
 
 
@@ -84,11 +88,12 @@ def prune_copies(checkpoints: Path, step: int) -> None:
     """Delete what is older than the newest whole copies; ``step`` was just verified."""
     whole = 1
     for folder in steps_in(checkpoints):
-        if (step_of(folder.name) or 0) < step:
-            if whole == KEPT:
-                discard(folder)
-            elif _is_whole(folder):
-                whole += 1
+        if (step_of(folder.name) or 0) >= step:
+            continue
+        if whole == KEPT:
+            discard(folder)
+        elif _is_whole(folder):
+            whole += 1
 
 
 def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
@@ -98,33 +103,29 @@ def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder of ours, under another name first."""
-    delete(path.rename(beside(path, DELETED)))
+    """Delete a file or folder of ours, under another name first: nobody may read it half deleted."""
+    delete_emptied(path.rename(beside(path, DELETED)))
 
 
 def sweep_mirror(folder: Path) -> None:
     """Delete what was cut short, as far as that works: it takes space and nothing else."""
     with suppress(OSError):
         for name in os.listdir(folder):
-            if name.startswith((PARTIAL, DELETED)):
+            if is_litter(name):
                 with suppress(OSError):
-                    delete(folder / name)
+                    delete_emptied(folder / name)
 
 
-def delete(litter: Path) -> None:
-    """Files are emptied first: Google Drive moves them to its bin, which counts against the quota."""
-    inside = [litter / name for name in os.listdir(litter)] if litter.is_dir() else None
-    for file in [litter] if inside is None else inside:
-        if not file.is_symlink():
+def delete_emptied(litter: Path) -> None:
+    """Delete a file or folder, its files emptied first: Google Drive's bin counts against the quota."""
+    is_folder = litter.is_dir()
+    files = [litter / name for name in os.listdir(litter)] if is_folder else [litter]
+    for file in files:
+        if not file.is_symlink():  # truncating would empty what the link leads to
             os.truncate(file, 0)
         file.unlink()
-    if inside is not None:
+    if is_folder:
         litter.rmdir()
-
-
-def beside(path: Path, prefix: str) -> Path:
-    """A name that nobody has, and that nothing looks for."""
-    return path.with_name(f"{prefix}{path.name}-{uuid.uuid4().hex[:8]}")
 
 
 def _is_whole(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Brings a run back from the mirror onto a machine that has nothing of it.
 
-Copies that are damaged are named and left where they are. What cannot be read is never taken for absent: a run that
-silently starts anew has lost what the mirror is for.
+Copies that are damaged are named and left where they are. What cannot be read is never taken for absent: a
+run that silently starts anew has lost what the mirror is for.
 """
 
 import errno
@@ -9,15 +9,13 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from lora_utils.config.schema import RunConfig
+from lora_utils.config.training import CheckpointConfig
 from lora_utils.precompute.examples import INDEX_NAME, IndexFileError, read_index
-from lora_utils.precompute.fill import cache_folder
 from lora_utils.precompute.packs import Pack, PackError
 from lora_utils.storage.checkpoint import step_of
 from lora_utils.storage.mirror_folder import (
@@ -29,7 +27,7 @@ from lora_utils.storage.mirror_folder import (
     read_mounted,
     steps_in,
 )
-from lora_utils.system.files import PARTIAL_SUFFIX, DamagedError, commit_folder, write_atomically
+from lora_utils.system.files import DamagedError, commit_folder, staged, write_atomically
 
 LOGGER = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Pauses after an error of the connection."""
 LATE_SECONDS = (1.0, 3.0, 6.0)
 """Waits for a copy that is not whole; its files may become visible one by one."""
-Found = TypeVar("Found")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,26 @@ def restore(mirror_dir: Path, output_dir: Path, cache_folder: Path) -> Restored 
     A run folder that has checkpoints is left alone.
 
     Raises:
-        MirrorError: The mirror is absent or cannot be read, or none of its checkpoints is whole; says what to do.
+        MirrorError: The mirror is absent or cannot be read, or none of its checkpoints is whole; says what to
+            do.
         OSError: The local disk failed or is full.
     """
     _patiently(lambda: open_mirror(mirror_dir), mirror_dir)
-    local, run = output_dir / CHECKPOINTS, mirror_dir / output_dir.resolve().name
+    local = output_dir / CHECKPOINTS
+    run = mirror_dir / output_dir.resolve().name
     if local.is_dir() and steps_in(local):
         return None
     inside = _names(run) if run.name in _names(mirror_dir) else []
+
+    packs = 0
+    left_out: list[str] = []
+    if PRECOMPUTED in inside:
+        packs, left_out = _restore_cache(run / PRECOMPUTED, cache_folder)
     # The checkpoint comes last: killed on the way, a run folder that still lacks it is restored anew.
-    packs, left_out = _restore_cache(run / PRECOMPUTED, cache_folder) if PRECOMPUTED in inside else (0, [])
-    step, skipped = _restore_checkpoint(run / CHECKPOINTS, local) if CHECKPOINTS in inside else (None, [])
+    step = None
+    skipped: list[str] = []
+    if CHECKPOINTS in inside:
+        step, skipped = _restore_checkpoint(run / CHECKPOINTS, local)
     if step is None and not packs and not left_out:
         return None
     return Restored(step, packs, (*skipped, *left_out))
@@ -95,7 +102,8 @@ def _restore_checkpoint(mirrored: Path, local: Path) -> tuple[int | None, list[s
 def _restore_cache(mirrored: Path, cache_folder: Path) -> tuple[int, list[str]]:
     """How many packs came, and what was left out: its records are encoded anew."""
     cache_folder.mkdir(parents=True, exist_ok=True)
-    packs, left_out = 0, []
+    packs = 0
+    left_out = []
     for name in sorted(_patiently(lambda: packs_in(mirrored), mirrored) - packs_in(cache_folder)):
         try:
             _when_visible(
@@ -115,28 +123,25 @@ def _restore_cache(mirrored: Path, cache_folder: Path) -> tuple[int, list[str]]:
 
 
 def _bring_pack(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
-    try:
-        shutil.copyfile(source, partial)
+    with staged(target) as partial:
         try:
+            shutil.copyfile(source, partial)
             pack = Pack(partial)
             damaged = sum(not pack.is_sound(row) for row in range(len(pack)))
+        except FileNotFoundError as error:
+            raise DamagedError("it is missing") from error
         except PackError as error:
             raise DamagedError("it is cut short or damaged") from error
         if damaged:
             raise DamagedError(f"{damaged} of {len(pack)} records are damaged")
         partial.replace(target)
-    except FileNotFoundError as error:
-        raise DamagedError("it is missing") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _names(folder: Path) -> list[str]:
     return _patiently(lambda: os.listdir(folder), folder)
 
 
-def _when_visible(read: Callable[[], Found], path: Path) -> Found:
+def _when_visible(read: Callable[[], Read], path: Path) -> Read:
     for pause_seconds in LATE_SECONDS:
         try:
             return _patiently(read, path)
@@ -145,13 +150,14 @@ def _when_visible(read: Callable[[], Found], path: Path) -> Found:
     return _patiently(read, path)
 
 
-def _patiently(read: Callable[[], Found], path: Path) -> Found:
+def _patiently(read: Callable[[], Read], path: Path) -> Read:
     for pause_seconds in RETRY_SECONDS:
         try:
             return read()
         except OSError as error:
+            # Of the local disk: waiting does not help.
             if error.errno == errno.ENOSPC:
-                raise  # of the local disk: waiting does not help
+                raise
             time.sleep(pause_seconds)
     try:
         return read()
@@ -163,17 +169,23 @@ def _patiently(read: Callable[[], Found], path: Path) -> Found:
         ) from error
 
 
-def restore_if_wanted(config: RunConfig) -> None:
-    """What the mirror has of a run that goes on, onto a machine that has nothing of it."""
-    mirror_dir, output_dir = config.checkpoint.mirror_dir, config.paths.output_dir
-    if mirror_dir is None or config.checkpoint.resume_from_checkpoint != "latest":
+def restore_if_wanted(config: CheckpointConfig, output_dir: Path, cache_folder: Path) -> None:
+    """What the mirror has of a run that goes on, onto a machine that has nothing of it; what came is told.
+
+    Raises:
+        MirrorError, OSError: As ``restore``.
+    """
+    if config.mirror_dir is None or config.resume_from_checkpoint != "latest":
         return
-    found = restore(mirror_dir, output_dir, cache_folder(config))
-    if found is None:
+    restored = restore(config.mirror_dir, output_dir, cache_folder)
+    if restored is None:
         return
-    for problem in found.skipped:
+    for problem in restored.skipped:
         LOGGER.warning("%s", problem)
-    step = "no checkpoint yet" if found.step is None else f"the checkpoint of step {found.step}"
+    step = "no checkpoint yet" if restored.step is None else f"the checkpoint of step {restored.step}"
     LOGGER.warning(
-        "brought back from the mirror in %s: %s and %d files of the cache", mirror_dir, step, found.packs
+        "brought back from the mirror in %s: %s and %d files of the cache",
+        config.mirror_dir,
+        step,
+        restored.packs,
     )

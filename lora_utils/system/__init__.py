@@ -1,1 +1,11 @@
-"""The room system."""
+"""The cellar: what is ours but not about LoRA. Files, device, signals, progress, secrets, versions.
+
+May use: no other room.
+
+files        write_atomically, commit_folder, read_folder, staged, sweep: whole or not at all
+device       choose_precision, compute_capability, free_memory, peak_memory_gib: what computes, and in which dtype
+signals      StopRequest: Ctrl-C and SIGTERM, heard at the end of a step
+progress     progress_bar: in a terminal, a notebook, a log file
+redaction    install, redacted: keeps tokens out of all that is printed or logged
+versions     versions: of the packages that a result depends on
+"""

@@ -25,7 +25,7 @@ def free_memory() -> None:
 
 
 def peak_memory_gib() -> float | None:
-    """Most memory that tensors took on the GPU since the process began or forgot, in GiB; None without a GPU."""
+    """Most memory of tensors on the GPU since the start, or since it was forgotten; None without a GPU."""
     return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
 
 
@@ -58,11 +58,11 @@ def compute_capability() -> tuple[int, int] | None:
 
 
 def choose_precision(wanted: str, capability: tuple[int, int] | None) -> Precision:
-    """The precision on a card, here or elsewhere: the one rule for training, encoding, comparing and forecasts.
+    """The precision on a card: the one rule for training, encoding, comparing and forecasts.
 
     Args:
-        wanted: The setting mixed_precision. auto follows ``accelerate launch --mixed_precision`` where that was
-            given, else the card: bf16 from sm_80, fp16 below.
+        wanted: The setting mixed_precision. auto follows ``accelerate launch --mixed_precision`` where that
+            was given, else the card: bf16 from sm_80, fp16 below.
         capability: Compute capability of the card; None of a CPU.
 
     Raises:

@@ -1,4 +1,9 @@
-"""Bytes on disk: hashed, and written whole or not at all."""
+"""Bytes on disk: hashed, and written whole or not at all.
+
+What is being made carries a hidden name (``.partial-…``) until all of it is on disk; what is on its way out
+(``.deleted-…``) and what is damaged (``.bad-…``) carry one as well, so nothing looks for them. A *committed
+folder* holds plain files and a manifest of their sizes and hashes, and is read back before it counts.
+"""
 
 import errno
 import hashlib
@@ -6,8 +11,10 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import IO
@@ -19,14 +26,102 @@ try:
 except ImportError:  # Windows
     resource = None
 
-PARTIAL_SUFFIX = ".partial"
+PARTIAL = ".partial-"
+DELETED = ".deleted-"
+BAD = ".bad-"
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+MANIFEST_BYTES = 2**20
+
+
+class DamagedError(UserError):
+    """A folder is not what was committed."""
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there: what is asked for its disk."""
+    absolute = path.absolute()
+    return next(candidate for candidate in (absolute, *absolute.parents) if candidate.exists())
+
+
+def allow_many_open_files() -> None:
+    """Raise the soft limit on open files, often 1024, to the hard one, where the system has such limits."""
+    if resource is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def beside(path: Path, prefix: str) -> Path:
+    """A hidden name in the same folder that nobody has: PARTIAL, DELETED or BAD, then the path's own name."""
+    return path.with_name(f"{prefix}{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a folder; of a link the link alone.
+
+    Raises:
+        FileNotFoundError: It is gone.
+    """
+    if stat.S_ISDIR(path.lstat().st_mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextmanager
+def staged(path: Path, discard: Callable[[Path], None] = delete) -> Iterator[Path]:
+    """A name to make ``path`` under; what still carries it at the end was not finished, and is discarded."""
+    partial = beside(path, PARTIAL)
+    try:
+        yield partial
+    finally:
+        with suppress(
+            OSError
+        ):  # it has its real name by now; or the disk is away, and the next sweep finds it
+            discard(partial)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file or folder a name under which nothing looks for it, and keep it."""
+    aside = path.rename(beside(path, BAD))
+    sync_folder(path.parent)
+    return aside
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; killed on the way, it is whole under its name, or litter."""
+    delete(folder.rename(beside(folder, DELETED)))
+
+
+def is_litter(name: str) -> bool:
+    """Whether a name is one that a killed process leaves behind; earlier versions wrote
+    ``.name.….partial``.
+    """
+    return name.startswith((PARTIAL, DELETED)) or (name.startswith(".") and name.endswith(".partial"))
+
+
+def sweep(folder: Path, older_than_seconds: float = 0.0) -> None:
+    """Delete what killed processes left behind in a folder that may not be there.
+
+    Args:
+        folder: Where to look; sub-folders are left alone.
+        older_than_seconds: Younger litter may be another process' work, where several share the folder.
+    """
+    if not folder.is_dir():
+        return
+    for name in os.listdir(folder):
+        if is_litter(name):
+            with suppress(FileNotFoundError):  # another run's, that has its name by now
+                if time.time() - (folder / name).lstat().st_mtime >= older_than_seconds:
+                    delete(folder / name)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -37,19 +132,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 def commit_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a new file, and give it its name when all of it is on disk.
 
-    A process killed at any moment leaves the old file or the new one, and at most a ``.partial`` beside it.
+    A process that is killed at any moment leaves the old file or the new one, and at most litter beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
-    try:
+    with staged(path) as partial:
         with partial.open("wb") as file:
             write(file)
             file.flush()
             sync(file.fileno())
         partial.replace(path)
         sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -60,15 +152,8 @@ def write_new(path: Path, content: bytes) -> None:
         sync(file.fileno())
 
 
-def allow_many_open_files() -> None:
-    """Raise the soft limit on open files, often 1024, to the hard one, where the system has such limits."""
-    if resource is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def sync(descriptor: int) -> None:
-    """Wait until a file or folder is on disk, where its file system can say so: some mounted drives cannot."""
+    """Wait until a file or folder is on disk, where the file system can say so: mounted drives may not."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -85,16 +170,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-MANIFEST = "manifest.json"
-SCHEMA = 1
-MANIFEST_BYTES = 2**20
-PARTIAL, DELETED, BAD = ".partial-", ".deleted-", ".bad-"
-
-
-class DamagedError(UserError):
-    """A folder is not what was committed."""
-
-
 def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a new folder whole or not at all; on disk, and read back, when this returns.
 
@@ -108,25 +183,24 @@ def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     manifest = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{PARTIAL}{folder.name}-{uuid.uuid4().hex[:8]}")
-    partial.mkdir()
-    try:
+    with staged(folder) as partial:
+        partial.mkdir()
         for name, content in files.items():
             write_new(partial / name, content)
+        # Last: a folder with a manifest has all of its files.
         write_new(partial / MANIFEST, json.dumps({"schema": SCHEMA, "files": manifest}, indent=1).encode())
         sync_folder(partial)
         partial.rename(folder)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     sync_folder(folder.parent)
+
+    # A disk can take bytes and lose them: what cannot be read back now must not make an older folder go.
     if problem := problem_of(folder):
         set_aside(folder)
         raise DamagedError(f"{folder} was written, but does not read back: {problem}; check the disk")
 
 
 def problem_of(folder: Path) -> str | None:
-    """What is wrong with a folder, in a few words; None when every file is what was committed."""
+    """What is wrong with a committed folder, in a few words; None when every file is what was committed."""
     try:
         check_folder(folder)
     except DamagedError as error:
@@ -145,8 +219,9 @@ def check_folder(folder: Path) -> None:
     """
     for name, (size, sha256) in _manifest(folder).items():
         with _opened(folder, name) as file:
-            found = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        _compare(name, found, (size, sha256))
+            read_size = os.fstat(file.fileno()).st_size
+            read_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        _compare(name, (read_size, read_sha256), (size, sha256))
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -160,6 +235,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         for name, wanted in _manifest(folder).items():
             with _opened(folder, name) as file:
                 size = os.fstat(file.fileno()).st_size
+                # A file of another size is damaged already, and may be larger than memory.
                 contents[name] = file.read() if size == wanted[0] else b""
             _compare(name, (size, _sha256(contents[name])), wanted)
     except OSError as error:
@@ -167,30 +243,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def set_aside(folder: Path) -> Path:
-    """Give a folder a name under which nothing looks for it, and keep it."""
-    aside = folder.with_name(f"{BAD}{folder.name}-{uuid.uuid4().hex[:8]}")
-    folder.rename(aside)
-    sync_folder(folder.parent)
-    return aside
-
-
-def remove(folder: Path) -> None:
-    """Delete a folder; killed on the way, it is whole under its name, or litter."""
-    litter = folder.with_name(f"{DELETED}{folder.name}-{uuid.uuid4().hex[:8]}")
-    folder.rename(litter)
-    shutil.rmtree(litter)
-
-
-def sweep(parent: Path) -> None:
-    """Delete what killed processes left behind; only one process may work in the folder."""
-    for stray in parent.iterdir() if parent.is_dir() else []:
-        if stray.name.startswith((PARTIAL, DELETED)) and stray.is_dir() and not stray.is_symlink():
-            shutil.rmtree(stray)
-
-
 def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each file."""
+    """Size and SHA-256 of each file; the manifest itself may be damaged or made to do harm."""
     with _opened(folder, MANIFEST) as file:
         content = file.read(MANIFEST_BYTES)
     try:
@@ -198,7 +252,7 @@ def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
         if manifest["schema"] != SCHEMA:
             raise DamagedError(f"{MANIFEST} has layout {manifest['schema']} instead of {SCHEMA}")
         files = manifest["files"]
-        wanted = {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in files.items()}
+        wanted = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DamagedError(f"{MANIFEST} is damaged") from None
     for name in wanted:
@@ -210,7 +264,8 @@ def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
 def _opened(folder: Path, name: str) -> BufferedReader:
     path = folder / name
     try:
-        is_file = stat.S_ISREG(path.lstat().st_mode)  # is_file would take a drive that is away for an absence
+        # Path.is_file would take a drive that is away for an absence, and a pipe would wait for ever.
+        is_file = stat.S_ISREG(path.lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         is_file = False
     if not is_file:
@@ -218,10 +273,11 @@ def _opened(folder: Path, name: str) -> BufferedReader:
     return path.open("rb")
 
 
-def _compare(name: str, found: tuple[int, str], wanted: tuple[int, str]) -> None:
-    if found[0] != wanted[0]:
-        raise DamagedError(f"{name} has {found[0]:,} bytes instead of {wanted[0]:,}")
-    if found[1] != wanted[1]:
+def _compare(name: str, read: tuple[int, str], wanted: tuple[int, str]) -> None:
+    """Size and SHA-256 of a file against the manifest's; the size first, because it tells more."""
+    if read[0] != wanted[0]:
+        raise DamagedError(f"{name} has {read[0]:,} bytes instead of {wanted[0]:,}")
+    if read[1] != wanted[1]:
         raise DamagedError(f"{name} is damaged")
 
 

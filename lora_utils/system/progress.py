@@ -13,7 +13,7 @@ LOG_INTERVAL_SECONDS = 10.0
 def progress_bar(
     items: Iterable[Item], title: str, total: int | None = None, shown: bool = True, done: int = 0
 ) -> "tqdm[Item]":
-    """A bar on standard output; where that is no terminal it moves every ten seconds, so that logs stay short.
+    """A bar on standard output; where that is no terminal it moves every ten seconds: logs stay short.
 
     Not tqdm.auto: its widget stays at 0 % in a notebook that runs headless.
 

@@ -1,6 +1,7 @@
 """Keeps access tokens out of everything that is printed, logged or drawn: ``install()`` once, at the start.
 
-A secret is what looks like a token of a known service, or the value of an environment variable such as HF_TOKEN.
+A secret is what looks like a token of a known service, or the value of an environment variable such as
+HF_TOKEN.
 """
 
 import contextlib
@@ -50,8 +51,8 @@ def holds_secret(text: str) -> bool:
 def install() -> None:
     """Redact logs, warnings, uncaught errors, and tracebacks of notebooks; calling it again adds what is new.
 
-    The factory of log records covers handlers that come later. In a notebook both what the cell shows and the reply
-    to whoever executes it (papermill, nbclient) are redacted.
+    The factory of log records covers handlers that come later. In a notebook both what the cell shows and the
+    reply to whoever executes it (papermill, nbclient) are redacted.
     """
     factory = logging.getLogRecordFactory()
     if not getattr(factory, "redacts", False):
@@ -95,7 +96,7 @@ def _redacting_factory(factory: Callable[..., logging.LogRecord]) -> Callable[..
 
 
 def _redact_record(record: logging.LogRecord) -> bool:
-    """Changes only records that hold a secret, so that others keep their arguments; True lets a record pass."""
+    """Change only records that hold a secret, so that others keep their arguments; True lets it pass."""
     try:
         message = record.getMessage()
     except _UNPRINTABLE:  # placeholders and arguments do not fit: logging reports that, and would print both

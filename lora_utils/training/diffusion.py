@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from lora_utils.model.base import PredictionType
 
+LossType = Literal["l2", "huber", "smooth_l1"]
+MAX_SNR = 1000.0  # as in sd-scripts
+
 
 def sample_latents(moments: Tensor, scaling_factor: float, generator: torch.Generator) -> Tensor:
     """Draw latents from the VAE posterior kept in the cache (Kingma & Welling, 2014, section 2.4).
@@ -54,7 +57,8 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
 def training_target(
     latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """What the U-Net should answer: eps, or v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 (Salimans & Ho, 2022, app. D).
+    """What the U-Net should answer: eps, or v = sqrt(a_t) eps - sqrt(1 - a_t) x_0 (Salimans & Ho, 2022, app.
+    D).
 
     Shapes as in ``add_noise``; returns (B, C, h, w), fp32.
     """
@@ -104,15 +108,11 @@ def squared_errors(prediction: Tensor, target: Tensor, loss_mask: Tensor) -> Ten
     return (errors * loss_mask).mean(dim=(1, 2, 3))
 
 
-LossType = Literal["l2", "huber", "smooth_l1"]
-MAX_SNR = 1000.0
-
-
 def debiased_weights(snr: Tensor, prediction_type: PredictionType) -> Tensor:
     """Loss weights 1 / sqrt(SNR) for epsilon (Yu et al., 2023), 1 / (SNR + 1) for v.
 
-    Both undo the pull of the nearly clean timesteps. The second, sd-scripts' choice, weighs the error of the implied
-    x_0 alike at all timesteps. SNR is capped at 1000, as there.
+    Both undo the pull of the nearly clean timesteps. The second, sd-scripts' choice, weighs the error of the
+    implied x_0 alike at all timesteps. SNR is capped at 1000, as there.
 
     Args:
         snr: Signal-to-noise ratio of each example, (B,), fp32.
@@ -130,13 +130,13 @@ def errors(
 ) -> Tensor:
     """Mean of the masked error of each example, (B,), fp32.
 
-    With e the difference of a latent and c = huber_c: l2 is e^2; huber is 2c (sqrt(e^2 + c^2) - c), which is e^2 for
-    small and 2c|e| for large e; smooth_l1 is that over c, so |e| for large e counts 2. These are pseudo-Huber losses
-    (Charbonnier et al., 1997), in the form that sd-scripts gives to these names.
+    With e the difference of a latent and c = huber_c: l2 is e^2; huber is 2c (sqrt(e^2 + c^2) - c), which is
+    e^2 for small and 2c|e| for large e; smooth_l1 is that over c, so |e| for large e counts 2. These are
+    pseudo-Huber losses (Charbonnier et al., 1997), in the form that sd-scripts gives to these names.
 
     Args:
         prediction: The U-Net's answer, (B, C, h, w), any float dtype.
-        target: From ``diffusion.training_target``, same shape.
+        target: From ``training_target``, same shape.
         loss_mask: Weight of each latent, (B, 1, h, w), fp32; ones count everything.
         loss_type: Which of the three.
         huber_c: Where the square turns into a line.
@@ -162,7 +162,8 @@ def offset_noise(noise: Tensor, strength: float, generator: torch.Generator) -> 
 def perturbed_noise(noise: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Noise for the input alone: eps + strength * xi, xi ~ N(0, I) (Ning et al., 2023), (C, h, w), fp32.
 
-    The target stays eps, so the U-Net meets inputs as imperfect as its own answers make them; 0.1 in the paper.
+    The target stays eps, so the U-Net meets inputs as imperfect as its own answers make them; 0.1 in the
+    paper.
     """
     return noise + strength * torch.randn(noise.shape, generator=generator) if strength else noise
 
@@ -175,13 +176,15 @@ def uniform_timestep(lowest: int, end: int, generator: torch.Generator) -> Tenso
 def logit_normal_timestep(
     lowest: int, end: int, mean: float, std: float, generator: torch.Generator
 ) -> Tensor:
-    """A timestep of lowest .. end - 1 whose place has a normal logit (Esser et al., 2024, section 3.1), (1,), int64."""
-    place = torch.sigmoid(mean + std * torch.randn(1, generator=generator))
-    return (lowest + place * (end - lowest)).long().clamp(max=end - 1)
+    """A timestep of lowest .. end - 1 with a normal logit (Esser et al., 2024, section 3.1), (1,), int64."""
+    position = torch.sigmoid(mean + std * torch.randn(1, generator=generator))
+    # A float next to 1 can round up to the end itself.
+    return (lowest + position * (end - lowest)).long().clamp(max=end - 1)
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """The schedule shifted and scaled so that it ends in pure noise (Lin et al., 2024, algorithm 1), (T,), fp32."""
+    """The schedule, scaled to end in pure noise (Lin et al., 2024, algorithm 1), (T,), fp32."""
     roots = alphas_cumprod.sqrt()
-    first, last = roots[0], roots[-1]
+    first = roots[0]
+    last = roots[-1]
     return ((roots - last) * first / (first - last)).square()

@@ -46,6 +46,7 @@ class Batch:
     """(B, 1, h, w), fp32, in [0, 1]: where the error counts."""
 
     def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
@@ -53,7 +54,8 @@ def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSche
     """The base model's schedule, as the run uses it in training and validation.
 
     Raises:
-        ObjectiveError: The base predicts epsilon and the schedule should end in pure noise, or has fewer timesteps.
+        ObjectiveError: The base predicts epsilon and the schedule should end in pure noise, or has fewer
+            timesteps.
     """
     length = len(schedule.alphas_cumprod)
     if max(config.min_timestep + 1, config.max_timestep or 0) > length:
@@ -61,7 +63,8 @@ def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSche
     if not config.rescale_betas_zero_snr:
         return schedule
     if schedule.prediction_type == "epsilon":
-        # Of pure noise, the noise says nothing about the picture: there is nothing to learn at the last timestep.
+        # Of pure noise, the noise says nothing about the picture: there is nothing to learn at the last
+        # timestep.
         raise ObjectiveError(
             "rescale_betas_zero_snr needs a base model that predicts v, and this one predicts epsilon; "
             "set rescale_betas_zero_snr=false, or use noise_offset=0.05 for dark and bright pictures"
@@ -87,6 +90,7 @@ def draw_visit(
     else:
         latents = diffusion.sample_latents(moments, schedule.scaling_factor, generator)
     noise = torch.randn(latents.shape, generator=generator)
+    # Drawn also where one is given: the draws after it must not depend on that.
     drawn = _timestep(schedule, config, generator)
     noise = diffusion.offset_noise(noise, config.noise_offset, generator)
     input_noise = diffusion.perturbed_noise(noise, config.input_perturbation, generator)
@@ -105,13 +109,13 @@ def draw_visit(
 
 def collate(visits: Sequence[Batch]) -> Batch:
     """Join batches of equal shapes."""
-    return Batch(**{name: torch.cat([getattr(one, name) for one in visits]) for name in vars(visits[0])})
+    return Batch(**{name: torch.cat([getattr(visit, name) for visit in visits]) for name in vars(visits[0])})
 
 
 def training_losses(
     unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSchedule, config: TrainConfig
 ) -> Tensor:
-    """What training averages: each example's error where its mask counts, weighted as the config says, (B,), fp32.
+    """What training averages: each example's masked error, weighted as the config says, (B,), fp32.
 
     Args:
         unet: With or without adapter; a wrapped one may autocast.
@@ -139,7 +143,8 @@ def denoising_errors(unet: UNet2DConditionModel, batch: Batch, schedule: NoiseSc
 
 
 def _timestep(schedule: NoiseSchedule, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    lowest, end = config.min_timestep, config.max_timestep or len(schedule.alphas_cumprod)
+    lowest = config.min_timestep
+    end = config.max_timestep or len(schedule.alphas_cumprod)
     if config.timestep_sampling == "uniform":
         return diffusion.uniform_timestep(lowest, end, generator)
     return diffusion.logit_normal_timestep(lowest, end, config.logit_mean, config.logit_std, generator)

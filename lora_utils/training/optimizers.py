@@ -1,15 +1,16 @@
-"""Optimisers and schedules of the learning rate by name, from the libraries that keep them."""
+"""Optimisers and schedules of the learning rate by name, from the libraries that keep them.
+
+A name has a size in ``memory.unet_footprint.state_bytes`` too, by which a step is forecast.
+"""
 
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,69 +19,19 @@ from lora_utils.config.training import TrainConfig
 from lora_utils.memory.unet_footprint import state_bytes
 from lora_utils.system.device import GIB
 
-
-class WeightAverage:
-    """The average of a model's trainable parameters, in their dtype, on their device."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start from the parameters as they are.
-
-        Args:
-            model: Not wrapped for several processes, so that names stay what they are.
-            decay: What the average keeps of itself in an update, once it is warm.
-        """
-        self._decay = decay
-        self._parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        self._averages = {name: one.detach().clone() for name, one in self._parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the parameters after a step, counted from 1.
-
-        The first step is copied. Then the decay grows as (1 + s) / (10 + s), s the steps before this one, up to its
-        limit: as diffusers' EMAModel, so that a short run does not average in where it started.
-        """
-        decay = min(self._decay, step / (9 + step)) if step > 1 else 0.0
-        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The model with the averages as its weights, and afterwards, bit by bit, as it was. Nothing is copied."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages by the names of their parameters; not copies."""
-        return dict(self._averages)
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take averages that ``state_dict`` gave, of a model of the same parameters."""
-        for name, average in self._averages.items():
-            average.copy_(state[name])
-
-    def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self._averages[name] = self._averages[name], parameter.data
-
-
+LOGGER = logging.getLogger(__name__)
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
+# Of a parameter group, what is a setting; the rest of it may be states.
 GROUP_OPTIONS = (
-    *("lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"),
-    *("foreach", "fused", "capturable", "differentiable"),
-)  # of a group; the rest of it may be states
-ALIKE = (
-    "exp_avg",
-    "exp_avg_sq",
-    "state1",
-    "state2",
-)  # states in their parameter's shape, that kernels write to
-BLOCK, LEVELS = 256, 256  # bitsandbytes: numbers that share a scale, and what 8 bits stand for
-logger = logging.getLogger(__name__)
+    "lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize",
+    "foreach", "fused", "capturable", "differentiable",
+)  # fmt: skip
+SAME_SHAPE = ("exp_avg", "exp_avg_sq", "state1", "state2")
+"""States in their parameter's shape, that kernels write to."""
+QUANTISED_BLOCK = 256  # bitsandbytes: numbers that share a scale
+QUANTISED_LEVELS = 256  # what 8 bits can stand for
 
 
 class OptimizerError(UserError):
@@ -90,8 +41,8 @@ class OptimizerError(UserError):
 def new_optimizer(unet: nn.Module, config: TrainConfig) -> Optimizer:
     """The optimiser of the U-Net's trainable parameters, in training mode.
 
-    bitsandbytes' optimisers are tried by a real step on the parameters' device first; where that fails, AdamW with
-    32-bit states takes their place, and a warning says what is lost.
+    bitsandbytes' optimisers are tried by a real step on the parameters' device first; where that fails, AdamW
+    with 32-bit states takes their place, and a warning says what is lost.
 
     Raises:
         OptimizerError: It is not installed.
@@ -108,11 +59,11 @@ def new_optimizer(unet: nn.Module, config: TrainConfig) -> Optimizer:
         return torch.optim.AdamW(groups, fused=True, **settings)
     if name == "adafactor":
         # The learning rate as it is, not relative to the weights: B starts from 0, and would hardly move.
-        kind = _imported("transformers.optimization", "Adafactor")
-        return kind(groups, lr=config.learning_rate, relative_step=False, scale_parameter=False)
+        adafactor = _imported("transformers.optimization", "Adafactor")
+        return adafactor(groups, lr=config.learning_rate, relative_step=False, scale_parameter=False)
     if name == "prodigy":  # with the corrections that diffusers' scripts turn on
-        kind = _imported("prodigyopt", "Prodigy")
-        return kind(groups, use_bias_correction=True, safeguard_warmup=True, **settings)
+        prodigy = _imported("prodigyopt", "Prodigy")
+        return prodigy(groups, use_bias_correction=True, safeguard_warmup=True, **settings)
     if name == "schedulefree":
         optimizer = _imported("schedulefree", "AdamWScheduleFree")(groups, **settings)
         optimizer.train()
@@ -165,13 +116,13 @@ def load_states(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _fits(name: str, value: torch.Tensor, parameter: torch.Tensor) -> bool:
-    if name in ALIKE:
+    if name in SAME_SHAPE:
         return value.shape == parameter.shape
     if name == "step":
         return value.ndim == 0
     if name.startswith("absmax"):
-        return value.numel() == -(-parameter.numel() // BLOCK)
-    return value.numel() == LEVELS if name.startswith("qmap") else True
+        return value.numel() == -(-parameter.numel() // QUANTISED_BLOCK)
+    return value.numel() == QUANTISED_LEVELS if name.startswith("qmap") else True
 
 
 def go_to_step(scheduler: LRScheduler, step: int) -> None:
@@ -182,49 +133,37 @@ def go_to_step(scheduler: LRScheduler, step: int) -> None:
         scheduler.step()
 
 
-@contextmanager
-def averaged_weights(optimizer: Optimizer, average: WeightAverage | None) -> Iterator[None]:
-    """The weights that are saved and measured; afterwards, bit by bit, those that are trained.
-
-    Args:
-        optimizer: From ``new_optimizer``, not the accelerator's wrapper; schedulefree keeps an average of its own.
-        average: The EMA, if there is one.
-    """
-    if average is not None:
-        with average.applied():
-            yield
-    elif hasattr(optimizer, "eval"):
-        with _schedulefree_average(optimizer):
-            yield
-    else:
-        yield
-
-
 def _parameter_groups(unet: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """One group, or with LoRA+ B in a second one (Hayou et al., 2024, section 5); DoRA's magnitudes go with A."""
+    """One group, or with LoRA+ B apart (Hayou et al., 2024, section 5); DoRA's magnitudes go with A."""
     trainable = [(name, parameter) for name, parameter in unet.named_parameters() if parameter.requires_grad]
     # Decay is the groups': given to Prodigy itself, it would print a line.
     common = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
     if config.loraplus_lr_ratio is None:
         return [{"params": [parameter for _, parameter in trainable], **common}]
-    first = [parameter for name, parameter in trainable if ".lora_B." not in name]
-    second = [parameter for name, parameter in trainable if ".lora_B." in name]
+
+    ups = [parameter for name, parameter in trainable if ".lora_B." in name]
+    others = [parameter for name, parameter in trainable if ".lora_B." not in name]
     faster = common | {"lr": config.learning_rate * config.loraplus_lr_ratio}
-    return [{"params": first, **common}, {"params": second, **faster}]
+    return [{"params": others, **common}, {"params": ups, **faster}]
 
 
 def _usable(name: str, parameters: list[nn.Parameter]) -> str:
+    """The optimiser that works on the parameters' device: the wanted one, or what takes its place."""
     device = parameters[0].device
     if name.startswith("paged_") and device.type == "cpu":
-        logger.warning(
+        LOGGER.warning(
             "optimizer %s pages states from a GPU to RAM; without a GPU it is the same without paging", name
         )
         name = name.removeprefix("paged_")
-    if name not in BITSANDBYTES or (reason := _failure(name, device)) is None:
+    if name not in BITSANDBYTES:
         return name
+    reason = _failure(name, device)
+    if reason is None:
+        return name
+
     shapes = [parameter.shape for parameter in parameters]
     more_gib = (state_bytes("adamw", shapes) - state_bytes(name, shapes)) / GIB
-    logger.warning(
+    LOGGER.warning(
         "optimizer %s does not work on %s (%s); adamw with 32-bit states takes its place: %.2f GiB more%s",
         name,
         device,
@@ -242,12 +181,8 @@ def _failure(name: str, device: torch.device) -> str | None:
     try:
         getattr(importlib.import_module("bitsandbytes.optim"), BITSANDBYTES[name])([parameter], lr=0.1).step()
         moved = bool(((parameter > 0.8) & (parameter < 1)).all())
-    except (
-        ImportError,
-        AttributeError,
-        OSError,
-        RuntimeError,
-    ) as error:  # no package, symbol, library, kernel
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        # In this order: there is no package, no such optimiser in it, no CUDA library, no kernel for the card.
         return " ".join(str(error).split())[:200]
     return None if moved else "its step does not move the weights"
 
@@ -260,18 +195,3 @@ def _imported(module: str, name: str) -> Any:
         raise OptimizerError(
             f"this optimizer needs {package}: pip install {package}, or set optimizer=adamw"
         ) from error
-
-
-@contextmanager
-def _schedulefree_average(optimizer: Any) -> Iterator[None]:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    trained = [parameter.data for parameter in parameters]
-    for parameter in parameters:
-        parameter.data = parameter.data.clone()  # eval works in place, and train rounds when it undoes that
-    optimizer.eval()
-    try:
-        yield
-    finally:
-        optimizer.train()
-        for parameter, data in zip(parameters, trained, strict=True):
-            parameter.data = data

@@ -1,9 +1,7 @@
 """One training run, put together: examples, base model, adapter, precision."""
 
-import logging
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +11,10 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from lora_utils.config.schema import RunConfig
+from lora_utils.config.section import Size
 from lora_utils.config.training import TrainConfig
+from lora_utils.memory.cards import T4, card_here
+from lora_utils.memory.forecast import Forecast, forecast
 from lora_utils.model.base import NoiseSchedule, PretrainedSdxl
 from lora_utils.precompute.examples import CachedExamples, Record
 from lora_utils.precompute.fill import Precomputed
@@ -26,93 +27,79 @@ from lora_utils.training.validation import HeldOutLoss
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Everything that the loop works on."""
+    """Everything that the loop works on. Only the weights change, and the plan of what is recomputed."""
 
-    unet: UNet2DConditionModel
-    """With adapter, trainable parameters fp32, prepared by the accelerator."""
-    dtype: torch.dtype
+    config: TrainConfig
+    accelerator: Accelerator
+    """Device and processes; precision and accumulation are the loop's."""
+    precision: Precision
     """What the U-Net computes in; fp16 gets a scaled loss."""
+    planned: PlannedUnet
+    """The U-Net with its adapter, and what its backward pass recomputes."""
+    unet: UNet2DConditionModel
+    """The same U-Net, prepared by the accelerator; trainable parameters are fp32."""
+    schedule: NoiseSchedule
+    """The base model's, as training uses it."""
     examples: CachedExamples
     """What is learned from."""
+    held_out: HeldOutLoss | None
+    """What is measured on; None where nothing is held out."""
     unconditional: Record
     """prompt_embeds and pooled_prompt_embeds of no caption."""
     caption_dropout_rate: float
     """Share of visits that see no caption."""
     latent_mode: Literal["sample", "mean"]
     """Fresh latents on every visit, or the posterior's mean."""
-    schedule: NoiseSchedule
-    """Of the base model, as training uses it."""
-    config: TrainConfig
-    accelerator: Accelerator
-    """Device and processes; precision and accumulation are the loop's."""
-    make_room: Callable[[], str | None] = lambda: None
-    """Called when a step did not fit: recomputes more and says what, or None when nothing is left to recompute."""
-
-    @property
-    def bare_unet(self) -> UNet2DConditionModel:
-        """Not wrapped for several processes."""
-        return self.accelerator.unwrap_model(self.unet)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser updates in all."""
-        visits = sum(entry.repeats for entry in self.examples.entries)
-        return self.config.total_steps(visits, self.accelerator.num_processes)
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """What forward passes run in: nothing where the lean step fits all dtypes by itself."""
-        if self.config.lean_step or self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, self.dtype)
-
-
-LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to start."""
-
-    run: TrainingRun
-    fitted: PlannedUnet
-    precision: Precision
-    held_out: HeldOutLoss | None
+    steps: int
+    """Optimiser updates in all."""
     identity: dict[str, str]
     """base and data: what identifies the base's weights and the examples."""
     started: float
     """``time.monotonic`` when the stage began."""
 
+    @property
+    def bare_unet(self) -> UNet2DConditionModel:
+        """The U-Net not wrapped for several processes."""
+        return self.planned.unet
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What forward passes run in: nothing where the lean step fits all dtypes by itself."""
+        if self.config.lean_step or self.precision.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.accelerator.device.type, self.precision.dtype)
+
     def measure(self) -> float:
-        """The held-out loss of the U-Net as it is."""
+        """The held-out loss of the U-Net as it is; only where something is held out."""
         assert self.held_out is not None
-        with self.run.autocast():
-            return self.held_out.measure(self.run.unet, self.run.accelerator.device)
+        with self.autocast():
+            return self.held_out.measure(self.unet, self.accelerator.device)
 
     def facts(self) -> dict[str, Any]:
-        """For the run's summary."""
-        run = self.run
+        """What the run's summary says of it."""
         return {
-            "max_train_steps": run.steps,
-            "training_examples": len(run.examples),
+            "max_train_steps": self.steps,
+            "training_examples": len(self.examples),
             "held_out_examples": len(self.held_out) if self.held_out else 0,
             "mixed_precision": self.precision.name,
-            "device": str(run.accelerator.device),
-            "forecast_memory_gib": self.fitted.forecast_gib,
+            "device": str(self.accelerator.device),
+            "forecast_memory_gib": self.planned.forecast_gib,
         }
 
 
 def prepare(
     config: RunConfig,
-    found: Precomputed,
+    base: PretrainedSdxl,
+    precomputed: Precomputed,
     accelerator: Accelerator,
     precision: Precision,
     started: float | None = None,
-) -> Prepared:
-    """Load and fit the U-Net for the examples in the cache.
+) -> TrainingRun:
+    """Load and plan the U-Net for the examples in the cache.
 
     Args:
-        config: Of the run.
-        found: The cache.
+        config: The whole of it, which the forecast of a step needs.
+        base: Where the U-Net comes from.
+        precomputed: The cache, filled.
         accelerator: Device and processes.
         precision: What the U-Net computes in.
         started: ``time.monotonic`` when the stage began; now, when not given.
@@ -120,25 +107,49 @@ def prepare(
     Raises:
         UserError: The base model or a setting cannot be used.
     """
-    examples = CachedExamples(found.cache, [entry for entry in found.entries if not entry.held_out])
-    held_out = CachedExamples(found.cache, [entry for entry in found.entries if entry.held_out])
-    base = PretrainedSdxl(config.model, config.paths.cache_dir)
+    entries = precomputed.entries
+    examples = CachedExamples(precomputed.cache, [entry for entry in entries if not entry.held_out])
+    held_out = CachedExamples(precomputed.cache, [entry for entry in entries if entry.held_out])
     schedule = training_schedule(base.load_noise_schedule(), config.train)
+
     shapes = Counter(entry.size for entry in examples.entries)
-    fitted = PlannedUnet(config, shapes, precision, accelerator.device)
-    run = TrainingRun(
-        accelerator.prepare_model(fitted.unet),
-        precision.dtype,
-        examples,
-        found.cache.read(found.unconditional_key),
-        config.data.caption_dropout_rate,
-        config.data.latent_mode,
-        schedule,
+    planned = PlannedUnet(
+        base,
+        config.lora,
         config.train,
-        accelerator,
-        fitted.make_room,
+        precision,
+        accelerator.device,
+        _forecast(config, shapes, precision, accelerator),
     )
-    measured = HeldOutLoss(held_out, schedule) if held_out else None
-    identity = {"base": base.unet_identity(), "data": data_digest(found.entries, found.unconditional_key)}
-    began = time.monotonic() if started is None else started
-    return Prepared(run, fitted, precision, measured, identity, began)
+    # Counted once: with 100,000 examples the sum takes longer than a step's bookkeeping.
+    visits_per_epoch = sum(entry.repeats for entry in examples.entries)
+    return TrainingRun(
+        config=config.train,
+        accelerator=accelerator,
+        precision=precision,
+        planned=planned,
+        unet=accelerator.prepare_model(planned.unet),
+        schedule=schedule,
+        examples=examples,
+        held_out=HeldOutLoss(held_out, schedule) if held_out else None,
+        unconditional=precomputed.cache.read(precomputed.unconditional_key),
+        caption_dropout_rate=config.data.caption_dropout_rate,
+        latent_mode=config.data.latent_mode,
+        steps=config.train.total_steps(visits_per_epoch, accelerator.num_processes),
+        identity={
+            "base": base.unet_identity(),
+            "data": data_digest(entries, precomputed.unconditional_key),
+        },
+        started=time.monotonic() if started is None else started,
+    )
+
+
+def _forecast(
+    config: RunConfig, shapes: Counter[Size], precision: Precision, accelerator: Accelerator
+) -> Forecast | None:
+    """A step's forecast on the card here; None on a CPU, which has memory enough to recompute nothing."""
+    if accelerator.device.type == "cuda":
+        return forecast(config, card_here(precision.dtype), shapes, precision)
+    if config.train.vram_gib is not None:  # a budget without a card: as if there were a T4 with so much
+        return forecast(config, T4, shapes, precision)
+    return None

@@ -1,4 +1,4 @@
-"""training.seeds: carried out of diffusion."""
+"""All randomness of a run, as functions of its seed and of counts: nothing has to be remembered to go on."""
 
 import numpy as np
 import torch
@@ -8,8 +8,10 @@ def visit_generator(seed: int, visit: int) -> torch.Generator:
     """The source of all randomness of one visit to one example: a CPU generator, equal on every machine.
 
     Visits are counted through the whole run, so a visit stands for a step, a place in its batch and, by
-    ``data_order``, an example. seed + visit would make run 1 repeat the noise of run 0; a hash does not.
+    ``data_order``, an example.
     """
+    # seed + visit would make a run with seed 1 repeat the noise of a run with seed 0, one visit late; a hash
+    # does not.
     return torch.Generator().manual_seed(derived_seed(seed, visit))
 
 

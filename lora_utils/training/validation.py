@@ -15,11 +15,17 @@ SEED = 0  # not the run's: figures of runs with other seeds stay comparable
 class HeldOutLoss:
     """Mean squared error on examples kept out of training, over fixed noise and stratified timesteps.
 
-    Each example is seen at eight timesteps, one from each eighth of the schedule; the examples' timesteps interleave,
-    so together they cover the schedule evenly.
+    Each example is seen at eight timesteps, one from each eighth of the schedule; the examples' timesteps
+    interleave, so together they cover the schedule evenly.
     """
 
     def __init__(self, examples: CachedExamples, schedule: NoiseSchedule) -> None:
+        """Draw noise and timesteps once: the figure then differs between two models alone.
+
+        Args:
+            examples: What was kept out of training; all of it is held in memory.
+            schedule: From ``training_schedule``.
+        """
         self._schedule = schedule
         count = len(examples)
         self._batches = [self._fixed_batch(examples.read(index), index, count) for index in range(count)]
@@ -38,12 +44,11 @@ class HeldOutLoss:
         return torch.stack(errors).mean().item()
 
     def _fixed_batch(self, example: Record, index: int, count: int) -> Batch:
+        """One example at eight timesteps; the index shifts them within their strata."""
         length = len(self._schedule.alphas_cumprod)
-        places = [
-            (stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE
-            for stratum in range(TIMESTEPS_PER_EXAMPLE)
-        ]
         generator = visit_generator(SEED, index)
-        return collate(
-            [draw_visit(example, generator, self._schedule, int(place * length)) for place in places]
-        )
+        visits = []
+        for stratum in range(TIMESTEPS_PER_EXAMPLE):
+            position = (stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE  # in (0, 1)
+            visits.append(draw_visit(example, generator, self._schedule, int(position * length)))
+        return collate(visits)

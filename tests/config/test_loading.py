@@ -134,4 +134,4 @@ def test_every_setting_takes_its_default_as_text():
 )
 def test_settings_that_exclude_each_other_are_refused_with_the_way_out(settings, words):
     with pytest.raises(ConfigError, match=words):
-        load_config(None, all_settings)
+        load_config(None, settings)

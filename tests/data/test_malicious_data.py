@@ -203,7 +203,8 @@ def test_a_pack_of_the_cache_that_lies_is_set_aside_by_name(tmp_path, canary, co
     assert message_of(lambda: caches.append(Cache(tmp_path / "cache"))) == ""
     assert len(caches[0]) == 0
     assert [(finding.source, finding.kind) for finding in caches[0].findings] == [(PACK, "fixed")]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f".bad-{PACK}"]
+    [bad] = (tmp_path / "cache").iterdir()
+    assert bad.name.startswith(f".bad-{PACK}-")
 
 
 @pytest.mark.parametrize("content", [*FORMS, DEEP.encode(), b'{"schema": 2, "examples": 1}\n[', PIPE])

@@ -70,9 +70,8 @@ def resume(folder):
     """A run's own way to a checkpoint."""
     config = CheckpointConfig(resume_from_checkpoint=str(folder))
     nobody: Any = None  # nothing is resumed
-    CheckpointStore(config, folder.parent / "run", {"fixed": {}, "free": {}}, None).resume(
-        nobody, is_main=False
-    )
+    identity = {"fixed": {}, "free": {}}
+    CheckpointStore(config, folder.parent / "run", identity, None, is_main=False).resume(nobody)
 
 
 def test_there_are_many_payloads():

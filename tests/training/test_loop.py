@@ -236,7 +236,7 @@ def flags(config, **changes):
 
 def test_dropped_captions_are_what_guidance_steers_away_from(make_config, tiny_pipeline):
     config = make_config(caption_dropout_rate=0.5)
-    training = stages.prepare_training(config).run
+    training = stages.prepare_training(config)
     _, embeds, _, pooled = tiny_pipeline.encode_prompt("x", negative_prompt=None)
     assert torch.equal(training.unconditional["prompt_embeds"], embeds[0])
     assert torch.equal(training.unconditional["pooled_prompt_embeds"], pooled[0])

@@ -15,7 +15,7 @@ from lora_utils.config.training import LoraConfig, TrainConfig
 from lora_utils.memory import unet_footprint
 from lora_utils.model import lora
 from lora_utils.training import optimizers
-from lora_utils.training.optimizers import WeightAverage
+from lora_utils.training.average import WeightAverage, averaged_weights
 from tests.conftest import TINY
 
 RATES = {"prodigy": 1.0, "schedulefree": 0.01, "adafactor": 0.01}
@@ -67,7 +67,7 @@ def test_every_optimiser_lowers_the_loss(name):
     optimizer = optimizers.new_optimizer(toy, config_of(name))
     for _ in range(80 if name == "prodigy" else 40):  # Prodigy finds its rate first
         toy.step(optimizer)
-    with optimizers.averaged_weights(optimizer, None):
+    with averaged_weights(optimizer, None):
         assert toy.loss().item() < 0.7 * first
 
 
@@ -220,7 +220,7 @@ def test_averages_are_swapped_in_and_out_bit_by_bit_and_training_goes_on_as_if_n
             if average:
                 average.update(step)
             if look:
-                with optimizers.averaged_weights(optimizer, average):
+                with averaged_weights(optimizer, average):
                     assert equal(trained, toy.weights()) == (kind == "neither" or step == 1)
             assert equal(trained, toy.weights())
         return trained
@@ -234,9 +234,7 @@ def test_schedulefree_shows_the_average_of_its_own():
     for _ in range(4):
         toy.step(optimizer)
     z, y = optimizer.state[toy.lora_magnitude_vector]["z"], toy.lora_magnitude_vector.detach().clone()
-    with optimizers.averaged_weights(
-        optimizer, None
-    ):  # y = beta x + (1 - beta) z (Defazio et al., 2024, eq. 1)
+    with averaged_weights(optimizer, None):  # y = beta x + (1 - beta) z (Defazio et al., 2024, eq. 1)
         torch.testing.assert_close(0.9 * toy.lora_magnitude_vector + 0.1 * z, y)
 
 

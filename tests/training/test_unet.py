@@ -8,8 +8,8 @@ import torch
 from lora_utils import stages
 from lora_utils.model.files import ModelError
 from lora_utils.system.device import GIB
+from lora_utils.training import loop
 from lora_utils.training.loop import MemoryFullError
-from lora_utils.training.loop import train as carry_out
 
 SMALL_GIB = 0.0185  # a step of the tiny U-Net fits into this with some of it recomputed
 
@@ -39,51 +39,51 @@ def test_a_small_budget_recomputes_a_part_and_says_so(config):
 
 def test_a_step_that_does_not_fit_is_tried_again_with_more_recomputed(config, caplog):
     expected = [report.loss for report in stages.train(config)]
-    prepared = stages.prepare_training(config)
-    share = prepared.fitted.plan.share
-    fill_memory(prepared.fitted.unet, times=2)
-    losses = [report.loss for report in carry_out(config, prepared)]
+    run = stages.prepare_training(config)
+    share = run.planned.plan.share
+    fill_memory(run.planned.unet, times=2)
+    losses = [report.loss for report in loop.train(config, run)]
     assert losses == pytest.approx(expected, rel=1e-5)
-    assert prepared.fitted.plan.share > share
+    assert run.planned.plan.share > share
     assert "the same batch is tried again" in caplog.text
 
 
 def test_when_everything_is_recomputed_and_it_still_does_not_fit_the_advice_is_clear(config):
-    prepared = stages.prepare_training(config)
-    fill_memory(prepared.fitted.unet, times=1000)
+    run = stages.prepare_training(config)
+    fill_memory(run.planned.unet, times=1000)
     with pytest.raises(
         MemoryFullError, match=r"(?s)there is no checkpoint yet\nby forecast.* GiB, .* less"
     ) as caught:
-        list(carry_out(config, prepared))
+        list(loop.train(config, run))
     assert str(caught.value).count("\n  with ") in (1, 2, 3)
     assert json.loads((config.paths.output_dir / "summary.json").read_text())["status"] == "failed"
 
 
 def test_without_a_plan_nothing_is_tried_in_silence(make_config):
     config = make_config(gradient_checkpointing="none")
-    prepared = stages.prepare_training(config)
-    fill_memory(prepared.fitted.unet, times=1)
+    run = stages.prepare_training(config)
+    fill_memory(run.planned.unet, times=1)
     with pytest.raises(MemoryFullError, match="gradient_checkpointing"):
-        list(carry_out(config, prepared))
+        list(loop.train(config, run))
 
 
 @pytest.mark.parametrize(("factor", "changes"), [(1.01, False), (1.15, True)])
 def test_a_forecast_that_is_off_is_corrected(config, factor, changes):
-    fitted = stages.prepare_training(config).fitted
-    before = fitted.plan
-    said = fitted.correct(before.predicted_bytes * factor / GIB)
+    planned = stages.prepare_training(config).planned
+    before = planned.plan
+    said = planned.correct(before.predicted_bytes * factor / GIB)
     assert (said is not None) == changes
     assert not said or f"not the {before.predicted_bytes / GIB:.2f} expected" in said
-    assert (fitted.plan != before) == changes
+    assert (planned.plan != before) == changes
 
 
 def test_a_plan_that_was_tightened_is_not_loosened_again(config):
-    fitted = stages.prepare_training(config).fitted
-    expected = fitted.plan.predicted_bytes
-    assert fitted.make_room()
-    tightened = fitted.plan
-    assert fitted.correct(0.8 * expected / GIB) is None
-    assert fitted.plan == tightened
+    planned = stages.prepare_training(config).planned
+    expected = planned.plan.predicted_bytes
+    assert planned.make_room()
+    tightened = planned.plan
+    assert planned.correct(0.8 * expected / GIB) is None
+    assert planned.plan == tightened
 
 
 def test_a_base_in_fp16_needs_a_computation_in_fp16(make_config):

@@ -71,7 +71,7 @@ def test_a_command_that_is_none_says_so(arguments):
 
 
 def test_flags_take_lists_bare_switches_dashes_and_values_with_commas():
-    stage, config = parse(
+    command = parse(
         [
             "compare",
             "--prompt",
@@ -84,12 +84,13 @@ def test_flags_take_lists_bare_switches_dashes_and_values_with_commas():
             "--train-batch-size=4",
         ]
     )
-    assert stage == "compare"
+    config = command.config
+    assert command.stage == "compare"
     assert config.compare.prompt == ["one, two", "three"]
     assert config.compare.seeds == [1, 2]
     assert config.train.use_8bit_adam is True
     assert config.train.train_batch_size == 4
-    assert parse(["train", "--use_8bit_adam", "false"])[1].train.use_8bit_adam is False
+    assert parse(["train", "--use_8bit_adam", "false"]).config.train.use_8bit_adam is False
 
 
 def test_the_seed_command_of_the_ancestor_is_understood():
@@ -99,7 +100,7 @@ def test_the_seed_command_of_the_ancestor_is_understood():
         "--resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=4 --max_train_steps=500 "
         "--learning_rate=1e-4 --mixed_precision=fp16 --gradient_checkpointing --use_8bit_adam --rank=32"
     )
-    _, config = parse(command.split())
+    config = parse(command.split()).config
     assert (config.lora.rank, config.train.max_train_steps, config.model.mixed_precision) == (32, 500, "fp16")
     assert config.train.gradient_checkpointing
     assert config.train.use_8bit_adam
@@ -134,6 +135,6 @@ def test_a_reader_that_stops_early_is_no_error(data_dir):
 
 
 def test_the_bare_flag_of_diffusers_scripts_recomputes_everything():
-    assert parse(["train", "--gradient_checkpointing"])[1].train.gradient_checkpointing == "full"
-    assert parse(["train", "--gradient_checkpointing", "none"])[1].train.gradient_checkpointing == "none"
-    assert parse(["train"])[1].train.gradient_checkpointing == "auto"
+    assert parse(["train", "--gradient_checkpointing"]).config.train.gradient_checkpointing == "full"
+    assert parse(["train", "--gradient_checkpointing", "none"]).config.train.gradient_checkpointing == "none"
+    assert parse(["train"]).config.train.gradient_checkpointing == "auto"

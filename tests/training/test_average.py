@@ -5,7 +5,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from lora_utils.training.optimizers import WeightAverage
+from lora_utils.training.average import WeightAverage
 
 
 @pytest.fixture
