@@ -1,4 +1,4 @@
-"""compare.png: carried out of sampling."""
+"""Pictures that carry the settings that they were drawn with."""
 
 import json
 from dataclasses import asdict
@@ -21,12 +21,13 @@ def save_image(
     """
     facts = asdict(shot) | asdict(settings) | {"adapter_scale": adapter_scale}
     info = PngInfo()
+    # iTXt, because prompts need not be Latin-1; image viewers read both kinds.
     info.add_itxt("lora_utils", json.dumps(facts, ensure_ascii=False))
     info.add_itxt(
         "parameters",
-        f"{shot.prompt}\nNegative prompt: {settings.negative_prompt or ''}\nSteps: {settings.num_inference_steps}, "
-        f"CFG scale: {settings.guidance_scale}, Seed: {shot.seed}, "
-        f"Size: {image.width}x{image.height}, LoRA scale: {adapter_scale}",
+        f"{shot.prompt}\nNegative prompt: {settings.negative_prompt or ''}\n"
+        f"Steps: {settings.num_inference_steps}, CFG scale: {settings.guidance_scale}, "
+        f"Seed: {shot.seed}, Size: {image.width}x{image.height}, LoRA scale: {adapter_scale}",
     )
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=info)

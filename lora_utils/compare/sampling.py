@@ -1,4 +1,4 @@
-"""Images on equal seeds, without and with the adapter, and the sheet that shows them side by side."""
+"""Images on equal seeds, without and with the adapter."""
 
 import logging
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class SamplingSettings:
     num_inference_steps: int
     guidance_scale: float
     negative_prompt: str | None
+    """What to steer away from; None for what the base model takes for no prompt."""
     max_token_length: int = 77
     rescale_betas_zero_snr: bool = False
 
@@ -56,7 +57,7 @@ def draw_pairs(
 
     Args:
         base: Where the parts come from.
-        lora_file: Adapter, checked first and loaded when the base model's images are done.
+        lora_file: The adapter; checked first, loaded when the base model's images are done.
         shots: What to draw.
         settings: How to draw it.
         adapter_scale: Strength of the adapter; 0 gives the base model's images, bit for bit.
@@ -64,25 +65,26 @@ def draw_pairs(
     """
     prompts, negative = _encode_texts(base, shots, settings, dtype)
     pipeline = base.load_unet_pipeline(dtype, best_device(), base.base_precision)
-    if (
-        settings.rescale_betas_zero_snr
-    ):  # Lin et al., 2024, section 3.3: begin at the last timestep, as in training
+    if settings.rescale_betas_zero_snr:
+        # Lin et al., 2024, section 3.3: begin at the last timestep, as in training.
         changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
     pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
-    weights = read_lora(pipeline, lora_file)
-    plain = [
-        draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings)
-        for shot in progress_bar(shots, "base")
-    ]
+    weights = read_lora(
+        pipeline, lora_file
+    )  # before anything is drawn: a file that does not fit must cost nothing
+
+    plain = []
+    for shot in progress_bar(shots, "base"):
+        plain.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
     load_lora(pipeline, weights)
     pipeline.unet.set_adapters(ADAPTER, adapter_scale)
-    tuned = [
-        draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings)
-        for shot in progress_bar(shots, "LoRA")
-    ]
+    tuned = []
+    for shot in progress_bar(shots, "LoRA"):
+        tuned.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
     del pipeline
     free_memory()
+
     vae = base.load_vae(device=best_device())
     tile_vae(vae, vae_tile((settings.width, settings.height), torch.float32, DECODE_GIB))
     return [_to_image(vae, latents) for latents in plain], [_to_image(vae, latents) for latents in tuned]
@@ -91,10 +93,12 @@ def draw_pairs(
 def _encode_texts(
     base: PretrainedSdxl, shots: Sequence[Shot], settings: SamplingSettings, dtype: torch.dtype
 ) -> tuple[dict[str, TextEmbeddings], TextEmbeddings]:
+    """Each prompt once, whatever its number of seeds, and the other side of the guidance."""
     texts = base.load_text_pipeline(dtype, best_device())
     limit = settings.max_token_length
-    prompts = {prompt: encode_captions(texts, [prompt], limit) for prompt in {shot.prompt for shot in shots}}
-    for prompt in prompts:
+    prompts = {}
+    for prompt in dict.fromkeys(shot.prompt for shot in shots):
+        prompts[prompt] = encode_captions(texts, [prompt], limit)
         count, rest = cut_text([texts.tokenizer, texts.tokenizer_2], prompt, limit)
         if rest:
             LOGGER.warning("prompt '%s…': %s, %s", prompt[:40], *too_long(count, rest))
@@ -123,7 +127,8 @@ def draw_latents(
     Returns:
         Scaled latents, (1, C, h, w), on the CPU.
     """
-    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    device = pipeline.unet.device
+    dtype = pipeline.unet.dtype
     latents = pipeline(
         prompt_embeds=prompt.prompt_embeds.to(device, dtype),
         pooled_prompt_embeds=prompt.pooled_prompt_embeds.to(device, dtype),

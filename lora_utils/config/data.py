@@ -121,11 +121,12 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DataConfig":
-        shortest, longest = self.min_bucket_reso, self.max_bucket_reso
+        shortest = self.min_bucket_reso
+        longest = self.max_bucket_reso
         if self.enable_bucket and not shortest <= min(self.resolution) <= max(self.resolution) <= longest:
             raise ValueError(
-                f"resolution {self.resolution[0]}x{self.resolution[1]} must lie between min_bucket_reso {shortest} and "
-                f"max_bucket_reso {longest}; change one of them"
+                f"resolution {self.resolution[0]}x{self.resolution[1]} must lie between min_bucket_reso {shortest} "
+                f"and max_bucket_reso {longest}; change one of them"
             )
         if self.bucket_no_upscale and not self.enable_bucket:
             raise ValueError("bucket_no_upscale needs enable_bucket; set both or neither")

@@ -26,6 +26,7 @@ class ConfigError(UserError):
     """A setting is unknown or impossible; one line, without secrets."""
 
     def __init__(self, message: str) -> None:
+        """Take a message that may quote what the user wrote."""
         super().__init__(one_line(redacted(message)))
 
 
@@ -153,7 +154,8 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
     if len(problem["loc"]) < 2:  # settings that do not fit together
         return message
-    leaf, value = problem["loc"][1], problem["input"]
+    leaf = problem["loc"][1]
+    value = problem["input"]
     hint = ""
     if leaf == "mixed_precision" and value in (False, "no"):
         hint = "; full precision is fp32"

@@ -17,6 +17,7 @@ from lora_utils.config.data import DataConfig
 from lora_utils.config.section import Numbers, Section, Texts
 from lora_utils.config.training import CheckpointConfig, LoraConfig, TrainConfig
 
+TINY = Path(__file__).parents[1] / "tiny"
 BasePrecision = Literal["auto", "fp16", "int8", "nf4"]
 
 
@@ -37,7 +38,9 @@ class ModelConfig(Section):
     """Which SDXL, in which precision."""
 
     pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-xl-base-1.0"
-    """Hub id or local folder of the base model, in diffusers' layout."""
+    """Hub id or local folder of the base model, in diffusers' layout; tiny is the small one that comes
+    along.
+    """
     pretrained_vae_model_name_or_path: str | None = None
     """Another VAE, such as madebyollin/sdxl-vae-fp16-fix; the base model's own when not given."""
     revision: str | None = None
@@ -50,6 +53,14 @@ class ModelConfig(Section):
     """Precision of the U-Net; auto is fp32 on CPU, bf16 from sm_80 (A100, L4), fp16 below (T4)."""
     base_precision: BasePrecision = "auto"
     """How the U-Net's frozen weights are kept: auto as mixed_precision; int8, nf4 save memory, not time."""
+
+    @property
+    def base(self) -> str:
+        """Where the base model is: a Hub id or a folder. The word stays in what is written; a path would not
+        travel.
+        """
+        name = self.pretrained_model_name_or_path
+        return str(TINY) if name == "tiny" else name
 
 
 class CompareConfig(Section):

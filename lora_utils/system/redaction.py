@@ -102,11 +102,13 @@ def _redact_record(record: logging.LogRecord) -> bool:
     except _UNPRINTABLE:  # placeholders and arguments do not fit: logging reports that, and would print both
         message = f"{record.msg} {record.args}"
     if holds_secret(message):
-        record.msg, record.args = redacted(message), ()
+        record.msg = redacted(message)
+        record.args = ()
     if record.exc_info and record.exc_info[0]:
         trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
         if holds_secret(trace):
-            record.exc_info, record.exc_text = None, redacted(trace)
+            record.exc_info = None  # else a formatter would write the trace anew
+            record.exc_text = redacted(trace)
     if record.stack_info:
         record.stack_info = redacted(record.stack_info)
     return True
@@ -129,8 +131,8 @@ def _redacting_hook(hook: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _redacting_traceback(show: Callable[..., Any]) -> Callable[..., Any]:
-    def show_redacted(kind: type, error: BaseException, lines: list[str]) -> Any:
-        return show(kind, _redacted_error(error), [redacted(line) for line in lines])
+    def show_redacted(error_class: type, error: BaseException, lines: list[str]) -> Any:
+        return show(error_class, _redacted_error(error), [redacted(line) for line in lines])
 
     return show_redacted
 

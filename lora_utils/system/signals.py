@@ -15,6 +15,7 @@ class StopRequest:
     """Whether SIGINT (Ctrl-C, a notebook's stop button) or SIGTERM has come."""
 
     def __init__(self) -> None:
+        """Nothing has come yet."""
         self.came = False
 
     @contextmanager

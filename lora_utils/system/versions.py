@@ -1,4 +1,4 @@
-"""system.versions: carried out of runlog."""
+"""Versions of the packages that a result depends on, without importing them."""
 
 import platform
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ PACKAGES = (
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Python, this package and the given ones; a package that is absent says so."""
-    found = {"python": platform.python_version(), "lora_utils": __version__}
+    numbers = {"python": platform.python_version(), "lora_utils": __version__}
     for package in packages:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            numbers[package] = "not installed"
+    return numbers

@@ -45,6 +45,13 @@ def test_every_link_and_path_exists(page):
     missing = [link for link in links if not (page.parent / link).exists()]
     paths = re.findall(r"`((?:lora_utils|notebooks|benchmarks|tools|tests|docs)/[\w./]+)`", text)
     missing += [path for path in paths if not (ROOT / path).exists()]
+    rooms = "|".join(
+        folder.name for folder in (ROOT / "lora_utils").iterdir() if (folder / "__init__.py").exists()
+    )
+    inside = re.findall(rf"`((?:{rooms})/[\w./]+)`", text)  # CONTRIBUTING speaks of files by their rooms
+    missing += [
+        path for path in inside if not (ROOT / "lora_utils" / path).exists() and not (ROOT / path).exists()
+    ]
     assert missing == []
     assert "@" not in text.replace("@param", "")
 
