@@ -39,6 +39,7 @@ class Stage(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    # A machine that is taken away says SIGTERM: it ends a run as Ctrl-C does, with a checkpoint.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     install()
     try:
@@ -77,6 +78,7 @@ def parse(arguments: Sequence[str]) -> Command:
             stray[argument.removeprefix("--").split("=")[0]] = None
     if unknown and not stray:
         parser.error(f"cannot understand {' '.join(unknown)}")
+    # argparse would take them with any stage, and they would be without effect.
     if (known.data or known.card) and known.stage != "check":
         parser.error("--data and --card belong to check")
     return Command(known.stage, load_config(known.config, given | stray), known.card, known.data)

@@ -89,6 +89,7 @@ def gallery(report: DataReport, count: int = 12) -> Figure:
     examples = report.examined[:count]
     rows = -(-len(examples) // GALLERY_COLUMNS)
     size = (2.1 * GALLERY_COLUMNS, 2.5 * rows)
+    # squeeze=False: one row comes as a matrix too.
     figure, axes = plt.subplots(rows, GALLERY_COLUMNS, figsize=size, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -130,6 +131,7 @@ def loss_curve(output_dir: Path) -> Figure:
     if held_out:
         axis.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", markersize=3, label="held out")
     axis.set(xlabel="step", ylabel="loss")
+    # From zero: a curve that is cut off makes every run look like a success.
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
     return _finish(figure)

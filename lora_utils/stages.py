@@ -114,6 +114,7 @@ def compare(config: RunConfig) -> Comparison:
         config.data.max_token_length,
         config.train.rescale_betas_zero_snr,
     )
+    # Before any model is loaded: a missing LoRA is the usual mistake.
     lora_file = find_lora(config.compare.lora_path or config.paths.output_dir)
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
     adapter_scale = config.compare.adapter_scale
@@ -146,10 +147,12 @@ def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -
     found = find_examples(config.data)
     inspected, findings = inspect_examples(found.examples, config.data)
     output_dir = config.paths.output_dir
+    # Said before minutes of encoding, not after.
     if output_dir.is_file():
         raise DataError(f"output_dir {output_dir} is a file; choose a folder")
 
     folder = cache_folder(config)
+    # Before the cache is opened: what the mirror has of it need not be encoded again.
     restore_if_wanted(config.checkpoint, output_dir, folder)
     encoding = Encoding(precision.dtype, DTYPES[config.model.vae_precision])
     precomputed = fill_cache(folder, inspected, found.findings + findings, base, config.data, encoding)

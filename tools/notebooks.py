@@ -1,7 +1,7 @@
 """Keeps the committed notebooks readable: ``python tools/notebooks.py fix|check NOTEBOOK...``.
 
-``fix`` drops outputs and metadata that editors and runs leave behind, and writes the badge and the first cell anew;
-``check`` says what ``fix`` would change and what it cannot mend.
+``fix`` drops outputs and metadata that editors and runs leave behind, and writes the badge and the first cell
+anew; ``check`` says what ``fix`` would change and what it cannot mend.
 """
 
 import re
@@ -90,8 +90,8 @@ def _badge(name: str) -> str:
     address = _address()
     if address is None:
         return (
-            f"*Open {name} in Jupyter from the project's folder. On Colab, first upload the folder's content as "
-            "lora-utils.zip (Files, upload).*"
+            f"*Open {name} in Jupyter from the project's folder. On Colab, first upload the folder's content "
+            "as lora-utils.zip (Files, upload).*"
         )
     link = address.replace("https://github.com/", "https://colab.research.google.com/github/")
     image = "https://colab.research.google.com/assets/colab-badge.svg"

@@ -1,8 +1,8 @@
 """Whether two commits make the same bytes: ``python -m benchmarks same_bytes --commit HASH``; CPU, tiny SDXL.
 
-Every case is trained by the other commit and by this one, each through its own command line, and compared: the LoRA,
-metrics.jsonl without times and memory, the tensors of the newest checkpoint, and every record of the cache. Then this
-commit goes on from a checkpoint and a cache that the other one made.
+Every case is trained by the other commit and by this one, each through its own command line, and compared:
+the LoRA, metrics.jsonl without times and memory, the tensors of the newest checkpoint, and every record of
+the cache. Then this commit goes on from a checkpoint and a cache that the other one made.
 """
 
 import argparse
@@ -44,10 +44,14 @@ CASES: dict[str, dict[str, Any]] = {
         "enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 96, "bucket_reso_steps": 16,
         "random_crop": True, "random_flip": True,
     },
-    "shuffled tags, trigger word": {"shuffle_caption": True, "trigger_word": "inkstyle", "max_token_length": 150},
+    "shuffled tags, trigger word": {
+        "shuffle_caption": True, "trigger_word": "inkstyle", "max_token_length": 150,
+    },
     "8-bit Adam, all layers": {"optimizer": "adamw8bit", "target_modules": "full"},
     "Prodigy": {"optimizer": "prodigy", "learning_rate": 1},
-    "schedule-free, v objective's weights": {"optimizer": "schedulefree", "snr_gamma": 5, "noise_offset": 0.05},
+    "schedule-free, min-SNR, noise offset": {
+        "optimizer": "schedulefree", "snr_gamma": 5, "noise_offset": 0.05,
+    },
     "nf4 base": {"base_precision": "nf4"},
     "int8 base, huber": {"base_precision": "int8", "loss_type": "huber", "input_perturbation": 0.1},
     "bf16": {"mixed_precision": "bf16"},

@@ -46,6 +46,7 @@ def write(
             path = folder / f"{name}_{index:03d}_seed{shot.seed}.png"
             save_image(image, path, shot, settings, scale)
 
+    # Base above, LoRA below: what changed is seen by moving the eyes once.
     rows = {"base": list(baseline), f"LoRA × {adapter_scale:g}": list(finetuned)}
     sheet = contact_sheet(shots, rows)
     commit_file(folder / "sheet.png", lambda file: sheet.save(file, "PNG"))

@@ -64,6 +64,7 @@ def draw_pairs(
         dtype: Of text encoders and U-Net; the VAE is fp32.
     """
     prompts, negative = _encode_texts(base, shots, settings, dtype)
+    # Only now: text encoders and U-Net are never in memory together.
     pipeline = base.load_unet_pipeline(dtype, best_device(), base.base_precision)
     if settings.rescale_betas_zero_snr:
         # Lin et al., 2024, section 3.3: begin at the last timestep, as in training.
@@ -82,6 +83,7 @@ def draw_pairs(
     tuned = []
     for shot in progress_bar(shots, "LoRA"):
         tuned.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
+    # The latents are on the CPU; the VAE gets the card for itself.
     del pipeline
     free_memory()
 
@@ -141,6 +143,7 @@ def draw_latents(
         generator=torch.Generator().manual_seed(seed),
         output_type="latent",
     ).images
+    # Kept off the card until the VAE is there: a comparison may have hundreds.
     return latents.cpu()
 
 

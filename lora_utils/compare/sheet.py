@@ -33,7 +33,8 @@ def contact_sheet(shots: Sequence[Shot], rows: dict[str, list[Image.Image]]) -> 
     size = (MARGIN_PX + min(len(shots), SHEET_COLUMNS) * width, band_px * len(starts))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    # Pillow's own font lacks most letters; matplotlib, which the notebooks need anyway, brings one that has them.
+    # Pillow's own font lacks most letters; matplotlib, which the notebooks need anyway, brings one that has
+    # them.
     font = ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT_PX)
 
     for band, start in enumerate(starts):

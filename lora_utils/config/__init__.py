@@ -2,7 +2,7 @@
 
 May use: system.
 
-schema       RunConfig and its sections: every setting, once
+schema       RunConfig, PathsConfig, ModelConfig, CompareConfig: every setting, once
 data         DataConfig: where pictures and captions come from, how they are framed
 training     LoraConfig, TrainConfig, CheckpointConfig: the adapter, the loop, what is kept
 section      Section, Size: what every group of settings shares

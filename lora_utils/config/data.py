@@ -21,6 +21,7 @@ def parse_size(value: Any) -> Any:
     """``1024``, ``"1280x720"``, ``"1280 720"`` or ``[1280, 720]`` as (width, height) in pixels."""
     if isinstance(value, list | tuple):
         value = " ".join(str(side) for side in value)
+    # Flags, YAML and notebooks write it in different ways, and all of them arrive here.
     sides = re.split(r"[x×,\s]+", str(value).strip().lower())
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise ValueError("should be a number such as 1024, or width and height such as 1280x720")
@@ -28,6 +29,7 @@ def parse_size(value: Any) -> Any:
 
 
 def _colour(value: str) -> str:
+    # Imported late: --help needs no Pillow.
     from PIL import ImageColor
 
     try:
@@ -125,8 +127,8 @@ class DataConfig(Section):
         longest = self.max_bucket_reso
         if self.enable_bucket and not shortest <= min(self.resolution) <= max(self.resolution) <= longest:
             raise ValueError(
-                f"resolution {self.resolution[0]}x{self.resolution[1]} must lie between min_bucket_reso {shortest} "
-                f"and max_bucket_reso {longest}; change one of them"
+                f"resolution {self.resolution[0]}x{self.resolution[1]} must lie between min_bucket_reso "
+                f"{shortest} and max_bucket_reso {longest}; change one of them"
             )
         if self.bucket_no_upscale and not self.enable_bucket:
             raise ValueError("bucket_no_upscale needs enable_bucket; set both or neither")

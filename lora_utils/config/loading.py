@@ -69,7 +69,9 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     """
     leaves = _flatten(_read_yaml(file), f"{file}: ") if file else {}
     wanted = _flatten(overrides or {}, "")
+    # A preset's data set must not stand beside the folder that the user names instead.
     leaves = _without_other_source(leaves, wanted) | wanted
+    # Before pydantic sees them: its messages quote values, and one may be a token.
     _refuse_misplaced(leaves)
     sections: dict[str, dict[str, Any]] = {}
     for leaf, value in leaves.items():
@@ -79,6 +81,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False)
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        # Not "from error": a traceback of pydantic's would quote every value once more.
         raise ConfigError("; ".join(map(_explain, problems[:MOST_PROBLEMS])) + more) from None
 
 
@@ -115,6 +118,7 @@ def _flatten(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
             if not isinstance(value, Mapping | None):
                 raise ConfigError(f"{where}'{name}' is a section; write its settings indented below it")
             for leaf, inner in (value or {}).items():
+                # Leaf names are unique, so the right section is known: say it instead of "unknown".
                 if leaf in all_settings() and all_settings()[leaf][0] != name:
                     raise ConfigError(
                         f"{where}'{leaf}' belongs under '{all_settings()[leaf][0]}:', not '{name}:'"
@@ -152,6 +156,7 @@ def _takes_several(annotation: Any) -> bool:
 
 def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    # A validator of a whole section: its message names the settings by itself.
     if len(problem["loc"]) < 2:  # settings that do not fit together
         return message
     leaf = problem["loc"][1]

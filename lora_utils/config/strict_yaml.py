@@ -44,6 +44,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     text = _read_text(file)
     tree = _Tree(text)
     try:
+        # Events alone: PyYAML's constructors, resolvers and recursion are never reached.
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             tree.take(event)
     except _FoundError as error:
@@ -119,6 +120,7 @@ class _Tree:
 
     def take(self, event: yaml.Event) -> None:
         """Add what the event says, or raise _FoundError."""
+        # A tag such as !!python/object is how YAML files run code.
         if (tag := getattr(event, "tag", None)) is not None:
             tag = tag.replace("tag:yaml.org,2002:", "!!")
             raise _FoundError(event, f"the tag {_clip(tag)} is not allowed; write the value without it")
@@ -133,6 +135,7 @@ class _Tree:
             self._keep(ended.anchor, ended.value, self._values - ended.values_before)
             self._add(event, ended.value)
         elif isinstance(event, yaml.ScalarEvent):
+            # Long texts count for more, so that the limit bounds memory and not just the number of values.
             self._count(event, weight := 1 + len(event.value) // 100)
             value = self._scalar(event)
             self._keep(event.anchor, value, weight)
@@ -143,6 +146,8 @@ class _Tree:
                     event,
                     f"*{_clip(event.anchor)} stands for nothing that ends above it; write the value out",
                 )
+            # An alias weighs what it stands for: ten levels of ten aliases would be ten thousand million
+            # values.
             value, weight = self._anchors[event.anchor]
             self._count(event, weight)
             self._add(event, value)
@@ -190,6 +195,7 @@ class _Tree:
             )
         elif value == "<<":
             raise _FoundError(event, "merge keys (<<) are not supported; write the settings out")
+        # YAML parsers let the last one win, and the first is silently without effect.
         elif value in parent.value:
             raise _FoundError(event, f"'{_clip(value)}' is there twice; keep one of them")
         else:
@@ -228,6 +234,7 @@ def _plain_value(text: str) -> Any:
 def _read_text(file: Path) -> str:
     try:
         with file.open("rb") as stream:
+            # One byte more than allowed tells a file that is too large from one that just fits.
             content = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise _error(file, None, f"it cannot be read: {error.strerror}") from None
@@ -236,6 +243,7 @@ def _read_text(file: Path) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
         raise _error(file, None, "it is UTF-16 or no text at all; save it as UTF-8")
     try:
+        # Windows' editors put a byte-order mark in front.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1

@@ -45,6 +45,7 @@ Optimizer = Literal[
 
 def _from_flag(value: Any) -> Any:
     """The words that diffusers' bare flag --gradient_checkpointing stands for."""
+    # Command lines say true, YAML gives a bool; both mean what the flag of diffusers' scripts does.
     words = {"true": "full", "yes": "full", "on": "full", "false": "none", "no": "none", "off": "none"}
     return words.get(str(value).lower(), value) if isinstance(value, bool | str) else value
 
@@ -62,7 +63,7 @@ class LoraConfig(Section):
     lora_dropout: Fraction = 0.0
     """Share of a LoRA layer's inputs that is dropped during training."""
     target_modules: Texts = ["attn"]
-    """Layers that get an update: attn (560 linears in SDXL), attn+ff (722), full (convolutions too), names."""
+    """Layers that get an update: attn (560 linears of SDXL), attn+ff (722), full (and convolutions), names."""
     use_rslora: bool = False
     """Scale updates by lora_alpha / sqrt(rank) (Kalajdzievski, 2023)."""
     use_dora: bool = False
@@ -155,20 +156,24 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _must_agree(self) -> Self:
+        # Two names for one choice: which of them wins must not be guessed.
         if self.use_8bit_adam and self.optimizer not in ("adamw", "adamw8bit"):
             raise ValueError(
                 f"use_8bit_adam and optimizer {self.optimizer} exclude each other; leave one out"
             )
+        # Both weigh timesteps against the same imbalance; together they would undo it twice.
         if self.snr_gamma is not None and self.debiased_estimation_loss:
             raise ValueError("snr_gamma and debiased_estimation_loss exclude each other; leave one out")
         if self.max_timestep is not None and self.max_timestep <= self.min_timestep:
             raise ValueError(
                 f"max_timestep {self.max_timestep} must be above min_timestep {self.min_timestep}"
             )
+        # Dynamo breaks the graph at the lean nodes' in-place products, and compiles each block anew.
         if self.torch_compile and self.lean_step:
             raise ValueError("torch_compile compiles peft's way: set lean_step to false too")
         if self.optimizer == "schedulefree" and self.use_ema:
             raise ValueError("optimizer schedulefree averages the weights by itself; leave out use_ema")
+        # Its average divides by beta1.
         if self.optimizer == "schedulefree" and self.adam_beta1 == 0:
             raise ValueError("optimizer schedulefree needs an adam_beta1 above 0; 0.9 is the usual one")
         if self.optimizer == "prodigy" and (self.loraplus_lr_ratio is not None or self.learning_rate == 0):
@@ -181,5 +186,6 @@ class TrainConfig(Section):
 
     def total_steps(self, visits_per_epoch: int, processes: int = 1) -> int:
         """Optimiser updates in all: max_train_steps, or enough for num_train_epochs."""
+        # Visits of one optimiser update, over all processes.
         per_step = self.train_batch_size * self.gradient_accumulation_steps * processes
         return self.max_train_steps or math.ceil(self.num_train_epochs * visits_per_epoch / per_step)

@@ -49,7 +49,11 @@ NOTHING = {
 }
 MARGIN_BYTES = 64 * 2**20
 """Left to the log and whatever else writes on the same disk."""
-LIST, TUPLE, DICT, TENSOR = "list", "tuple", "dict", "tensor"
+# How a container of a state is named in state.json.
+LIST = "list"
+TUPLE = "tuple"
+DICT = "dict"
+TENSOR = "tensor"
 
 
 class CheckpointError(UserError):
@@ -117,6 +121,7 @@ def write_checkpoint(
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"{name} is not finite, so step {state['step']} was not saved")
 
+    # Weights get files of their own, so that a person can take an adapter out of a checkpoint.
     tensors, rest = flatten_state(dict(state))
     parts: dict[str, dict[str, Tensor]] = {file: {} for file in (*WEIGHTS, OTHERS)}
     for name, tensor in tensors.items():
@@ -141,10 +146,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: Another program or version made it; says what to do.
         DamagedError: It is not what was committed, or no checkpoint.
     """
+    # Their files are pickles: even to look what is in them would run them.
     if foreign := next((name for name in FOREIGN if (folder / name).exists()), None):
         raise CheckpointError(
-            f"{folder} was made by another program ({foreign}): its files can run code when they are opened, and "
-            "it lacks what an exact continuation needs; start anew with resume_from_checkpoint=none"
+            f"{folder} was made by another program ({foreign}): its files can run code when they are opened, "
+            "and it lacks what an exact continuation needs; start anew with resume_from_checkpoint=none"
         )
     contents = read_folder(folder)
     try:
@@ -163,6 +169,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise DamagedError(f"it lacks what a checkpoint has ({reason})") from error
+    # A folder that was renamed by hand would put the run at a step that it has not reached.
     if step_of(folder.name) not in (None, checkpoint.step):
         raise DamagedError(f"it holds step {checkpoint.step}")
     return checkpoint
@@ -241,8 +248,8 @@ def require_space(parent: Path, size_bytes: int) -> None:
     needed = 2 * size_bytes + MARGIN_BYTES
     if free < needed:
         raise CheckpointError(
-            f"checkpoints need {needed / 2**20:,.0f} MiB in {parent} and {free / 2**20:,.0f} MiB are free; free "
-            "some, or choose another output_dir"
+            f"checkpoints need {needed / 2**20:,.0f} MiB in {parent} and {free / 2**20:,.0f} MiB are free; "
+            "free some, or choose another output_dir"
         )
 
 
@@ -271,6 +278,7 @@ def unflatten_state(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     """
     if not isinstance(rest, dict):
         return rest
+    # Each container was written as an object with one key, its kind.
     [(container, value)] = rest.items()
     if container == TENSOR:
         return tensors[value]

@@ -60,6 +60,7 @@ class RunLog:
         write_atomically(folder / "config.yaml", resolved_config.encode())
         write_atomically(folder / "versions.json", json.dumps(versions(), indent=1).encode())
         sweep(folder)
+        # Lines of steps after the checkpoint go: those steps are taken again.
         write_atomically(folder / METRICS, metrics)
         self._write_summary(folder)
 

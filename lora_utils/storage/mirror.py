@@ -37,7 +37,7 @@ CHECKPOINT = "checkpoint"
 
 @dataclass(frozen=True, eq=False)
 class _Offer:
-    """Something to copy. Two offers of one path differ: what came while the first was copied is copied again."""
+    """Something to copy. Two offers of one path differ: what comes during a copy is copied again."""
 
     path: Path
 
@@ -67,6 +67,8 @@ class Mirror:
         self._output_dir = output_dir.resolve()
         try:
             open_mirror(mirror_dir)
+            # Remembered, because an unmounted drive leaves an empty folder on the local disk, which looks
+            # like a mirror.
             self._is_mount = not same_disk(mirror_dir, self._output_dir)
         except OSError as error:
             raise MirrorError(
@@ -92,6 +94,7 @@ class Mirror:
         self._closing = False
         self._in_a_hurry = False
         self._over = False
+        # A daemon: a mount that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
 
@@ -157,6 +160,7 @@ class Mirror:
         """Until there is work and it is time for it; False when all is over."""
         with self._changed:
             if failures:
+                # At the end there is little time: no long pauses then.
                 number = 0 if self._closing else min(failures, len(self._retry_seconds)) - 1
                 self._changed.wait_for(lambda: self._in_a_hurry or self._over, self._retry_seconds[number])
             self._in_a_hurry = False
@@ -168,7 +172,8 @@ class Mirror:
         with self._changed:
             pending = dict(self._pending)
         problem = None
-        # The cache first, the checkpoint next: a checkpoint without its records would cost an encoding to go on from.
+        # The cache first, the checkpoint next: a checkpoint without its records would cost an encoding to go
+        # on from.
         for key in sorted(pending, key=lambda key: (key != CACHE, key != CHECKPOINT)):
             dropped = None
             is_done = False
@@ -186,6 +191,7 @@ class Mirror:
 
     def _settle(self, key: str, offer: _Offer, dropped: str | None) -> None:
         with self._changed:
+            # A newer offer of the same name came while this one was copied: that one still waits.
             if self._pending.get(key) is offer:
                 del self._pending[key]
             self._dropped.pop(key, None)
@@ -213,10 +219,12 @@ class Mirror:
         step = step_of(source.name) or 0
         checkpoints.mkdir(exist_ok=True)
         target = checkpoints / source.name
+        # Read back even when it was copied before: that is what "safe in the mirror" says.
         if not is_copy(target, read_manifest(source)):
             if self.safe_step == step:
                 self.safe_step = None  # it was there, and was lost
             copy_folder(source, target)
+        # A later step of an earlier run would be taken for the newest of this one when the machine is lost.
         for aside in set_aside_newer(checkpoints, step):
             LOGGER.warning(
                 "the mirror held a later step than this run's %d; it is called %s now", step, aside.name
@@ -239,6 +247,7 @@ class Mirror:
     def _tell(self, problem: str | None, failures: int) -> None:
         if problem:
             self._reason = problem
+            # Not at the first failure: Drive's mount hiccups, and a warning each time would be noise.
             if failures == TOLD_AFTER:
                 LOGGER.warning(
                     "copying to %s fails (%s); training goes on, and it is tried again", self.folder, problem

@@ -104,6 +104,7 @@ def copy_file(source: Path, target: Path) -> None:
     except FileNotFoundError as error:
         raise DamagedError(f"{source} is gone") from error
     with file:
+        # Of the open file: its name may lead to another one by the time it is read.
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if _reads_as(target, sha256):
             return
@@ -175,6 +176,7 @@ class CacheCopy:
 
     def _require_space(self, size_bytes: int) -> None:
         usage = shutil.disk_usage(self._target)
+        # A mount that cannot tell says 0 in all.
         if usage.total and usage.free < size_bytes + RESERVED_BYTES:  # a mount that cannot tell says 0
             free_gib = usage.free / 2**30
             raise OSError(errno.ENOSPC, f"{free_gib:.1f} GiB free, which the cache leaves to checkpoints")

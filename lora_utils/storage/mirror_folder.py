@@ -41,6 +41,7 @@ def open_mirror(mirror_dir: Path) -> None:
     """
     try:
         mirror_dir.mkdir(exist_ok=True)
+    # Not with parents: an unmounted drive would come into being on the local disk, and be lost with it.
     except FileNotFoundError:
         raise MirrorError(
             f"mirror_dir {mirror_dir} does not exist; mount Google Drive first "

@@ -89,12 +89,14 @@ def _restore_checkpoint(mirrored: Path, local: Path) -> tuple[int | None, list[s
         except DamagedError as error:
             skipped.append(f"{folder.name} in the mirror is not whole: {error}")
             continue
+        # Written as a run's own checkpoints are, so that a kill leaves all of it or nothing.
         commit_folder(local / folder.name, files)
         return step_of(folder.name), skipped
     if skipped:
         raise MirrorError(
-            f"no checkpoint in {mirrored} is whole ({'; '.join(skipped)}); if they were written moments ago, wait and "
-            f"run the same command again; to start anew, rename {mirrored.parent} or unset mirror_dir"
+            f"no checkpoint in {mirrored} is whole ({'; '.join(skipped)}); if they were written moments ago, "
+            f"wait and run the same command again; to start anew, rename {mirrored.parent} or "
+            "unset mirror_dir"
         )
     return None, []
 
@@ -112,6 +114,7 @@ def _restore_cache(mirrored: Path, cache_folder: Path) -> tuple[int, list[str]]:
             packs += 1
         except DamagedError as error:
             left_out.append(f"{name} in the mirror is left out, and its records are encoded anew: {error}")
+    # The index last, and only over none: it names records, which must be there first.
     if INDEX_NAME in _names(mirrored) and not (cache_folder / INDEX_NAME).exists():
         index = _patiently((mirrored / INDEX_NAME).read_bytes, mirrored / INDEX_NAME)
         write_atomically(cache_folder / INDEX_NAME, index)
@@ -142,6 +145,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _when_visible(read: Callable[[], Read], path: Path) -> Read:
+    # A copy that was written elsewhere moments ago may become visible file by file.
     for pause_seconds in LATE_SECONDS:
         try:
             return _patiently(read, path)
@@ -163,9 +167,10 @@ def _patiently(read: Callable[[], Read], path: Path) -> Read:
         return read()
     except OSError as error:
         raise MirrorError(
-            f"{path} cannot be read ({error.strerror or error}), although the mirror is there; mount the drive again "
-            "(drive.mount('/content/drive', force_remount=True)) and run the same command. If that does not help, "
-            "rename it in the drive to go on without it, or unset mirror_dir to start without the mirror"
+            f"{path} cannot be read ({error.strerror or error}), although the mirror is there; mount the "
+            "drive again (drive.mount('/content/drive', force_remount=True)) and run the same command. If "
+            "that does not help, rename it in the drive to go on without it, or unset mirror_dir "
+            "to start without the mirror"
         ) from error
 
 

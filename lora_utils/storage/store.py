@@ -120,6 +120,7 @@ class CheckpointStore:
         if checkpoint.folder.parent == self.folder:
             self.saved_step = checkpoint.step
             if self._mirror:
+                # The mirror may lack it: the process that made it may have been killed before it was copied.
                 self._mirror.offer(checkpoint.folder)
         _tell_where(checkpoint, state.steps)
 
@@ -144,6 +145,7 @@ class CheckpointStore:
         """Whether a checkpoint is to be made after this step."""
         config = self._config
         waited_seconds = time.monotonic() - self._saved_at
+        # Steps decide alone where they can: two equal runs then make equal checkpoints.
         if state.step == state.steps or state.step % config.checkpointing_steps == 0:
             return True
         if self._is_paused and waited_seconds >= RETRY_SECONDS:
@@ -233,8 +235,8 @@ class CheckpointStore:
         decisive = changes(saved["fixed"], self._identity["fixed"])
         if decisive and not self._config.resume_force:
             raise CheckpointError(
-                f"{checkpoint.folder} belongs to another run: {'; '.join(decisive)}. Set these back, choose a new "
-                "output_dir, or set resume_force=true to take over what fits"
+                f"{checkpoint.folder} belongs to another run: {'; '.join(decisive)}. Set these back, choose "
+                "a new output_dir, or set resume_force=true to take over what fits"
             )
         changed = decisive + changes(saved["free"], self._identity["free"])
         if changed:
@@ -262,6 +264,7 @@ def _make_way(folder: Path, first_step: int) -> None:
     later = [path for path in newest(folder, step_of) if (step_of(path.name) or 0) >= first_step]
     if not later:
         return
+    # Never deleted: "none" may have been a mistake.
     candidates = (folder.with_name(f"{FOLDER}.old-{number}") for number in itertools.count(1))
     aside = next(path for path in candidates if not path.exists())
     aside.mkdir()

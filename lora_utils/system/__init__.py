@@ -2,10 +2,10 @@
 
 May use: no other room.
 
-files        write_atomically, commit_folder, read_folder, staged, sweep: whole or not at all
-device       choose_precision, compute_capability, free_memory, peak_memory_gib: what computes, and in which dtype
-signals      StopRequest: Ctrl-C and SIGTERM, heard at the end of a step
-progress     progress_bar: in a terminal, a notebook, a log file
-redaction    install, redacted: keeps tokens out of all that is printed or logged
-versions     versions: of the packages that a result depends on
+files      write_atomically, commit_folder, read_folder, staged, sweep: whole on disk, or not at all
+device     choose_precision, compute_capability, free_memory: what computes, and in which dtype
+signals    StopRequest: Ctrl-C and SIGTERM, heard at the end of a step
+progress   progress_bar: in a terminal, a notebook, a log file
+redaction  install, redacted: keeps tokens out of all that is printed or logged
+versions   versions: of the packages that a result depends on
 """

@@ -19,6 +19,8 @@ def best_device() -> torch.device:
 
 def free_memory() -> None:
     """Collect what nothing refers to any more and return cached blocks to the device."""
+    # Models that refer to themselves are freed by the collector alone, and only then can their blocks be
+    # returned.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -181,6 +181,7 @@ def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: It could not be written; nothing carries its name then.
         DamagedError: What was read back is not what was written; the folder was set aside.
     """
+    # Of what is in memory: what the disk makes of it is compared afterwards.
     manifest = {name: {"bytes": len(content), "sha256": _sha256(content)} for name, content in files.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with staged(folder) as partial:
@@ -191,6 +192,7 @@ def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         write_new(partial / MANIFEST, json.dumps({"schema": SCHEMA, "files": manifest}, indent=1).encode())
         sync_folder(partial)
         partial.rename(folder)
+    # The new name itself has to reach the disk, too.
     sync_folder(folder.parent)
 
     # A disk can take bytes and lose them: what cannot be read back now must not make an older folder go.
@@ -246,6 +248,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of each file; the manifest itself may be damaged or made to do harm."""
     with _opened(folder, MANIFEST) as file:
+        # No more than a manifest can have: a file of gigabytes in its place must not fill the memory.
         content = file.read(MANIFEST_BYTES)
     try:
         manifest = json.loads(content)
@@ -256,6 +259,7 @@ def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DamagedError(f"{MANIFEST} is damaged") from None
     for name in wanted:
+        # Nobody's manifest may make us read outside of its folder.
         if Path(name).name != name or name.startswith("."):
             raise DamagedError(f"{MANIFEST} names '{name}', which is no file of this folder")
     return wanted

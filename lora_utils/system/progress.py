@@ -24,6 +24,7 @@ def progress_bar(
         shown: False shows nothing.
         done: How many of them lie behind already.
     """
+    # A log file keeps every line that a terminal would overwrite.
     interval = 0.2 if sys.stdout.isatty() else LOG_INTERVAL_SECONDS
     return tqdm(
         items,

@@ -24,6 +24,8 @@ class StopRequest:
 
         Python hears signals in its main thread alone; elsewhere nothing changes.
         """
+        # signal.signal raises anywhere else: a run in a thread, such as a widget's, stops at once or not at
+        # all.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -32,6 +34,7 @@ class StopRequest:
             yield
         finally:
             for number, handler in before.items():
+                # None stands for a handler that was not set from Python, which cannot be put back.
                 signal.signal(number, handler or signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Averages of the adapter: the weights that are saved and measured, which need not be those that are trained."""
+"""Averages of the adapter: weights that are saved and measured, which need not be those that are trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ class WeightAverage:
         The first step is copied. Then the decay grows as (1 + s) / (10 + s), s the steps before this one, up
         to its limit: as diffusers' EMAModel, so that a short run does not average in where it started.
         """
+        # With s = step - 1 steps before this one, (1 + s) / (10 + s).
         decay = min(self._decay, step / (9 + step)) if step > 1 else 0.0
         # One kernel for all parameters instead of a thousand.
         torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
@@ -69,6 +70,7 @@ def averaged_weights(optimizer: Optimizer, average: WeightAverage | None) -> Ite
     if average is not None:
         with average.applied():
             yield
+    # schedulefree trains one set of weights and is meant to be used with their running average.
     elif hasattr(optimizer, "eval"):
         with _schedulefree_average(optimizer):
             yield

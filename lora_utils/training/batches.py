@@ -33,6 +33,7 @@ def micro_batches(entries: Sequence[Entry], size: int, seed: int) -> Iterator[li
     while True:
         for position in data_order(seed, epoch, len(numbers)):
             number = numbers[position]
+            # A shape's examples wait for each other across the end of an epoch.
             batch = waiting.setdefault(shapes[number], [])
             batch.append(number)
             if len(batch) == size:

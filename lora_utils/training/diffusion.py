@@ -28,6 +28,7 @@ def sample_latents(moments: Tensor, scaling_factor: float, generator: torch.Gene
         Latents of roughly unit variance, (..., C, h, w), fp32.
     """
     mean, logvar = moments.float().chunk(2, dim=-3)
+    # The same limits as in diffusers' DiagonalGaussianDistribution.
     std = (0.5 * logvar.clamp(-30, 20)).exp()
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
     return (mean + std * noise) * scaling_factor
@@ -65,6 +66,7 @@ def training_target(
     if prediction_type == "epsilon":
         return noise
     alpha = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    # v points along the circle from x_0 to eps on which x_t lies, at right angles to x_t.
     return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
 
 
@@ -121,6 +123,7 @@ def debiased_weights(snr: Tensor, prediction_type: PredictionType) -> Tensor:
     Returns:
         (B,), fp32.
     """
+    # At the first timesteps the SNR goes to thousands, and a division by its root would forget them.
     snr = snr.clamp(max=MAX_SNR)
     return snr.rsqrt() if prediction_type == "epsilon" else 1 / (snr + 1)
 
@@ -143,6 +146,7 @@ def errors(
     """
     if loss_type == "l2":
         return squared_errors(prediction, target, loss_mask)
+    # c (sqrt(e^2 + c^2) - c) is about e^2 / 2 for small e: the factor 2 makes it the square.
     scale = 2 * huber_c if loss_type == "huber" else 2.0
     difference = prediction.float() - target.float()
     elements = scale * ((difference.square() + huber_c**2).sqrt() - huber_c)
@@ -184,6 +188,7 @@ def logit_normal_timestep(
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     """The schedule, scaled to end in pure noise (Lin et al., 2024, algorithm 1), (T,), fp32."""
+    # Shifted so that the last root is zero, scaled so that the first stays what it was.
     roots = alphas_cumprod.sqrt()
     first = roots[0]
     last = roots[-1]

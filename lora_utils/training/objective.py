@@ -57,6 +57,7 @@ def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSche
         ObjectiveError: The base predicts epsilon and the schedule should end in pure noise, or has fewer
             timesteps.
     """
+    # The schema cannot know the base model's schedule.
     length = len(schedule.alphas_cumprod)
     if max(config.min_timestep + 1, config.max_timestep or 0) > length:
         raise ObjectiveError(f"the base model has {length} timesteps; lower min_timestep and max_timestep")
@@ -94,6 +95,7 @@ def draw_visit(
     drawn = _timestep(schedule, config, generator)
     noise = diffusion.offset_noise(noise, config.noise_offset, generator)
     input_noise = diffusion.perturbed_noise(noise, config.input_perturbation, generator)
+    # Records without a mask are the usual ones, and smaller by it on disk.
     mask = example.get("loss_mask")
     return Batch(
         latents=latents[None],
@@ -124,6 +126,7 @@ def training_losses(
         config: Of the objective.
     """
     prediction, target = _predict(unet, batch, schedule)
+    # In fp32 from here on: squares overflow fp16 above 255.
     losses = diffusion.errors(prediction, target, batch.loss_mask, config.loss_type, config.huber_c)
     if config.snr_gamma is None and not config.debiased_estimation_loss:
         return losses

@@ -82,8 +82,8 @@ def new_lr_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> L
     name = config.lr_scheduler
     if name == "polynomial" and (config.learning_rate <= POLYNOMIAL_END or config.lr_warmup_steps >= steps):
         raise OptimizerError(
-            f"lr_scheduler polynomial needs a learning_rate above {POLYNOMIAL_END} and lr_warmup_steps below the "
-            f"{steps} steps of the run; change them, or set lr_scheduler=linear"
+            f"lr_scheduler polynomial needs a learning_rate above {POLYNOMIAL_END} and lr_warmup_steps below "
+            f"the {steps} steps of the run; change them, or set lr_scheduler=linear"
         )
     if name == "constant" and config.lr_warmup_steps:
         name = "constant_with_warmup"  # diffusers' plain "constant" ignores warm-up without a word
@@ -182,7 +182,8 @@ def _failure(name: str, device: torch.device) -> str | None:
         getattr(importlib.import_module("bitsandbytes.optim"), BITSANDBYTES[name])([parameter], lr=0.1).step()
         moved = bool(((parameter > 0.8) & (parameter < 1)).all())
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        # In this order: there is no package, no such optimiser in it, no CUDA library, no kernel for the card.
+        # In this order: there is no package, no such optimiser in it, no CUDA library, no kernel for the
+        # card.
         return " ".join(str(error).split())[:200]
     return None if moved else "its step does not move the weights"
 

@@ -71,6 +71,7 @@ class TrainingRun:
     def measure(self) -> float:
         """The held-out loss of the U-Net as it is; only where something is held out."""
         assert self.held_out is not None
+        # In the training's own precision, so that it measures the model that is trained.
         with self.autocast():
             return self.held_out.measure(self.unet, self.accelerator.device)
 
@@ -108,6 +109,7 @@ def prepare(
         UserError: The base model or a setting cannot be used.
     """
     entries = precomputed.entries
+    # Both read the same cache; an image is in one of them, whatever its captions and crops.
     examples = CachedExamples(precomputed.cache, [entry for entry in entries if not entry.held_out])
     held_out = CachedExamples(precomputed.cache, [entry for entry in entries if entry.held_out])
     schedule = training_schedule(base.load_noise_schedule(), config.train)

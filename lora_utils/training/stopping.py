@@ -45,6 +45,7 @@ class Stopping:
         A run always takes one step more: else a limit below the time for loading would never get anywhere.
         """
         limit = self._max_train_minutes
+        # Asked before a step, not after: a step that was begun is always finished and kept.
         is_over = limit is not None and time.monotonic() - self._run.started >= 60 * limit
         if not self._in_any_process(is_over and self._state.step > self._first_step):
             return False
@@ -59,5 +60,6 @@ class Stopping:
         accelerator = self._run.accelerator
         if accelerator.num_processes == 1:
             return flag
+        # A sum, since any one of them is enough.
         count = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
         return bool(count > 0)

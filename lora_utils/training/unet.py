@@ -56,6 +56,7 @@ class PlannedUnet:
 
         A plan that was tightened since stays: what did not fit once must not be tried again.
         """
+        # Nobody planned, the user decided, or a step did not fit meanwhile.
         if self.forecast is None or not self._may_replan or self.plan != self.forecast.plan:
             return None
         expected_gib = self.forecast_gib

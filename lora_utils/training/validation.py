@@ -38,6 +38,7 @@ class HeldOutLoss:
     def measure(self, unet: UNet2DConditionModel, device: torch.device) -> float:
         """The loss of the U-Net as it is now; its training mode is left as it was."""
         was_training = unet.training
+        # LoRA dropout would make the figure jump.
         unet.eval()
         errors = [denoising_errors(unet, batch.to(device), self._schedule).mean() for batch in self._batches]
         unet.train(was_training)

@@ -1,4 +1,4 @@
-"""Checkpoints and packs of the cache that somebody made by hand: every hash is right, and what is hashed is not."""
+"""Checkpoints and packs that somebody made by hand: every hash is right, and what is hashed is not."""
 
 import json
 from collections.abc import Mapping

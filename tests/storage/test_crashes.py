@@ -1,4 +1,4 @@
-"""A process, or the power, that ends at any operation on files leaves the state before it or the one after."""
+"""A process, or the power, that ends at any operation on files leaves the old state or the new one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A full or failing disk: training goes on, old checkpoints stay, and new ones are made when the disk is well again."""
+"""A full or failing disk: training goes on, old checkpoints stay, new ones come when the disk is well."""
 
 import errno
 

@@ -142,7 +142,8 @@ def test_installing_twice_wraps_once():
 
 ESCAPES = {
     "an error": f"raise RuntimeError({HALVES})",
-    "an error behind an error": f"try:\n    {{}}[{HALVES}]\nexcept KeyError:\n    raise RuntimeError('second')",
+    "an error behind an error": f"try:\n    {{}}[{HALVES}]\n"
+    "except KeyError:\n    raise RuntimeError('second')",
     "an error in a thread": f"import threading\nthreading.Thread(target=int, args=({HALVES},)).start()",
     "a warning": f"import warnings\nwarnings.warn({HALVES})",
     "a log": f"import logging\nlogging.basicConfig()\nlogging.error({HALVES})",

@@ -1,4 +1,4 @@
-"""Which examples a run visits: every one as often as it should, never two shapes in a batch, always the same order."""
+"""Which examples a run visits: each as often as it should, never two shapes in a batch, in one order."""
 
 from collections import Counter
 from itertools import islice

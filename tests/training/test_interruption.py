@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and max_train_minutes stop a run with a checkpoint, and the same command ends in the same bytes."""
+"""SIGINT, SIGTERM and max_train_minutes stop a run with a checkpoint; the same command ends it."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def straight(settings, tmp_path_factory):
 
 
 def start(settings, folder, pause_seconds=0.0, **more):
-    """``python -m lora_utils train`` in a child of this process, perhaps a slow one; what it says goes to a file."""
+    """``python -m lora_utils train`` in a child, perhaps slowly; what it says goes to a file."""
     given = settings | {"output_dir": RUN, "resume_from_checkpoint": "latest"} | more
     child = os.fork()
     if child:

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a few steps are left out and named, many stop the run, and none reach the disk."""
+"""Numbers that are not finite: a few steps are left out and named, many stop the run, none reach the disk."""
 
 import logging
 from types import SimpleNamespace

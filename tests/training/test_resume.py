@@ -1,4 +1,4 @@
-"""A run that was stopped goes on bit by bit as if it had not been; what changed meanwhile is told, or refused."""
+"""A run that was stopped goes on bit by bit as if it had not been; changes are told, or refused."""
 
 import json
 import shutil

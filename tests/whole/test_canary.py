@@ -32,7 +32,8 @@ RAISES = [
     f"raise KeyError({HALVES[1]})",
     "import os\nraise OSError(f\"401 Client Error: Bearer {os.environ['HF_TOKEN']}\")",
     f"notebook.configure(preset, revision={HALVES[0]})",
-    f"import warnings, logging\nwarnings.warn({HALVES[0]})\nlogging.error('%s', {HALVES[1]})\nint({HALVES[1]})",
+    f"import warnings, logging\nwarnings.warn({HALVES[0]})\n"
+    f"logging.error('%s', {HALVES[1]})\nint({HALVES[1]})",
 ]
 
 

@@ -96,9 +96,10 @@ def test_flags_take_lists_bare_switches_dashes_and_values_with_commas():
 def test_the_seed_command_of_the_ancestor_is_understood():
     """The flags of the T4 recipe this project grew from, less the Hub data set, which is not here yet."""
     command = (
-        "train --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 --output_dir=sdxl-lora "
-        "--resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=4 --max_train_steps=500 "
-        "--learning_rate=1e-4 --mixed_precision=fp16 --gradient_checkpointing --use_8bit_adam --rank=32"
+        "train --pretrained_model_name_or_path=stabilityai/stable-diffusion-xl-base-1.0 "
+        "--output_dir=sdxl-lora --resolution=1024 --train_batch_size=1 --gradient_accumulation_steps=4 "
+        "--max_train_steps=500 --learning_rate=1e-4 --mixed_precision=fp16 --gradient_checkpointing "
+        "--use_8bit_adam --rank=32"
     )
     config = parse(command.split()).config
     assert (config.lora.rank, config.train.max_train_steps, config.model.mixed_precision) == (32, 500, "fp16")

@@ -96,8 +96,8 @@ def test_compare_opened_on_a_fresh_machine_trains_first(data_dir, tmp_path):
 
 def test_an_unknown_override_stops_the_notebook_with_a_short_message(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "notebooks/01_setup.ipynb", str(tmp_path / "o.ipynb"), "-k", "python3",
-         "-y", "overrides: {lerning_rate: 1}"],
+        [sys.executable, "-m", "papermill", "notebooks/01_setup.ipynb", str(tmp_path / "o.ipynb"),
+         "-k", "python3", "-y", "overrides: {lerning_rate: 1}"],
         capture_output=True, text=True, check=False, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 1
