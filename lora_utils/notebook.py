@@ -86,7 +86,7 @@ def ensure_trained(config: RunConfig) -> Path:
 
 def gallery(report: DataReport, count: int = 12) -> Figure:
     """The first images as they will be learned, cropped, with their captions."""
-    examples = report.examined[:count]
+    examples = report.examples[:count]
     rows = -(-len(examples) // GALLERY_COLUMNS)
     size = (2.1 * GALLERY_COLUMNS, 2.5 * rows)
     # squeeze=False: one row comes as a matrix too.
@@ -94,7 +94,7 @@ def gallery(report: DataReport, count: int = 12) -> Figure:
     for axis in axes.flat:
         axis.axis("off")
     for axis, inspected in zip(axes.flat, examples, strict=False):
-        picture = decode(inspected.example.read(), report.config.data.alpha_background)
+        picture = decode(inspected.example.read(), report.data.alpha_background)
         axis.imshow(inspected.crops[0].apply(picture.image))
         axis.set_title("\n".join(wrap(inspected.captions[0], 32, max_lines=3, placeholder=" …")), fontsize=7)
     return _finish(figure)

@@ -16,7 +16,7 @@ from lora_utils.compare.comparison import Comparison
 from lora_utils.compare.sampling import SamplingSettings, Shot, draw_pairs
 from lora_utils.config.loading import dump_config
 from lora_utils.config.schema import RunConfig
-from lora_utils.data.dataset import count_examples, describe_data, find_examples
+from lora_utils.data.dataset import describe_data, find_examples, look_for_examples
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import as_csv
 from lora_utils.data.inspection import inspect_examples
@@ -33,6 +33,8 @@ from lora_utils.system.files import write_atomically
 from lora_utils.training import loop
 from lora_utils.training.loop import StepReport
 from lora_utils.training.run import TrainingRun, prepare
+
+REPORT_NAME = "data_report.csv"
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ def check(config: RunConfig, card: str | None = None) -> Check:
         UserError: The machine cannot do what the settings ask for, the data cannot be used, or no card has
             this name.
     """
+    found = look_for_examples(config.data)
+    examples = len(found.examples) if found else None
     if card:
-        return Check("", judge_run(config, find_card(card), count_examples(config)), "")
-    machine = describe(config, describe_data(config))
-    judged = judge_run(config, card_here(_precision(config).dtype), count_examples(config))
+        return Check("", judge_run(config, find_card(card), examples), "")
+    machine = describe(config, describe_data(config.data, found))
+    judged = judge_run(config, card_here(_precision(config).dtype), examples)
     return Check(machine, judged, dump_config(config))
 
 
@@ -73,7 +77,7 @@ def check_data(config: RunConfig) -> DataReport:
     Raises:
         UserError: There is no data, or a setting is impossible.
     """
-    return report_on_data(config, _base(config))
+    return report_on_data(config.data, config.train, _base(config))
 
 
 def precompute(config: RunConfig) -> Precomputed:
@@ -139,7 +143,7 @@ def prepare_training(config: RunConfig) -> TrainingRun:
     with accelerator.main_process_first():  # which encodes; the others find all of it in the cache
         precomputed = _precompute(config, base, precision)
     if accelerator.is_main_process:
-        warn_of_findings(config, precomputed)
+        warn_of_findings(precomputed, config.paths.output_dir / REPORT_NAME)
     return prepare(config, base, precomputed, accelerator, precision, started)
 
 
@@ -151,12 +155,12 @@ def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -
     if output_dir.is_file():
         raise DataError(f"output_dir {output_dir} is a file; choose a folder")
 
-    folder = cache_folder(config)
+    folder = cache_folder(config.paths)
     # Before the cache is opened: what the mirror has of it need not be encoded again.
     restore_if_wanted(config.checkpoint, output_dir, folder)
     encoding = Encoding(precision.dtype, DTYPES[config.model.vae_precision])
     precomputed = fill_cache(folder, inspected, found.findings + findings, base, config.data, encoding)
-    write_atomically(output_dir / "data_report.csv", as_csv(precomputed.findings))
+    write_atomically(output_dir / REPORT_NAME, as_csv(precomputed.findings))
     return precomputed
 
 

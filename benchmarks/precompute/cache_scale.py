@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.record import ROOT, save
 from lora_utils.precompute.cache import Cache, record_key
-from lora_utils.precompute.examples import Entry, encode_index, read_index, write_index
+from lora_utils.precompute.examples import Entry, read_index, write_index
 from lora_utils.precompute.packs import Layout, encode_header
 
 IMAGE = {"moments": torch.zeros(8, 128, 128, dtype=torch.float16), "time_ids": torch.zeros(6)}
@@ -71,7 +71,7 @@ def build(folder: Path, count: int) -> None:
         for number, start in enumerate(range(0, count, ROWS_PER_PACK)):
             name = f"{kind}-{number + 1:06d}-{number:08x}.safetensors"
             write_sparse(folder / name, Layout.of(record), keys[start : start + ROWS_PER_PACK])
-    write_index(folder, encode_index(entries))
+    write_index(folder, entries)
 
 
 def write_sparse(path: Path, layout: Layout, keys: list[str]) -> None:

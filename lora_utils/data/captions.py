@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_utils.config.data import DataConfig
-from lora_utils.data.findings import Problem, Remarks
+from lora_utils.data.findings import Remarks
 
 MAX_CHARACTERS = 10_000
 _MAX_FILE_BYTES = 1_000_000
@@ -73,12 +73,11 @@ class Captioner:
         """
         texts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
         if odd := [text for text in texts if not isinstance(text, str)]:
-            return self._refuse(
-                source, Problem(f"caption that is no text ({_kind(odd[0])})", "make it text in quotes")
-            )
+            problem = f"caption that is no text ({_kind(odd[0])})"
+            return self._refuse(source, problem, "make it text in quotes")
         if longest := max((len(text) for text in texts if len(text) > MAX_CHARACTERS), default=0):
             problem = f"caption of more than {MAX_CHARACTERS:,} characters ({longest:,})"
-            return self._refuse(source, Problem(problem, "shorten it"))
+            return self._refuse(source, problem, "shorten it")
         cleaned = [clean_caption(text) for text in texts]
         if removed := ", ".join(dict.fromkeys(marks for _, marks in cleaned if marks)):
             self.remarks.fix(source, f"invisible characters ({removed})", "removed")
@@ -99,7 +98,7 @@ class Captioner:
     def missing(self, source: str, problem: str, cure: str) -> tuple[str, ...]:
         """The captions of an image that came without text."""
         if self.instance_prompt is None:
-            return self._refuse(source, Problem(problem, f"{cure}, or set instance_prompt"))
+            return self._refuse(source, problem, f"{cure}, or set instance_prompt")
         self.remarks.tally(source, problem, "instance_prompt is used")
         return (self.instance_prompt,)
 
@@ -110,13 +109,13 @@ class Captioner:
                 content = file.read(_MAX_FILE_BYTES + 1)
         except OSError as error:
             problem = f"caption file that cannot be opened ({error.strerror})"
-            return self._refuse(source, Problem(problem, f"make {path.name} readable"))
+            return self._refuse(source, problem, f"make {path.name} readable")
         if len(content) > _MAX_FILE_BYTES:
-            return self._refuse(source, Problem("caption file of more than 1 MB", f"shorten {path.name}"))
+            return self._refuse(source, "caption file of more than 1 MB", f"shorten {path.name}")
         try:
             text, encoding = decode_text(content)
         except TextError as error:
-            return self._refuse(source, Problem(str(error), f"save {path.name} as UTF-8"))
+            return self._refuse(source, str(error), f"save {path.name} as UTF-8")
         if encoding != "UTF-8":
             self.remarks.fix(source, f"{encoding} text", "converted")
         lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
@@ -124,12 +123,12 @@ class Captioner:
 
     def _empty(self, source: str, cure: str) -> tuple[str, ...]:
         if self.instance_prompt is None:
-            return self._refuse(source, Problem("empty caption", f"{cure}, or set instance_prompt"))
+            return self._refuse(source, "empty caption", f"{cure}, or set instance_prompt")
         self.remarks.fix(source, "empty caption", "instance_prompt is used")
         return (self.instance_prompt,)
 
-    def _refuse(self, source: str, problem: Problem) -> tuple[str, ...]:
-        self.remarks.refuse(source, *problem)
+    def _refuse(self, source: str, problem: str, action: str) -> tuple[str, ...]:
+        self.remarks.refuse(source, problem, action)
         return ()
 
 

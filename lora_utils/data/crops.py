@@ -78,7 +78,7 @@ def choose_size(original: Size, config: DataConfig) -> Size:
         size = min(sizes, key=lambda one: (_distortion(original, one), -one[0] * one[1]))
     if enlargement(original, size) > GREATEST_ENLARGEMENT:
         sizes = f"{original[0]}x{original[1]} for {size[0]}x{size[1]}"
-        raise ImageError(f"far too small ({sizes}); use a larger picture, or lower resolution")
+        raise ImageError(f"far too small ({sizes})", "use a larger picture, or lower resolution")
     return size
 
 
@@ -124,7 +124,7 @@ def _own_bucket(original: Size, config: DataConfig) -> Size:
     size = tuple(min(config.max_bucket_reso, int(side * scale)) // step * step for side in original)
     if min(size) == 0:
         raise ImageError(
-            f"too narrow ({width}x{height} for bucket_reso_steps {step}); lower bucket_reso_steps"
+            f"too narrow ({width}x{height} for bucket_reso_steps {step})", "lower bucket_reso_steps"
         )
     return size[0], size[1]
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_utils.config.data import DataConfig
-from lora_utils.config.schema import RunConfig
 from lora_utils.data.captions import TRIGGER, Captioner, clean_caption
 from lora_utils.data.examples import DataError, Example, FoundExamples
 from lora_utils.data.findings import Remarks, showable, table
@@ -76,16 +75,26 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
     return find_in_python_file(config, captioner) if own else find_in_table(config, captioner)
 
 
-def count_examples(config: RunConfig) -> int | None:
-    """How many captioned images the folders hold; None where that takes more than a look."""
-    return len(find_examples(config.data).examples) if config.data.train_data_dir else None
+def look_for_examples(config: DataConfig) -> FoundExamples | None:
+    """The examples of folders; None of a dataset, which would have to be loaded, and where nothing is set.
+
+    Raises:
+        DataError: As ``find_examples``.
+    """
+    return find_examples(config) if config.train_data_dir else None
 
 
-def describe_data(config: RunConfig) -> str:
-    if config.data.dataset_name and not config.data.train_data_dir:
-        return f"{config.data.dataset_name}; check --data loads it and looks into it"
-    if config.data.train_data_dir is None:
-        return "neither train_data_dir nor dataset_name is set"
-    found = find_examples(config.data)
-    refused = sum(finding.kind == "refused" for finding in found.findings)
-    return f"{len(found.examples)} captioned images, {refused} refused; check --data looks into them; {found.rule}"
+def describe_data(config: DataConfig, found: FoundExamples | None) -> str:
+    """What is known of the data at a glance, on one line.
+
+    Args:
+        config: Where the data comes from.
+        found: From ``look_for_examples``.
+    """
+    if found is not None:
+        refused = sum(finding.kind == "refused" for finding in found.findings)
+        counts = f"{len(found.examples)} captioned images, {refused} refused"
+        return f"{counts}; check --data looks into them; {found.rule}"
+    if config.dataset_name:
+        return f"{config.dataset_name}; check --data loads it and looks into it"
+    return "neither train_data_dir nor dataset_name is set"

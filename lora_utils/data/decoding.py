@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lora_utils.config.data import DataConfig
 from lora_utils.data.crops import Crop
+from lora_utils.data.findings import Finding, refused
 from lora_utils.data.images import ImageError, decode
+from lora_utils.data.inspection import ALPHA, InspectedExample, read_unchanged
 
 LOGGER = logging.getLogger(__name__)
 NO_WORKERS = (
@@ -31,14 +34,16 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One image to decode, with everything that decides its pixels."""
+    """One image to decode, with everything that decides its pixels; travels to a worker process."""
 
     number: int
-    """Whatever the caller knows it by."""
+    """Of the example, to its caller."""
+    source: str
+    """What the user knows the image by."""
     content: bytes
     """The encoded image file."""
-    crops: tuple[Crop, ...]
-    """What to cut out of it."""
+    crops: Mapping[str, Crop]
+    """What to cut out of it, by the name of what it will be."""
     background: str
     """Colour behind transparent pixels."""
     mask: bytes | None = None
@@ -51,34 +56,74 @@ class Job:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image, or why it is none."""
+    """One crop of a decoded image."""
+
+    key: str
+    """Its name in the job."""
+    crop: Crop
+    pixels: np.ndarray
+    """(height, width, 3), uint8."""
+    mask: np.ndarray | None
+    """(height, width) in latents, uint8; None without a mask."""
+    findings: tuple[Finding, ...]
+    """What was changed to make it usable."""
+
+
+@dataclass(frozen=True)
+class DecodedJob:
+    """The pictures of one job, or why there are none."""
 
     number: int
-    pixels: list[np.ndarray]
-    """One (height, width, 3) per crop, uint8."""
-    masks: list[np.ndarray]
-    """One (height, width) in latents per crop, uint8; empty without masks."""
-    notices: tuple[tuple[str, str], ...] = ()
-    """Problem and action of what was fixed."""
-    refusal: str | None = None
+    source: str
+    pictures: tuple[Picture, ...] = ()
+    refusal: Finding | None = None
 
 
-def decode_job(job: Job) -> Picture:
+def new_job(
+    number: int,
+    inspected: InspectedExample,
+    crops: Mapping[str, Crop],
+    config: DataConfig,
+    mask_scale: int = 8,
+) -> Job:
+    """Read an image again, and say what is to be cut out of it.
+
+    Args:
+        number: Comes back in the result.
+        inspected: The example.
+        crops: Of this image, by the names that their pictures will carry.
+        config: Colour of the background.
+        mask_scale: Pixels to a latent.
+
+    Raises:
+        ImageError: The file has vanished or changed.
+    """
+    content, mask = read_unchanged(inspected)
+    takes_alpha = inspected.mask_hash == ALPHA
+    source = inspected.example.source
+    return Job(number, source, content, crops, config.alpha_background, mask, takes_alpha, mask_scale)
+
+
+def decode_job(job: Job) -> DecodedJob:
     """Decode and cut one image; whatever is wrong with it comes back as its refusal."""
     try:
         decoded = decode(job.content, job.background)
         mask = _mask(job, decoded.image.size, decoded.alpha)
         if mask and mask.getextrema() == (0, 0):
-            raise ImageError("its mask is black, so there is nothing to learn; whiten a part of it")
+            raise ImageError("its mask is black, so there is nothing to learn", "whiten a part of it")
     except ImageError as error:
-        return Picture(job.number, [], [], (), str(error))
-    pixels = [crop.apply(decoded.image) for crop in job.crops]
-    masks = [crop.apply_to_mask(mask, job.mask_scale) for crop in job.crops] if mask else []
-    return Picture(job.number, pixels, masks, decoded.notices)
+        return DecodedJob(job.number, job.source, refusal=error.finding(job.source))
+
+    findings = tuple(change.of(job.source) for change in decoded.changes)
+    pictures = []
+    for key, crop in job.crops.items():
+        small_mask = crop.apply_to_mask(mask, job.mask_scale) if mask else None
+        pictures.append(Picture(key, crop, crop.apply(decoded.image), small_mask, findings))
+    return DecodedJob(job.number, job.source, tuple(pictures))
 
 
-def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None) -> Iterator[Picture]:
-    """The pictures of the jobs, in order.
+def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None) -> Iterator[DecodedJob]:
+    """The jobs, decoded, in their order.
 
     Args:
         jobs: Read a few ahead of what is asked for, so their contents are never all in memory.
@@ -114,9 +159,9 @@ def _starts(pool: ProcessPoolExecutor) -> bool:
 
 def _in_pool(
     pool: ProcessPoolExecutor, jobs: Iterator[Job], ahead: int
-) -> Generator[Picture, None, list[Job]]:
-    """Yield pictures until the jobs end or a worker dies; returns the jobs that were under way then."""
-    waiting: deque[tuple[Job, Any]] = deque()  # with the picture to come
+) -> Generator[DecodedJob, None, list[Job]]:
+    """Yield results until the jobs end or a worker dies; returns the jobs that were under way then."""
+    waiting: deque[tuple[Job, Any]] = deque()  # with the result to come
     try:
         while True:
             for job in islice(jobs, ahead - len(waiting)):
@@ -124,19 +169,20 @@ def _in_pool(
                 waiting[-1] = job, pool.submit(decode_job, job)
             if not waiting:
                 return []
-            picture = waiting[0][1].result()
+            decoded = waiting[0][1].result()
             waiting.popleft()
-            yield picture
+            yield decoded
     except BrokenProcessPool:
         return [job for job, _ in waiting]
 
 
-def _alone(job: Job) -> Iterator[Picture]:
+def _alone(job: Job) -> Iterator[DecodedJob]:
     with _pool(1) as pool:
         try:
             yield pool.submit(decode_job, job).result()
         except BrokenProcessPool:
-            yield Picture(job.number, [], [], (), "decoding it ended the process; save it anew as PNG")
+            problem = refused("decoding it ended the process", "save it anew as PNG")
+            yield DecodedJob(job.number, job.source, refusal=problem.of(job.source))
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -160,9 +206,8 @@ def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.I
     try:
         mask = decode(job.mask).image.convert("L")
     except ImageError as error:
-        raise ImageError(f"its mask: {error}") from error
+        raise ImageError(f"its mask: {error.problem}", error.action) from error
     if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.height * size[0]:
-        raise ImageError(
-            f"its mask has another shape ({mask.width}x{mask.height} for {size[0]}x{size[1]}); make it the image's"
-        )
+        shapes = f"{mask.width}x{mask.height} for {size[0]}x{size[1]}"
+        raise ImageError(f"its mask has another shape ({shapes})", "make it the image's")
     return mask

@@ -4,9 +4,9 @@ import csv
 import io
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from textwrap import shorten
-from typing import Literal, NamedTuple
+from typing import Literal
 
 SHOWN = 20
 WIDEST = 100
@@ -26,11 +26,24 @@ class Finding:
     kind: Kind
     """refused: left out. fixed: used after a change. noticed: used as it is."""
 
+    def of(self, source: str) -> "Finding":
+        """The same of a file or row: what looks at bytes does not know where they come from."""
+        return replace(self, source=source)
 
-def refusal(source: str, reason: object) -> Finding:
-    """Left out, for a reason of the form 'what is wrong; what to do'."""
-    problem, _, action = str(reason).partition("; ")
-    return Finding(source, problem, action, "refused")
+
+def refused(problem: str, action: str) -> Finding:
+    """Something that is left out, and what to do about it; its source is filled in by ``of``."""
+    return Finding("", problem, action, "refused")
+
+
+def fixed(problem: str, action: str) -> Finding:
+    """Something that is used after a change, likewise."""
+    return Finding("", problem, action, "fixed")
+
+
+def noticed(problem: str, action: str) -> Finding:
+    """Something that is used as it is, likewise."""
+    return Finding("", problem, action, "noticed")
 
 
 def as_csv(findings: Sequence[Finding]) -> bytes:
@@ -63,13 +76,6 @@ def _done(finding: Finding) -> str:
     return f"left out; {finding.action}" if finding.kind == "refused" else finding.action
 
 
-class Problem(NamedTuple):
-    """What is wrong, and what to do about it."""
-
-    problem: str
-    action: str
-
-
 @dataclass
 class Remarks:
     """Collects findings while data is looked through."""
@@ -77,17 +83,22 @@ class Remarks:
     _named: list[Finding] = field(default_factory=list)
     _tallied: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
+    def add(self, finding: Finding) -> None:
+        """Take up a finding; text in it may come from outside."""
+        source = showable(finding.source)
+        self._named.append(Finding(source, showable(finding.problem), showable(finding.action), finding.kind))
+
     def refuse(self, source: str, problem: str, action: str) -> None:
         """It is left out."""
-        self._add(source, problem, action, "refused")
+        self.add(refused(problem, action).of(source))
 
     def fix(self, source: str, problem: str, action: str) -> None:
         """It is used after a change."""
-        self._add(source, problem, action, "fixed")
+        self.add(fixed(problem, action).of(source))
 
     def notice(self, source: str, problem: str, action: str) -> None:
         """It is used as it is."""
-        self._add(source, problem, action, "noticed")
+        self.add(noticed(problem, action).of(source))
 
     def tally(self, source: str, problem: str, action: str) -> None:
         """A notice that counts its sources in a single line, for what may well be meant."""
@@ -105,11 +116,6 @@ class Remarks:
             for (problem, action), sources in self._tallied.items()
         ]
         return self._named + counted
-
-    def _add(
-        self, source: str, problem: str, action: str, kind: Literal["refused", "fixed", "noticed"]
-    ) -> None:
-        self._named.append(Finding(showable(source), showable(problem), showable(action), kind))
 
 
 def showable(text: str) -> str:

@@ -1,6 +1,6 @@
 """Image files as pixels: a file's bytes in, sRGB out, and every change on the way told.
 
-An image is used as it is, used after a change that `Decoded.notices` names, or refused. Every CRC of a PNG is checked,
+An image is used as it is, used after a change that `Decoded.changes` names, or refused. Every CRC of a PNG is checked,
 and a file cut short is refused. What no reader can see: other formats' pixels carry no checksum, so a bit flipped in a
 JPEG or a lossy WebP that still decodes is not found. Worker processes import this file, so it imports no torch.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError, features
 
 from lora_utils import UserError
+from lora_utils.data.findings import Finding, fixed, refused
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -47,7 +48,20 @@ _PILLOW_ERRORS = (
 
 
 class ImageError(UserError):
-    """An image cannot be used. The message is "reason; what to do", to be set behind the name of the file."""
+    """An image cannot be used: what is wrong with it, and what to do."""
+
+    def __init__(self, problem: str, action: str) -> None:
+        """Take both apart, as a finding has them; together they are the message."""
+        super().__init__(problem, action)  # both, or a worker process could not send it
+        self.problem = problem
+        self.action = action
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.action}"
+
+    def finding(self, source: str = "") -> Finding:
+        """As what was found wrong with a file."""
+        return refused(self.problem, self.action).of(source)
 
 
 @dataclass(frozen=True)
@@ -61,11 +75,11 @@ class Header:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Upright RGB without transparency, the alpha it had (mode L), and each (problem, what was done)."""
+    """Upright RGB without transparency, the alpha it had (mode L), and what was changed on the way."""
 
     image: Image.Image
     alpha: Image.Image | None
-    notices: tuple[tuple[str, str], ...]
+    changes: tuple[Finding, ...]
 
 
 def read_bytes(path: Path, root: Path) -> bytes:
@@ -82,12 +96,12 @@ def read_bytes(path: Path, root: Path) -> bytes:
             target = path.resolve(strict=True)
             status = target.stat()
         if not target.is_relative_to(trusted):
-            raise ImageError("a link that leads out of the data folder; put the file itself there")
+            raise ImageError("a link that leads out of the data folder", "put the file itself there")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a file but a folder, pipe, socket or device; remove it")
+            raise ImageError("not a file but a folder, pipe, socket or device", "remove it")
         if not 0 < status.st_size <= MAX_BYTES:
             size = f"larger than {MAX_BYTES // 2**20} MiB" if status.st_size else "empty (0 bytes)"
-            raise ImageError(f"{size}; replace or remove it")
+            raise ImageError(size, "replace or remove it")
         # Without O_NONBLOCK, a pipe that takes the file's place at this moment would block forever.
         with open(target, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(MAX_BYTES)
@@ -96,9 +110,8 @@ def read_bytes(path: Path, root: Path) -> bytes:
         RuntimeError,
         ValueError,
     ) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise ImageError(
-            f"cannot be opened ({getattr(error, 'strerror', 0) or error}); check or remove it"
-        ) from error
+        reason = getattr(error, "strerror", 0) or error
+        raise ImageError(f"cannot be opened ({reason})", "check or remove it") from error
 
 
 @lru_cache(maxsize=256)
@@ -132,34 +145,34 @@ def decode(content: bytes, background: str = "white") -> Decoded:
         if (
             probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0
         ):  # no end mark behind the header
-            raise ImageError("damaged (cut short); replace or remove it")
+            raise ImageError("damaged (cut short)", "replace or remove it")
         probe.verify()  # every CRC of a PNG
-        notices = [("damaged EXIF", "used what could be read of it")] if exif_is_damaged else []
+        changes = [fixed("damaged EXIF", "used what could be read of it")] if exif_is_damaged else []
         image = Image.open(BytesIO(content), formats=_FORMATS)
         if image.format != "MPO" and getattr(
             image, "is_animated", False
         ):  # MPO: a photo with its smaller copies
-            notices.append(("several frames", "used the first"))
+            changes.append(fixed("several frames", "used the first"))
         if getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size)):  # of a GIF
-            notices.append(("first frame does not fill the image", "rest left as it is"))
+            changes.append(fixed("first frame does not fill the image", "rest left as it is"))
         image.load()
         if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.1 and not image.info.get("icc_profile"):
-            notices.append(("gamma of its own", "ignored"))
+            changes.append(fixed("gamma of its own", "ignored"))
         icc, kind = image.info.get("icc_profile", b""), image.format
         image, alpha = _split_alpha(image, content[24] if kind == "PNG" else 8)
         if image.mode in _GREY16:
-            image = _to_8_bits(image, notices)
-        image = _to_srgb(image, icc, notices)
+            image = _to_8_bits(image, changes)
+        image = _to_srgb(image, icc, changes)
         if alpha and (share := 1 - alpha.histogram()[255] / (alpha.width * alpha.height)):
             image.paste(backdrop, mask=ImageChops.invert(alpha))
-            notices.append(
-                (f"transparent pixels ({max(1, round(100 * share))} %)", f"laid over {background}")
+            changes.append(
+                fixed(f"transparent pixels ({max(1, round(100 * share))} %)", f"laid over {background}")
             )
         if orientation > 1:
-            notices.append((f"EXIF orientation ({orientation})", "turned as its EXIF says"))
+            changes.append(fixed(f"EXIF orientation ({orientation})", "turned as its EXIF says"))
             if kind != "TIFF":  # Pillow itself turns those while it loads them
                 image, alpha = (part and part.transpose(_UPRIGHT[orientation]) for part in (image, alpha))
-        return Decoded(image, alpha, tuple(notices))
+        return Decoded(image, alpha, tuple(changes))
 
 
 @contextmanager
@@ -170,12 +183,12 @@ def _reading() -> Iterator[None]:
         try:
             yield
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{_TOO_LARGE}; make it smaller") from error
+            raise ImageError(_TOO_LARGE, "make it smaller") from error
         except UnidentifiedImageError as error:
-            raise ImageError(f"not a readable {', '.join(_FORMATS)} image; convert or remove it") from error
+            raise ImageError(f"not a readable {', '.join(_FORMATS)} image", "convert or remove it") from error
         except _PILLOW_ERRORS as error:
-            reason = " ".join((str(error) or type(error).__name__).replace(";", ",").split())
-            raise ImageError(f"damaged ({reason}); replace or remove it") from error
+            reason = " ".join((str(error) or type(error).__name__).split())
+            raise ImageError(f"damaged ({reason})", "replace or remove it") from error
 
 
 def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
@@ -183,9 +196,9 @@ def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
     image, content = Image.open(file, formats=_FORMATS), file.getvalue()
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
     if max(image.width * image.height, int(tags.get(322, 0)) * int(tags.get(323, 0))) > MAX_PIXELS:
-        raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height}); make it smaller")
+        raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height})", "make it smaller")
     if image.mode not in _MODES:
-        raise ImageError(f"unusual pixels ({image.mode}); save it as 8-bit RGB")
+        raise ImageError(f"unusual pixels ({image.mode})", "save it as 8-bit RGB")
     late = max(
         content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17))
     )  # behind a PNG's pixels
@@ -210,25 +223,25 @@ def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Imag
     if image.mode not in ("1", "L", "RGB", *_GREY16):
         return image.convert("L" if image.mode == "LA" else "RGB"), image.convert("RGBA").getchannel("A")
     if image.mode == "RGB" and bits == 16:
-        raise ImageError("a transparent colour of 16 bits; save it with an alpha channel")
+        raise ImageError("a transparent colour of 16 bits", "save it with an alpha channel")
     if bits < 8:  # Pillow widens the pixels to 8 bits, but not this colour
         key = min(255, key * 255 // (2**bits - 1))
     shown = np.atleast_3d(np.asarray(image.convert("L") if image.mode == "1" else image) != key).any(axis=2)
     return image, Image.fromarray(shown.view(np.uint8) * np.uint8(255))
 
 
-def _to_8_bits(image: Image.Image, notices: list[tuple[str, str]]) -> Image.Image:
+def _to_8_bits(image: Image.Image, changes: list[Finding]) -> Image.Image:
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535 or (image.mode == "I" and high < 256):
-        raise ImageError(f"32-bit grey (range {low}–{high}); save it with 8 or 16 bits")
+        raise ImageError(f"32-bit grey (range {low}–{high})", "save it with 8 or 16 bits")
     white = 4095 if tags.get(258) == (12,) else 65535
     table = np.minimum((np.arange(65536) * 255 + white // 2) // white, 255).astype(np.uint8)
-    notices.append((f"16-bit grey (range {low}–{high})", "scaled to 8 bits"))
+    changes.append(fixed(f"16-bit grey (range {low}–{high})", "scaled to 8 bits"))
     return Image.fromarray((255 - table if tags.get(262) == 0 else table)[values])  # 0 is white in some TIFFs
 
 
-def _to_srgb(image: Image.Image, icc: bytes, notices: list[tuple[str, str]]) -> Image.Image:
+def _to_srgb(image: Image.Image, icc: bytes, changes: list[Finding]) -> Image.Image:
     """The embedded profile decides; without one, grey and RGB are taken for sRGB and CMYK is inverted."""
     if icc != b"":
         try:
@@ -240,11 +253,10 @@ def _to_srgb(image: Image.Image, icc: bytes, notices: list[tuple[str, str]]) -> 
             if mode != "RGB" or "sRGB" not in name:
                 colours, srgb = image.convert(mode), ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB") or image
-                notices.append(
-                    ("CMYK colours" if mode == "CMYK" else f"colour profile ({name})", "converted to sRGB")
-                )
+                problem = "CMYK colours" if mode == "CMYK" else f"colour profile ({name})"
+                changes.append(fixed(problem, "converted to sRGB"))
         except _PILLOW_ERRORS:
-            notices.append(("unusable colour profile", "ignored"))
+            changes.append(fixed("unusable colour profile", "ignored"))
     if image.mode == "CMYK":
-        notices.append(("CMYK colours", "converted without a profile"))
+        changes.append(fixed("CMYK colours", "converted without a profile"))
     return image.convert("RGB")

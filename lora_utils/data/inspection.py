@@ -8,7 +8,7 @@ from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import caption_variants
 from lora_utils.data.crops import Crop, choose_size, cropped_share, enlargement, plan_crops
 from lora_utils.data.examples import DataError, Example
-from lora_utils.data.findings import Finding, refusal, table
+from lora_utils.data.findings import Finding, noticed, table
 from lora_utils.data.images import ImageError, read_header
 from lora_utils.system.progress import progress_bar
 
@@ -46,52 +46,60 @@ def inspect_examples(
     examples: Sequence[Example], config: DataConfig
 ) -> tuple[list[InspectedExample], list[Finding]]:
     """Hash every file and read its header; what cannot be used is a finding and left out."""
-    found, findings = [], []
+    usable = []
+    findings = []
     first: dict[str, str] = {}
     for example in progress_bar(examples, "files", shown=len(examples) > MANY):
         try:
-            one = _inspect(example, config)
+            inspected = _inspect(example, config)
         except ImageError as error:
-            findings.append(refusal(example.source, error))
+            findings.append(error.finding(example.source))
             continue
-        if (twin := first.setdefault(one.content_hash, example.source)) != example.source:
-            findings.append(
-                Finding(example.source, f"same picture as another (as {twin})", "both are used", "noticed")
-            )
-        notices = _notices(one, config)
-        findings += [Finding(example.source, problem, action, "noticed") for problem, action in notices]
-        found.append(one)
-    return found, findings
+
+        twin = first.setdefault(inspected.content_hash, example.source)
+        if twin != example.source:
+            problem = noticed(f"same picture as another (as {twin})", "both are used")
+            findings.append(problem.of(example.source))
+        findings += [finding.of(example.source) for finding in _peculiarities(inspected, config)]
+        usable.append(inspected)
+    return usable, findings
 
 
-def read_unchanged(one: InspectedExample) -> tuple[bytes, bytes | None]:
+def read_unchanged(inspected: InspectedExample) -> tuple[bytes, bytes | None]:
     """The image file and its mask file.
 
     Raises:
-        ImageError: One has vanished, or is not what was examined: its record would carry the wrong name.
+        ImageError: One has vanished, or is not what was inspected: its record would carry the wrong name.
     """
-    content = one.example.read()
-    mask = one.example.read_mask() if one.example.read_mask else None
-    hashes = _hash(content), one.mask_hash if mask is None else _hash(mask)
-    if hashes != (one.content_hash, one.mask_hash):
-        raise ImageError("changed while it was read; run the same command again")
+    example = inspected.example
+    content = example.read()
+    mask = example.read_mask() if example.read_mask else None
+    mask_hash = inspected.mask_hash if mask is None else _hash(mask)
+    if (_hash(content), mask_hash) != (inspected.content_hash, inspected.mask_hash):
+        raise ImageError("changed while it was read", "run the same command again")
     return content, mask
 
 
-def held_out_hashes(examined: Sequence[InspectedExample], validation_split: float) -> set[str]:
+def held_out_hashes(examples: Sequence[InspectedExample], validation_split: float) -> set[str]:
     """The images that are held out, chosen by their bytes alone: new captions, seeds and names leave the choice."""
-    different = sorted({one.content_hash for one in examined})
-    return set(different[: max(1, round(len(different) * validation_split))]) if validation_split else set()
+    different = sorted({example.content_hash for example in examples})
+    if not validation_split:
+        return set()
+    return set(different[: max(1, round(len(different) * validation_split))])
 
 
 def require_training(
-    examined: Sequence[InspectedExample], findings: Sequence[Finding], validation_split: float
+    examples: Sequence[InspectedExample], findings: Sequence[Finding], validation_split: float
 ) -> None:
-    """Raises DataError where nothing is left to train on."""
-    if not examined:
+    """Nothing, where there is something to train on.
+
+    Raises:
+        DataError: Nothing is left, or everything is held out.
+    """
+    if not examples:
         raise DataError(f"nothing is left to train on; do what the last column says\n{table(findings)}")
-    held_out = held_out_hashes(examined, validation_split)
-    if all(one.content_hash in held_out for one in examined):
+    held_out = held_out_hashes(examples, validation_split)
+    if all(example.content_hash in held_out for example in examples):
         raise DataError("validation_split leaves no image to train on; lower it, or add images")
 
 
@@ -101,32 +109,36 @@ def _inspect(example: Example, config: DataConfig) -> InspectedExample:
     original = header.width, header.height
     content_hash = _hash(content)
     crops = plan_crops(original, choose_size(original, config), content_hash, config)
+
     mask_hash = ALPHA if config.alpha_mask and header.has_alpha else None
     if example.read_mask is not None:
         mask_hash = _hash(example.read_mask())
-    variants = [variant for caption in example.captions for variant in caption_variants(caption, config)]
-    return InspectedExample(
-        example, content_hash, mask_hash, header.has_alpha, tuple(crops), tuple(dict.fromkeys(variants))
-    )
+    captions: dict[str, None] = {}  # in their order, each once
+    for caption in example.captions:
+        captions |= dict.fromkeys(caption_variants(caption, config))
+    return InspectedExample(example, content_hash, mask_hash, header.has_alpha, tuple(crops), tuple(captions))
 
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _notices(one: InspectedExample, config: DataConfig) -> list[tuple[str, str]]:
-    original, size, notices = one.crops[0].original, one.size, []
-    if (factor := enlargement(original, size)) > 1:
-        notices.append(
-            (f"smaller than its frame ({original[0]}x{original[1]})", f"enlarged {factor:.2g} times")
-        )
-    if (share := cropped_share(original, size)) > TOO_MUCH_CROPPED:
+def _peculiarities(inspected: InspectedExample, config: DataConfig) -> list[Finding]:
+    """What a user may not have meant, although the image can be used."""
+    original = inspected.crops[0].original
+    findings = []
+    factor = enlargement(original, inspected.size)
+    if factor > 1:
+        problem = f"smaller than its frame ({original[0]}x{original[1]})"
+        findings.append(noticed(problem, f"enlarged {factor:.2g} times"))
+    share = cropped_share(original, inspected.size)
+    if share > TOO_MUCH_CROPPED:
         cure = (
             "its shape is beyond the buckets"
             if config.enable_bucket
             else "enable_bucket would keep more of it"
         )
-        notices.append((f"much is cropped away ({share:.0%})", cure))
-    if config.alpha_mask and one.mask_hash is None:
-        notices.append(("no alpha channel", "all of it is learned"))
-    return notices
+        findings.append(noticed(f"much is cropped away ({share:.0%})", cure))
+    if config.alpha_mask and inspected.mask_hash is None:
+        findings.append(noticed("no alpha channel", "all of it is learned"))
+    return findings

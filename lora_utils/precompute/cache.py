@@ -12,7 +12,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lora_utils import UserError
 from lora_utils.data.findings import Finding
-from lora_utils.precompute.packs import Layout, Pack, PackError, Row, new_row, write_pack
+from lora_utils.precompute.packs import Layout, Notes, Pack, PackError, Row, new_row, write_pack
 from lora_utils.system.files import allow_many_open_files, set_aside, sweep
 
 LOGGER = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Cache:
         self._packs: dict[int, Pack] = {}
         self._opened = 0
         self._places: dict[bytes, int] = {}  # pack number and row in one int: a third of a tuple's memory
-        self._pending: dict[tuple[str, Layout], dict[bytes, tuple[Row, list[list[str]]]]] = {}
+        self._pending: dict[tuple[str, Layout], dict[bytes, tuple[Row, Sequence[Finding]]]] = {}
         self._pending_bytes, self._last_flush, self._flush_seconds = 0, time.monotonic(), 0.0
         allow_many_open_files()  # every pack holds one, so that another run can join packs under a reader
         for path in self._pack_paths():
@@ -101,12 +101,12 @@ class Cache:
         """Bytes that these records take on disk."""
         return sum(self._place(bytes.fromhex(key))[0].layout.row_bytes for key in keys)
 
-    def notes(self, key: str) -> list[list[str]]:
-        """What was noted when a record was made: [problem, action, kind] each."""
+    def notes(self, key: str) -> Sequence[Finding]:
+        """What was found wrong with its image or caption when a record was made; without the source."""
         name = bytes.fromhex(key)
         return self._place(name)[0].notes.get(key, []) if name in self._places else []
 
-    def add(self, kind: str, key: str, record: Mapping[str, Tensor], notes: list[list[str]]) -> None:
+    def add(self, kind: str, key: str, record: Mapping[str, Tensor], notes: Sequence[Finding] = ()) -> None:
         """Keep one record, refusing NaN and infinity.
 
         Args:
@@ -114,7 +114,7 @@ class Cache:
             key: From ``record_key``.
             record: moments (2C, h, w), time_ids (6,) and perhaps loss_mask (1, h, w); or prompt_embeds (L, D) and
                 pooled_prompt_embeds (P,); fp32, fp16 or bf16, on the CPU.
-            notes: For ``notes``.
+            notes: What was found wrong with its image or caption; equal records share them, so without source.
 
         Raises:
             CacheError: A tensor holds NaN or infinity.
@@ -134,7 +134,7 @@ class Cache:
         """Write what is pending."""
         started = time.monotonic()
         for (kind, layout), rows in self._pending.items():
-            notes = {key.hex(): notes for key, (_, notes) in rows.items() if notes}
+            notes = {key.hex(): list(findings) for key, (_, findings) in rows.items() if findings}
             self._write(kind, layout, [row for row, _ in rows.values()], notes)
         self._pending, self._pending_bytes = {}, 0
         if len(self._packs) - self._joined > MANY_PACKS:
@@ -181,7 +181,7 @@ class Cache:
         for number in numbers:
             self._packs.pop(number).path.unlink(missing_ok=True)
 
-    def _write(self, kind: str, layout: Layout, rows: list[Row], notes: dict[str, list[list[str]]]) -> Pack:
+    def _write(self, kind: str, layout: Layout, rows: list[Row], notes: Notes) -> Pack:
         last = max((int(path.name.split("-")[1]) for path in self._pack_paths()), default=0)
         path = self.folder / f"{kind}-{last + 1:06d}-{uuid.uuid4().hex[:8]}.safetensors"
         write_pack(path, layout, rows, notes)

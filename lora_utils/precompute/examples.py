@@ -1,22 +1,21 @@
-"""The list of the current data's examples: ``index.jsonl``, one example to a line, written when all are encoded."""
+"""The current data's examples: their list, ``index.jsonl``, written when all are encoded, and their tensors."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lora_utils import UserError
+from lora_utils.config.section import Size
 from lora_utils.precompute.cache import Cache
 from lora_utils.system.files import write_atomically
 
 INDEX_NAME = "index.jsonl"
 INDEX_SCHEMA = 2
-SCANNED_BYTES = 2**20
-NEWLINE = 10
+Record = dict[str, Tensor]
 
 
 class IndexFileError(UserError):
@@ -35,58 +34,30 @@ class Entry:
     """Names of its image records, one per crop, from ``record_key``."""
     text_keys: tuple[str, ...]
     """Names of its caption records."""
-    size: tuple[int, int]
+    size: Size
     """Width and height of its crops in pixels."""
     repeats: int
     """How often an epoch shows it."""
     held_out: bool
     """Kept out of training, for the held-out loss."""
 
-
-class Index(Sequence[Entry]):
-    """Examples that are parsed when they are asked for: 100,000 of them open in a moment."""
-
-    def __init__(self, content: bytes) -> None:
-        """Take an index file's bytes: a line that describes it, then one line per example."""
-        self.content = content
-        parts = range(0, len(content), SCANNED_BYTES)
-        ends = [
-            np.flatnonzero(np.frombuffer(content[at : at + SCANNED_BYTES], np.uint8) == NEWLINE) + at
-            for at in parts
-        ]
-        self._ends = np.concatenate([np.empty(0, np.int64), *ends])
-
     @property
-    def head(self) -> bytes:
-        """The line that describes it."""
-        return self.content[: int(self._ends[0])] if len(self._ends) else b""
-
-    def __len__(self) -> int:
-        return max(0, len(self._ends) - 1)
-
-    def __getitem__(self, number: int) -> Entry:
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number %= len(self)
-        fields = json.loads(self.content[int(self._ends[number]) + 1 : int(self._ends[number + 1])])
-        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return Entry(**fields | lists)
+    def keys(self) -> tuple[str, ...]:
+        """Names of all its records."""
+        return self.image_keys + self.text_keys
 
 
-def encode_index(entries: Iterable[Entry]) -> Index:
-    """An index in memory."""
+def write_index(folder: Path, entries: Iterable[Entry]) -> None:
+    """Say which examples are the current data, in order, one to a line below a line that counts them."""
     lines = [json.dumps(vars(entry)) for entry in entries]
-    return Index("\n".join([_head(len(lines)), *lines, ""]).encode())
-
-
-def write_index(folder: Path, index: Index) -> None:
-    """Say which examples are the current data, in order; a folder that says so already may be read-only."""
+    content = "\n".join([_head(len(lines)), *lines, ""]).encode()
     path = folder / INDEX_NAME
-    if not path.is_file() or path.read_bytes() != index.content:
-        write_atomically(path, index.content)
+    # A folder that says so already may be read-only.
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)
 
 
-def read_index(folder: Path) -> Index:
+def read_index(folder: Path) -> tuple[Entry, ...]:
     """The examples of the current data, in order.
 
     Raises:
@@ -95,17 +66,25 @@ def read_index(folder: Path) -> Index:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise IndexFileError(f"nothing is precomputed in {folder}; run the precompute stage first")
-    index = Index(path.read_bytes())
-    if index.head != _head(len(index)).encode():
+    # Only newlines end a line: captions may hold the other characters that Python's splitlines splits at.
+    head, *lines = path.read_bytes().split(b"\n")
+    # A file that was cut lacks its last newline, or lines.
+    if lines[-1:] != [b""] or head != _head(len(lines) - 1).encode():
         raise IndexFileError(f"{path} is damaged or of another version; run the precompute stage again")
-    return index
+    try:
+        return tuple(_entry(line) for line in lines[:-1])
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise IndexFileError(f"{path} is damaged ({error}); run the precompute stage again") from error
 
 
 def _head(count: int) -> str:
     return json.dumps({"schema": INDEX_SCHEMA, "examples": count})
 
 
-Record = dict[str, Tensor]
+def _entry(line: bytes) -> Entry:
+    fields = json.loads(line)
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Entry(**fields | lists)
 
 
 @dataclass(frozen=True)
@@ -131,4 +110,5 @@ class CachedExamples:
 
 
 def _choose(count: int, generator: torch.Generator) -> int:
+    # Where there is nothing to choose nothing is drawn: later draws stay what they are without variants.
     return int(torch.randint(count, (1,), generator=generator)) if count > 1 else 0

@@ -1,26 +1,24 @@
 """Fills the cache with what it lacks: first captions, then images, never both encoders' weights at once."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from lora_utils.config.data import DataConfig
-from lora_utils.config.schema import RunConfig
+from lora_utils.config.schema import PathsConfig
 from lora_utils.data.examples import DataError
-from lora_utils.data.findings import Finding, Kind, refusal, table
+from lora_utils.data.findings import Finding, fixed, refused, table
 from lora_utils.data.inspection import InspectedExample, held_out_hashes, require_training
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.vae import vae_tile
 from lora_utils.precompute.cache import Cache, record_key
 from lora_utils.precompute.encoding import ImageTask, encode_image_tasks, encode_texts
-from lora_utils.precompute.examples import Entry, Index, encode_index, write_index
+from lora_utils.precompute.examples import Entry, write_index
 
 LOGGER = logging.getLogger(__name__)
-
 VERIFIED_BYTES = 4 * 2**30
 
 
@@ -44,7 +42,7 @@ class Precomputed:
     """What precompute found and did."""
 
     cache: Cache
-    entries: Index
+    entries: tuple[Entry, ...]
     """The examples that can be trained on."""
     unconditional_key: str
     """Text record of what guidance steers away from when there is no negative prompt."""
@@ -66,26 +64,33 @@ class Precomputed:
 
 
 def plan_entries(
-    examined: Sequence[InspectedExample], base: PretrainedSdxl, config: DataConfig, encoding: Encoding
+    examples: Sequence[InspectedExample], base: PretrainedSdxl, config: DataConfig, encoding: Encoding
 ) -> list[Entry]:
     """Name every record that the examples need, after all that determines its contents."""
-    held_out = held_out_hashes(examined, config.validation_split)
-    vae, text_settings = base.vae_identity(), _text_settings(base, config, encoding)
+    held_out = held_out_hashes(examples, config.validation_split)
+    vae = base.vae_identity()
+    text_settings = _text_settings(base, config, encoding)
     precisions = [str(encoding.vae_dtype), str(encoding.moments_dtype)]
     entries = []
-    for one in examined:
-        shared = {"image": one.content_hash, "mask": one.mask_hash, "vae": vae, "precisions": precisions}
-        shared["background"] = config.alpha_background if one.has_alpha else None
-        shared["tile"] = vae_tile(one.size, encoding.vae_dtype)
+    for example in examples:
+        shared = {
+            "image": example.content_hash,
+            "mask": example.mask_hash,
+            "vae": vae,
+            "precisions": precisions,
+            # Of images with transparency alone: another colour need not encode the others anew.
+            "background": config.alpha_background if example.has_alpha else None,
+            "tile": vae_tile(example.size, encoding.vae_dtype),
+        }
         entries.append(
             Entry(
-                source=one.example.source,
-                captions=one.captions,
-                image_keys=tuple(record_key(**shared, crop=vars(crop)) for crop in one.crops),
-                text_keys=tuple(record_key(caption=caption, **text_settings) for caption in one.captions),
-                size=one.size,
-                repeats=one.example.repeats,
-                held_out=one.content_hash in held_out,
+                source=example.example.source,
+                captions=example.captions,
+                image_keys=tuple(record_key(**shared, crop=vars(crop)) for crop in example.crops),
+                text_keys=tuple(record_key(caption=caption, **text_settings) for caption in example.captions),
+                size=example.size,
+                repeats=example.example.repeats,
+                held_out=example.content_hash in held_out,
             )
         )
     return entries
@@ -93,7 +98,7 @@ def plan_entries(
 
 def fill_cache(
     folder: Path,
-    examined: Sequence[InspectedExample],
+    examples: Sequence[InspectedExample],
     findings: list[Finding],
     base: PretrainedSdxl,
     config: DataConfig,
@@ -106,7 +111,7 @@ def fill_cache(
 
     Args:
         folder: The cache.
-        examined: What to encode.
+        examples: What to encode.
         findings: What is known to be wrong already.
         base: Where the encoders come from.
         config: How images are framed and captions cut.
@@ -115,33 +120,32 @@ def fill_cache(
     Raises:
         DataError: Nothing is left to train on.
     """
-    require_training(examined, findings, config.validation_split)
+    require_training(examples, findings, config.validation_split)
     cache = Cache(folder)
-    entries = plan_entries(examined, base, config, encoding)
+    entries = plan_entries(examples, base, config, encoding)
     unconditional_key = record_key(unconditional=True, **_text_settings(base, config, encoding))
     mended = _verify(cache, entries, unconditional_key)
+
     captions = _missing_captions(cache, entries)
     if captions or unconditional_key not in cache:
         encode_texts(cache, base, captions, unconditional_key, config.max_token_length, encoding.text_dtype)
-    tasks = _missing_images(cache, entries, examined)
-    refused = encode_image_tasks(cache, base, tasks, config, encoding.vae_dtype, encoding.moments_dtype)
+    tasks = _missing_images(cache, entries, examples)
+    refusals = encode_image_tasks(cache, base, tasks, config, encoding.vae_dtype, encoding.moments_dtype)
     cache.compact()
-    lost = {
-        key: refusal("", "damaged in the cache; run the same command again")
-        for entry in entries
-        for key in (*entry.image_keys, *entry.text_keys)
-        if key not in cache and key not in refused
-    }
-    refused |= lost
-    usable = encode_index(
-        entry for entry in entries if not refused.keys() & {*entry.image_keys, *entry.text_keys}
-    )
-    found = findings + cache.findings + mended + _noted(cache, entries, refused)
+
+    # Joining packs reads every record once more, and may find one that was damaged meanwhile.
+    for entry in entries:
+        for key in entry.keys:
+            if key not in cache and key not in refusals:
+                refusals[key] = refused("damaged in the cache", "run the same command again")
+    usable = tuple(entry for entry in entries if not refusals.keys() & {*entry.keys})
+    findings = findings + cache.findings + mended + _noted(cache, entries, refusals)
     if all(entry.held_out for entry in usable):
-        raise DataError(f"nothing is left to train on; do what the last column says\n{table(found)}")
+        raise DataError(f"nothing is left to train on; do what the last column says\n{table(findings)}")
+
     write_index(folder, usable)
-    made = sum(key in cache for task in tasks for key in task.crops)
-    return Precomputed(cache, usable, unconditional_key, made, len(captions), found)
+    encoded_images = sum(key in cache for _, crops in tasks for key in crops)
+    return Precomputed(cache, usable, unconditional_key, encoded_images, len(captions), findings)
 
 
 def _text_settings(base: PretrainedSdxl, config: DataConfig, encoding: Encoding) -> dict[str, object]:
@@ -157,72 +161,68 @@ def _verify(cache: Cache, entries: Sequence[Entry], unconditional_key: str) -> l
 
     Only up to 4 GiB: beyond, every record is checked when training first reads it.
     """
-    keys = dict.fromkeys(key for entry in entries for key in (*entry.image_keys, *entry.text_keys))
+    keys = dict.fromkeys(key for entry in entries for key in entry.keys)
     present = [key for key in (*keys, unconditional_key) if key in cache]
     if cache.record_bytes(present) > VERIFIED_BYTES:
         return []
     damaged = set(cache.drop_damaged(present))
-    return [
-        Finding(entry.source, "damaged in the cache", "encoded anew", "fixed")
-        for entry in entries
-        if damaged & {*entry.image_keys, *entry.text_keys}
-    ]
+    mended = fixed("damaged in the cache", "encoded anew")
+    return [mended.of(entry.source) for entry in entries if damaged & {*entry.keys}]
 
 
 def _missing_captions(cache: Cache, entries: Sequence[Entry]) -> dict[str, str]:
-    return {
-        key: caption
-        for entry in entries
-        for key, caption in zip(entry.text_keys, entry.captions, strict=True)
-        if key not in cache
-    }
+    """Key to caption; equal captions have equal keys, and are encoded once."""
+    missing = {}
+    for entry in entries:
+        for key, caption in zip(entry.text_keys, entry.captions, strict=True):
+            if key not in cache:
+                missing[key] = caption
+    return missing
 
 
 def _missing_images(
-    cache: Cache, entries: Sequence[Entry], examined: Sequence[InspectedExample]
+    cache: Cache, entries: Sequence[Entry], examples: Sequence[InspectedExample]
 ) -> list[ImageTask]:
-    tasks, planned = [], set()
-    for entry, one in zip(entries, examined, strict=True):
-        crops = {
-            key: crop
-            for key, crop in zip(entry.image_keys, one.crops, strict=True)
-            if key not in cache and key not in planned
-        }
+    """Each image with the crops that nobody has encoded or will encode for another one, sorted by size."""
+    tasks = []
+    planned: set[str] = set()
+    for entry, example in zip(entries, examples, strict=True):
+        crops = {}
+        for key, crop in zip(entry.image_keys, example.crops, strict=True):
+            if key not in cache and key not in planned:
+                crops[key] = crop
         planned |= crops.keys()
         if crops:
-            tasks.append(ImageTask(one, crops))
-    return sorted(
-        tasks, key=lambda task: next(iter(task.crops.values())).size
-    )  # stable: batches of one shape
+            tasks.append((example, crops))
+    return sorted(tasks, key=lambda task: task[0].size)  # stable: within a size the order of the examples
 
 
-def _noted(cache: Cache, entries: Iterable[Entry], refused: dict[str, Finding]) -> list[Finding]:
+def _noted(cache: Cache, entries: Iterable[Entry], refusals: Mapping[str, Finding]) -> list[Finding]:
     """Why images were refused now, and what was noted when the others were encoded, now or in an earlier run."""
-    found = []
+    findings = []
     for entry in entries:
-        if problem := next(
-            (refused[key] for key in (*entry.image_keys, *entry.text_keys) if key in refused), None
-        ):
-            found.append(replace(problem, source=entry.source))
+        refusal = next((refusals[key] for key in entry.keys if key in refusals), None)
+        if refusal is not None:
+            findings.append(refusal.of(entry.source))
             continue
-        noted = {
-            tuple(note): None for key in (*entry.image_keys, *entry.text_keys) for note in cache.notes(key)
-        }
-        found += [Finding(entry.source, problem, action, cast(Kind, kind)) for problem, action, kind in noted]
-    return found
+        # Crops of one image share its notes: each is told once.
+        notes = dict.fromkeys(note.of(entry.source) for key in entry.keys for note in cache.notes(key))
+        findings += notes
+    return findings
 
 
-def warn_of_findings(config: RunConfig, found: Precomputed) -> None:
-    """Say what is left out of training, and where the remarks on the rest are."""
-    refused = [finding for finding in found.findings if finding.kind == "refused"]
-    if refused:
-        LOGGER.warning("%d examples are left out:\n%s", len(refused), table(refused))
-    if len(found.findings) > len(refused):
-        count, report = len(found.findings) - len(refused), config.paths.output_dir / "data_report.csv"
+def warn_of_findings(precomputed: Precomputed, report: Path) -> None:
+    """Say what is left out of training, and in which file the remarks on the rest are."""
+    refusals = [finding for finding in precomputed.findings if finding.kind == "refused"]
+    if refusals:
+        LOGGER.warning("%d examples are left out:\n%s", len(refusals), table(refusals))
+    remarks = len(precomputed.findings) - len(refusals)
+    if remarks:
         LOGGER.warning(
-            "%d remarks on what is used, such as cut captions and turned pictures: %s", count, report
+            "%d remarks on what is used, such as cut captions and turned pictures: %s", remarks, report
         )
 
 
-def cache_folder(config: RunConfig) -> Path:
-    return config.paths.precompute_dir or config.paths.output_dir / "precomputed"
+def cache_folder(paths: PathsConfig) -> Path:
+    """The run's cache: a folder of its own, or one that several runs share."""
+    return paths.precompute_dir or paths.output_dir / "precomputed"

@@ -12,20 +12,21 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import torch
 from torch import Tensor
 
 from lora_utils import UserError
+from lora_utils.data.findings import Finding, Kind
 from lora_utils.system.files import commit_file
 
 KEY_BYTES, HASH_BYTES = 16, 32
 TENSOR_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in TENSOR_DTYPES.items()}
 GREATEST_HEADER = 100 * 2**20
-Notes = dict[str, list[list[str]]]
-"""Key in hex to findings about the record, each [problem, action, kind]."""
+Notes = dict[str, list[Finding]]
+"""Key in hex to what was found wrong with the record's image or caption; their sources are not kept."""
 
 
 class PackError(UserError):
@@ -86,7 +87,7 @@ def write_pack(path: Path, layout: Layout, rows: Sequence[Row], notes: Notes) ->
     """Write records of one layout; whole or not at all, one row in memory at a time."""
 
     def write(file: IO[bytes]) -> None:
-        file.write(encode_header(layout, len(rows), notes))
+        file.write(encode_header(layout, len(rows), _as_json(notes)))
         file.write(b"".join(row.key for row in rows))
         file.write(b"".join(row.digest for row in rows))
         for name, _, _ in layout.tensors:
@@ -96,8 +97,8 @@ def write_pack(path: Path, layout: Layout, rows: Sequence[Row], notes: Notes) ->
     commit_file(path, write)
 
 
-def encode_header(layout: Layout, count: int, notes: Notes) -> bytes:
-    """The safetensors header of a pack: its length in 8 bytes, then JSON."""
+def encode_header(layout: Layout, count: int, notes: object) -> bytes:
+    """The safetensors header of a pack: its length in 8 bytes, then JSON; notes are what JSON can hold."""
     text = json.dumps(notes)
     metadata = {"notes": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     header: dict[str, object] = {"__metadata__": metadata}
@@ -182,7 +183,8 @@ class Pack:
             raise ValueError("no safetensors header")
         text = os.pread(self._descriptor, length, 8)
         header = json.loads(text)
-        self.notes: Notes = json.loads(header.pop("__metadata__")["notes"])
+        notes = json.loads(header.pop("__metadata__")["notes"])
+        self.notes = _read_notes(notes)
         fixed = {name: header.pop(name) for name in ("keys", "hashes")}
         described = ((name, one["dtype"], tuple(one["shape"][1:])) for name, one in header.items())
         self.layout = Layout(tuple(sorted(described)))
@@ -190,9 +192,7 @@ class Pack:
         sides = [side for _, _, shape in self.layout.tensors for side in shape]
         if not header or not all(type(size) is int and size > 0 for size in (count, *sides)):
             raise ValueError("a shape is impossible")
-        if not _are_notes(self.notes):
-            raise ValueError("the notes are no notes")
-        if text.rstrip() != encode_header(self.layout, count, self.notes)[8:].rstrip():
+        if text.rstrip() != encode_header(self.layout, count, notes)[8:].rstrip():
             raise ValueError("the header does not agree with itself")
         self._count, self._begin = count, 8 + length
         self._offsets, start = {}, self._begin + count * (KEY_BYTES + HASH_BYTES)
@@ -203,12 +203,28 @@ class Pack:
             raise ValueError(f"{os.fstat(self._descriptor).st_size} bytes instead of {start}")
 
 
-def _are_notes(found: object) -> bool:
-    """JSON that has the right hash may hold anything."""
-    if not isinstance(found, dict):
-        return False
-    notes = [note for several in found.values() if isinstance(several, list) for note in several]
-    lists = all(isinstance(several, list) for several in found.values())
-    return lists and all(
-        isinstance(note, list) and [type(part) for part in note] == [str] * 3 for note in notes
-    )
+def _as_json(notes: Notes) -> dict[str, list[list[str]]]:
+    """Key to [problem, action, kind] of each finding."""
+    return {
+        key: [[finding.problem, finding.action, finding.kind] for finding in findings]
+        for key, findings in notes.items()
+    }
+
+
+def _read_notes(content: object) -> Notes:
+    """Notes from JSON, which may hold anything although its hash is right.
+
+    Raises:
+        ValueError: They are no notes.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("the notes are no notes")
+    notes: Notes = {}
+    for key, findings in content.items():
+        notes[key] = []
+        for finding in findings if isinstance(findings, list) else [findings]:
+            if not isinstance(finding, list) or [type(part) for part in finding] != [str] * 3:
+                raise ValueError("the notes are no notes")
+            problem, action, kind = finding
+            notes[key].append(Finding("", problem, action, cast(Kind, kind)))
+    return notes

@@ -25,17 +25,21 @@ def png(number):
 
 
 def job(number, content=None, **options):
-    return Job(number, content or png(number), (WHOLE,), "white", **options)
+    return Job(number, f"{number}.png", content or png(number), {"whole": WHOLE}, "white", **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pictures_come_in_order_with_refusals_in_their_place(workers):
     contents = {number: png(number) for number in range(30)} | {7: b"no image", 20: png(20)[:40]}
     jobs = [job(number, content) for number, content in contents.items()]
-    pictures = list(decode_all(jobs, [64] * len(jobs), workers))
-    assert [picture.number for picture in pictures] == list(range(30))
-    assert [picture.number for picture in pictures if picture.refusal] == [7, 20]
-    assert all(picture.pixels[0][0, 0, 0] == picture.number for picture in pictures if not picture.refusal)
+    decoded = list(decode_all(jobs, [64] * len(jobs), workers))
+    assert [one.number for one in decoded] == list(range(30))
+    assert [one.number for one in decoded if one.refusal] == [7, 20]
+    assert [one.refusal.source for one in decoded if one.refusal] == ["7.png", "20.png"]
+    for one in decoded:
+        assert len(one.pictures) == (0 if one.refusal else 1)
+        assert all(picture.key == "whole" and picture.crop == WHOLE for picture in one.pictures)
+        assert all(picture.pixels[0, 0, 0] == one.number for picture in one.pictures)
 
 
 class Killer(bytes):
@@ -51,7 +55,7 @@ def test_an_image_that_ends_its_worker_is_refused_and_the_rest_goes_on():
     assert [picture.number for picture in pictures] == list(range(30))
     refused = [picture for picture in pictures if picture.refusal]
     assert [picture.number for picture in refused] == [5, 17]
-    assert "ended the process" in refused[0].refusal
+    assert "ended the process" in refused[0].refusal.problem
 
 
 def test_a_worker_that_dies_while_the_encoder_works_loses_no_image():
@@ -108,8 +112,8 @@ def test_a_mask_is_cut_to_latents():
     mask.paste(255, (0, 0, 4, 8))
     buffer = BytesIO()
     mask.save(buffer, "PNG")
-    [cut] = decode_job(job(1, mask=buffer.getvalue(), mask_scale=4)).masks
-    np.testing.assert_array_equal(cut, [[255, 0], [255, 0]])
+    [picture] = decode_job(job(1, mask=buffer.getvalue(), mask_scale=4)).pictures
+    np.testing.assert_array_equal(picture.mask, [[255, 0], [255, 0]])
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_a_mask_is_cut_to_latents():
 def test_a_mask_that_cannot_be_meant_is_refused(mask, reason):
     buffer = BytesIO()
     mask.save(buffer, "PNG")
-    assert reason in decode_job(job(1, mask=buffer.getvalue())).refusal
+    assert reason in decode_job(job(1, mask=buffer.getvalue())).refusal.problem
 
 
 def test_the_alpha_channel_can_be_the_mask():
@@ -126,6 +130,6 @@ def test_the_alpha_channel_can_be_the_mask():
     image.paste((0, 0, 0, 0), (0, 0, 8, 4))
     buffer = BytesIO()
     image.save(buffer, "PNG")
-    picture = decode_job(job(1, buffer.getvalue(), alpha_mask=True, mask_scale=4))
-    np.testing.assert_array_equal(picture.masks[0], [[0, 0], [255, 255]])
-    assert (picture.pixels[0][:4] == 255).all()
+    [picture] = decode_job(job(1, buffer.getvalue(), alpha_mask=True, mask_scale=4)).pictures
+    np.testing.assert_array_equal(picture.mask, [[0, 0], [255, 255]])
+    assert (picture.pixels[:4] == 255).all()

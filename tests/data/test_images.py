@@ -117,7 +117,8 @@ def outcome(case):
         return "silently wrong"
     if header != images.Header(*decoded.image.size, decoded.alpha is not None):
         return "another header"
-    return f"fixed: {decoded.notices}" if decoded.notices else "right"
+    said = [(change.problem, change.action) for change in decoded.changes]
+    return f"fixed: {said}" if said else "right"
 
 
 def is_as_expected(case):

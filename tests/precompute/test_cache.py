@@ -1,12 +1,17 @@
 """Packs and the cache: what is written is read back or refused, at any moment of a kill."""
 
+import json
 import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lora_utils.data.findings import fixed
 from lora_utils.precompute.cache import FEW_PACKS, Cache, CacheError, record_key
+
+TURNED = fixed("turned", "as EXIF says")
 
 
 def image_record(seed=0, side=4):
@@ -27,12 +32,7 @@ def key(number):
 def filled(folder, count=6):
     cache = Cache(folder)
     for number in range(count):
-        cache.add(
-            "images",
-            key(number),
-            image_record(number),
-            [["turned", "as EXIF says", "fixed"]] if number else [],
-        )
+        cache.add("images", key(number), image_record(number), [TURNED] if number else [])
     cache.commit()
     return cache
 
@@ -64,11 +64,14 @@ def test_a_pack_is_a_safetensors_file_that_others_read(tmp_path):
     assert tensors["moments"].shape == (6, 8, 4, 4)
     assert torch.equal(tensors["moments"][3], image_record(3)["moments"])
     assert tensors["keys"][2].numpy().tobytes().hex() == key(2)
+    with safe_open(path, framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    assert notes[key(2)] == [["turned", "as EXIF says", "fixed"]]
 
 
 def test_notes_stay_with_their_record(tmp_path):
     filled(tmp_path)
-    assert Cache(tmp_path).notes(key(1)) == [["turned", "as EXIF says", "fixed"]]
+    assert Cache(tmp_path).notes(key(1)) == [TURNED]
     assert Cache(tmp_path).notes(key(0)) == []
     assert Cache(tmp_path).notes(key(99)) == []
 

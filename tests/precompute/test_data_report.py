@@ -40,7 +40,7 @@ def test_every_problem_is_named(make_config, messy, workers):
         ("small.png", "noticed", "much is cropped away"),
         ("small.png", "fixed", "transparent pixels"),
     }
-    assert len(report.examined) == 13
+    assert len(report.examples) == 13
 
 
 def test_counts_shapes_lengths_and_steps_are_told(make_config, messy):
@@ -65,7 +65,7 @@ def test_counts_shapes_lengths_and_steps_are_told(make_config, messy):
 def test_it_agrees_with_what_precompute_uses(make_config, messy):
     config = make_config(train_data_dir=messy)
     report, found = stages.check_data(config), stages.precompute(config)
-    assert [one.example.source for one in report.examined] == [entry.source for entry in found.entries]
+    assert [one.example.source for one in report.examples] == [entry.source for entry in found.entries]
     refused = [
         {f.source for f in findings if f.kind == "refused"} for findings in (report.findings, found.findings)
     ]

@@ -192,7 +192,7 @@ def test_long_captions_train_at_every_length_and_what_is_cut_is_told(make_config
 
 def test_the_mean_of_the_posterior_can_be_learned_from(make_config):
     config = make_config(latent_mode="mean")
-    training = stages.prepare_training(config).run
+    training = stages.prepare_training(config)
     example = training.examples.read(0)
     visits = [
         objective.draw_visit(example, seeds.visit_generator(0, number), training.schedule, latent_mode="mean")

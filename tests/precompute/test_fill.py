@@ -171,14 +171,14 @@ def test_a_large_cache_is_checked_when_training_reads_it(make_config, pictures, 
 def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(
     make_config, pictures, monkeypatch
 ):
-    examine = stages.examine
+    inspect = stages.inspect_examples
 
-    def examine_then_change(*arguments):
-        result = examine(*arguments)
+    def inspect_then_change(*arguments):
+        result = inspect(*arguments)
         one_pixel(pictures)
         return result
 
-    monkeypatch.setattr(stages, "examine", examine_then_change)
+    monkeypatch.setattr(stages, "inspect_examples", inspect_then_change)
     config = make_config(train_data_dir=pictures, precompute_dir=None)
     found = stages.precompute(config)
     assert len(found.entries) == 9

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from lora_utils.data.findings import Problem, Remarks, showable
+from lora_utils.data.findings import Finding, Remarks, refused, showable
 from lora_utils.data.images import SUFFIXES, UNREADABLE_SUFFIXES
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -56,7 +56,7 @@ def scan_folder(
         elif suffix.lower() not in SUFFIXES:
             strays[suffix.lower() or "no ending"] += 1
         elif problem := file_problem(root / name, real_root):
-            remarks.refuse(prefix + name, *problem)
+            remarks.add(problem.of(prefix + name))
             tree.unusable.add(name)
         else:
             tree.images.append(name)
@@ -109,22 +109,22 @@ def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remark
     return True
 
 
-def file_problem(path: Path, real_root: Path) -> Problem | None:
+def file_problem(path: Path, real_root: Path) -> Finding | None:
     """Why a file may not be read: it is missing, no regular file, or a link out of its folder."""
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        return Problem(f"file that cannot be opened ({error.strerror})", "put it there, or leave it out")
+        return refused(f"file that cannot be opened ({error.strerror})", "put it there, or leave it out")
     if not stat.S_ISLNK(mode):
         return (
             None
             if stat.S_ISREG(mode)
-            else Problem("not a regular file", "remove it, or put a plain file there")
+            else refused("not a regular file", "remove it, or put a plain file there")
         )
     if not path.resolve().is_file():
-        return Problem("link that leads to no file", "put the file itself there")
+        return refused("link that leads to no file", "put the file itself there")
     if not path.resolve().is_relative_to(real_root):
-        return Problem("link out of the folder", "put the file itself there")
+        return refused("link out of the folder", "put the file itself there")
     return None
 
 
@@ -135,16 +135,16 @@ def trusted_root(folder: Path) -> Path:
     return snapshots.parent if snapshots and (snapshots.parent / "blobs").is_dir() else real
 
 
-def name_problem(name: str) -> Problem | None:
+def name_problem(name: str) -> Finding | None:
     """Why text from a table may not be taken for the name of a file in the folder."""
     if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]+:/", name) or name.startswith(("//", "\\\\")):
-        return Problem(f"address instead of a file ({name:.60})", "download it, then name the file")
+        return refused(f"address instead of a file ({name:.60})", "download it, then name the file")
     if name.startswith(("/", "\\", "~/")) or re.match(r"[A-Za-z]:[/\\]", name):
-        return Problem(f"absolute path ({name:.60})", "name the file relative to the folder")
+        return refused(f"absolute path ({name:.60})", "name the file relative to the folder")
     if "\0" in name:
-        return Problem("file name with NUL", "correct it")
+        return refused("file name with NUL", "correct it")
     if ".." in re.split(r"[/\\]", name):
-        return Problem(
+        return refused(
             f"path out of the folder ({name:.60})", "name the file relative to the folder, without .."
         )
     return None

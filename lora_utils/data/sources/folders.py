@@ -141,7 +141,7 @@ def _captions(
         return metadata.captions(rows, captioner)
     if text := tree.texts.get(stem):
         if problem := file_problem(tree.root / text, root):
-            captioner.remarks.refuse(tree.prefix + text, *problem)
+            captioner.remarks.add(problem.of(tree.prefix + text))
             return ()
         return captioner.read(tree.root / text, tree.prefix + text)
     cure = f"write what it shows into {PurePosixPath(stem).name}{tree.text_extension}"

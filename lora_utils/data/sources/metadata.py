@@ -216,7 +216,7 @@ def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
         )
         return ""
     if problem := name_problem(name):
-        remarks.refuse(row.source, *problem)
+        remarks.add(problem.of(row.source))
         return ""
     if "\\" in name:
         remarks.fix(row.source, f"backslash in a file name ({name:.60})", "read as slash")

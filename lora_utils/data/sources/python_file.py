@@ -137,7 +137,7 @@ def _find_file(
             source, f"kind of picture that cannot be read ({suffix[1:].upper()})", "save it as PNG or JPEG"
         )
     elif problem := file_problem(path, root):
-        remarks.refuse(source, *problem)
+        remarks.add(problem.of(source))
     else:
         return source, partial(read_bytes, path, root)
     return source, None

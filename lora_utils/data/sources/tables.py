@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
-from lora_utils.data.findings import Problem
+from lora_utils.data.findings import Finding, refused
 from lora_utils.data.images import MAX_BYTES, ImageError, read_bytes
 from lora_utils.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
 from lora_utils.data.sources.file_tree import file_problem, name_problem, trusted_root
@@ -53,12 +53,12 @@ def read_member(archive: Path, member: str) -> bytes:
         opened = _open(archive, os.getpid())
         info = opened.getinfo(member)
         if info.compress_type not in _USUAL:
-            raise ImageError(f"packed in an unusual way; pack {archive.name} anew as a plain zip file")
+            raise ImageError("packed in an unusual way", f"pack {archive.name} anew as a plain zip file")
         if info.file_size > MAX_BYTES:  # no more than it says is unpacked
-            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB; replace or remove it")
+            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB", "replace or remove it")
         return opened.read(member)
     except _FAILURES as error:
-        raise ImageError(f"cannot be unpacked ({error}); fetch {archive.name} anew") from error
+        raise ImageError(f"cannot be unpacked ({error})", f"fetch {archive.name} anew") from error
 
 
 @lru_cache(maxsize=8)
@@ -91,7 +91,7 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
     ):
         source = f"{shown} row {row}"
         if problem:
-            captioner.remarks.refuse(source, *problem)
+            captioner.remarks.add(problem.of(source))
         elif caption_column is None:
             captions = captioner.missing(source, "no caption", "set caption_column")
             examples.append(Example(source, partial(pictures.read, row), captions, config.num_repeats[0]))
@@ -154,7 +154,7 @@ class ImageColumn:
     roots: tuple[Path, ...]
     """Where files may lie, without links."""
 
-    def problems(self) -> Iterator[Problem | None]:
+    def problems(self) -> Iterator[Finding | None]:
         """Why each row has no image that can be read, if so. No image is read for that.
 
         Raises:
@@ -181,16 +181,16 @@ class ImageColumn:
         path = self._path(name)
         return read_bytes(path, self._root(path) or path.parent)
 
-    def _name_problem(self, name: str | None) -> Problem | None:
+    def _name_problem(self, name: str | None) -> Finding | None:
         if not name:
-            return Problem("no image in the row", "remove the row")
+            return refused("no image in the row", "remove the row")
         if packed := split_member(name):
             name = packed[1]
         if not Path(name).is_absolute() and (problem := name_problem(name)):
             return problem
         if root := self._root(self._path(name)):
             return file_problem(self._path(name), root)
-        return Problem(
+        return refused(
             f"file outside of the dataset ({name:.60})", "set train_data_dir to the images' folder instead"
         )
 
