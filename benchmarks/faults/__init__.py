@@ -2,7 +2,7 @@
 
 Tests import from here; nothing here imports from tests. First the engine:
 
-operations         watching, operations, crash, failing: records changes of files, and injects faults into them
+operations         watching, operations, crash, failing: records changes of files, injects faults into them
 power              Disk: what a power cut can leave of those changes
 fake_drive         FakeDrive, PowerCut: a mount that fails, is late and loses files, as Google Drive's does
 campaigns          Contender, cut_at, run_under_kills: stops or kills any trainer that can be described
@@ -16,7 +16,7 @@ contenders         Ours: the package's own training as a contender; accelerate's
 
 What is done to it, and what must hold afterwards:
 
-crash_scenarios    Scenario, crash_everywhere, cut_power_everywhere: all that a run writes, interrupted anywhere
+crash_scenarios    Scenario, crash_everywhere, cut_power_everywhere: what a run writes, cut off anywhere
 disk_errors        survive_all, small_disk: a disk that fails while a checkpoint is saved
 damage             DAMAGES, corrupt: checkpoints that go bad on the disk
 drive_campaign     Campaign: a mirrored run that loses its machine again and again

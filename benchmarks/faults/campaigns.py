@@ -1,8 +1,8 @@
-"""Stops a trainer at every step, or kills it at any moment, and starts it again: any trainer that can be described.
+"""Stops a trainer at every step, or kills it at any moment, and starts it again.
 
-A trainer is described by a ``Contender``. It works in the current folder, and goes on by itself from what is there.
-Every start is a child of this process, so that a kill costs no imports, and so that torch may have no more than one
-thread: a child that was forked from more hangs.
+Any trainer that can be described as a ``Contender``: it works in the current folder, and goes on by itself
+from what is there. Every start is a child of this process, so that a kill costs no imports, and so that torch
+may have no more than one thread: a child that was forked from more hangs.
 """
 
 import os
@@ -37,11 +37,11 @@ class Contender(Protocol):
     """A trainer with all its settings."""
 
     def steps(self) -> Iterator[int]:
-        """Train in the current folder and yield the number of each step; closed, it stops as a user would stop it."""
+        """Train in the current folder and yield each step's number; closed, stop as if a user had stopped it."""
         ...
 
     def checkpoints(self) -> list[Path]:
-        """Those of the current folder, the newest first: what somebody would delete when it cannot be read."""
+        """Those of the current folder, the newest first: what a user deletes when it cannot be read."""
         ...
 
     def result(self) -> Result:
@@ -83,7 +83,7 @@ def cut_at(
         running = contender.steps()
         for step in running:
             if step in wanted:
-                # Forked between two steps: all cuts share one straight run, in place of a run from the start each.
+                # Forked between two steps, so that all cuts share the one run from the start.
                 copy = _fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step)))
                 codes[step] = _exit_code(copy)
 
@@ -179,7 +179,7 @@ def _sleep(child: int, seconds: float) -> int | None:
 
 
 def _sleep_until_save(folder: Path, child: int, chance: random.Random, window_seconds: float) -> int | None:
-    """Wait until a checkpoint is being written; the exit code, or None of a child that is to be killed now."""
+    """Wait until a checkpoint is being written; the exit code, None of a child that is to be killed now."""
     watched = _checkpoint_names(folder)
     skipped = chance.randrange(2)  # without a checkpoint between two kills the run would never get through
     while (code := _sleep(child, 0.001)) is None:

@@ -15,7 +15,7 @@ from lora_utils.storage.mirror_restore import restore
 from lora_utils.system.files import DamagedError, commit_folder, problem_of, read_folder, remove
 
 UNEASY = CALM | {"burst": 0.02, "late": 0.15}
-"""Rates while a run is restored. Nothing is damaged: what is right to restore must not change under the reader."""
+"""Rates while a run is restored. Nothing is damaged: what is right to restore must not change meanwhile."""
 COPIES_KEPT = 2
 
 
@@ -47,7 +47,7 @@ class Campaign:
         self.drive.root.mkdir()
 
         self.truth: dict[int, list[dict[str, bytes]]] = {}
-        """By step, the files of every checkpoint that this run committed: after a restore steps come again."""
+        """By step, the files of all checkpoints that this run committed: after a restore steps come again."""
         self.earlier: dict[int, list[dict[str, bytes]]] = {}
         """Of a run before this one, until this one has something in the mirror."""
         self.step = 0
@@ -149,7 +149,7 @@ class Campaign:
         self.late = self.drive.faults["late"] > late
 
     def restore(self) -> None:
-        """On another machine: the newest whole copy comes back, or there is an error while there cannot be one."""
+        """On another machine: the newest whole copy comes back, or an error where there cannot be one."""
         newest, skipped, packs = self.look()
         self.check_kept(None)
         try:

@@ -1,11 +1,13 @@
-"""A folder that behaves like Google Drive's mount on a bad day: what is done below it fails, is late, or is lost.
+"""A folder that behaves like Google Drive's mount on a bad day: what is done in it fails, is late, or lost.
 
-Functions of os and io are replaced, for paths below the folder only. A loss strikes when something else is written,
-never inside a series of reads: against a drive that changes while it is read nobody can claim anything.
+Functions of os and io are replaced, for paths below the folder only. A loss strikes when something else is
+written, never inside a series of reads: against a drive that changes while it is read nobody can claim
+anything.
 
-The words of the rates: *burst*, some operations in a row fail; *cut*, a file is damaged as soon as it is closed;
-*loss*, it is damaged some operations later; *late*, it is not seen yet; *twin*, a rename leaves a copy, ``name (1)``;
-*rename*, a rename is said to have failed; *torn*, it leaves one file damaged; *full*, half of a write gets through.
+The words of the rates: *burst*, some operations in a row fail; *cut*, a file is damaged as soon as it is
+closed; *loss*, it is damaged some operations later; *late*, it is not seen yet; *twin*, a rename leaves a
+copy, ``name (1)``; *rename*, a rename is said to have failed; *torn*, it leaves one file damaged; *full*,
+half of a write gets through.
 """
 
 import builtins
@@ -30,7 +32,7 @@ BAD_DAY = {
     "torn": 0.05,
     "full": 0.02,
 }
-"""Chance of each fault whenever it is possible; far above any real drive's, so that a short campaign meets them all."""
+"""Chance of each fault whenever it is possible; far above a real drive's, so that few rounds meet them all."""
 BURSTS = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 LONGEST_BURST = 8
@@ -61,7 +63,7 @@ class PowerCut(BaseException):
 
 
 class FakeDrive:
-    """One mount; ``with drive:`` replaces the functions. ``faults`` counts what it did, by the words above."""
+    """One mount; ``with drive:`` replaces the functions. ``faults`` counts what it did, by those words."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root = root
@@ -117,7 +119,7 @@ class FakeDrive:
             self.power = True
             self._burst = 0
             for file in sorted(self.root.rglob("*")):
-                # The manifest is seen at once: a folder that looks committed and lacks its files is the hard case.
+                # The manifest is seen at once: a folder that looks committed without its files is the hard case.
                 if file.name != "manifest.json" and file.is_file() and self._chance("late"):
                     self.delay(file, self.random.randint(1, MOST_ASKED))
 
@@ -231,7 +233,7 @@ class FakeDrive:
         with self.calm():
             target = Path(target)
             if self._chance("twin"):
-                # Drive knows files by id and allows one name twice; its mount then shows the second like this.
+                # Drive allows a name twice; its mount then shows the second like this.
                 twin = target.with_name(f"{target.name} (1)")
                 if target.is_dir():
                     shutil.copytree(target, twin, dirs_exist_ok=True)

@@ -1,6 +1,7 @@
-"""What a run survives: ``python -m benchmarks faults [PART ...] [--minutes 15]``; CPU, tiny SDXL, no GPU needed.
+"""What a run survives: kills, stops, crashes, power cuts, disk errors and damage.
 
-Without a part all of them run, one after the other. Each adds its figures to benchmarks/results/faults.json.
+``python -m benchmarks faults [PART ...] [--minutes 15]``; CPU, tiny SDXL, no GPU needed. Without a part all
+of them run, one after the other. Each adds its figures to benchmarks/results/faults.json.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Crashes, power cuts, errors and damage at every operation on files: half of the parts of ``faults``.
 
-Each part takes an empty folder to work in and the minutes that it may take, which only the long parts in ``runs``
-need, and returns its figures. What does not survive raises, so that a figure is always "all of them".
+Each part takes an empty folder to work in and the minutes that it may take, which only the long parts in
+``runs`` need, and returns its figures. What does not survive raises, so that a figure is always "all of
+them".
 """
 
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Kills precompute at random moments: ``python -m benchmarks kills [--kills 100]``; CPU, tiny SDXL."""
+"""Whether precompute, killed at random moments, ends in the same cache.
+
+``python -m benchmarks kills [--kills 100]``; CPU, tiny SDXL.
+"""
 
 import argparse
 import random

@@ -11,7 +11,10 @@ from lora_utils.storage.mirror import Mirror
 from lora_utils.storage.mirror_folder import steps_in
 from lora_utils.system.files import commit_folder
 
-RETRY_SECONDS = (0.0, 0.01)  # the last pause repeats while the drive is gone, and must leave the processor alone
+RETRY_SECONDS = (
+    0.0,
+    0.01,
+)  # the last pause repeats while the drive is gone, and must leave the processor alone
 PATIENCE_SECONDS = 20
 
 

@@ -1,4 +1,4 @@
-"""Every operation that changes files below a folder, seen before it happens: listed, failed, torn, or the last one.
+"""Every operation that changes files below a folder, seen before it happens: listed, failed, torn, or last.
 
 Functions of os and io are replaced, as in ``fake_drive``: pathlib, shutil and tempfile go through them. What
 writes below Python, such as safetensors' own save_file, is not seen.
@@ -19,7 +19,7 @@ REAL = {
 }
 REAL_OPEN = io.open
 CRASHED = 9
-"""Exit code of a child that ended where it was told to; other than 0 and 1, which it has when it ends by itself."""
+"""Exit code of a child that ended where it was told to; 0 and 1 are those of one that ended by itself."""
 SHARES = (0.0, 0.5, 1.0)
 """Of a file's bytes that are left when it is torn; of all of them one byte is missing."""
 
@@ -103,7 +103,7 @@ def operations(root: Path, work: Callable[[], object], reads: bool = False) -> l
 
 
 def moments(done: list[Operation], shares: tuple[float, ...]) -> Iterator[tuple[int, float | None]]:
-    """Each moment to crash at: the number of an operation, and the share that is left of its bytes, if it is torn."""
+    """Each moment to crash at: the number of an operation, and the share of its bytes that is left if torn."""
     for number, operation in enumerate(done):
         yield number, None
         for share in shares if operation.can_tear else ():
@@ -119,8 +119,8 @@ def crash(root: Path, work: Callable[[], object], number: int, tear: float | Non
         number: Of the operation, from 0 on.
         tear: Do or keep this share of it first, where it is about the bytes of a file.
 
-    Returns:
-        The child's exit code: ``CRASHED``, 0 where the work had no such operation, 1 where it failed by itself.
+    Returns: The child's exit code: ``CRASHED``, 0 where the work had no such operation, 1 where it failed by
+        itself.
     """
     child = os.fork()
     if child == 0:

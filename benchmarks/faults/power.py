@@ -1,8 +1,8 @@
 """What a power cut can leave on a disk: bytes that were not synced, and names that were not, in every state.
 
-The model: a file's bytes are safe after its own fsync, the names in a folder after the folder's. Of a file that was
-not synced the disk holds all, nothing, the first half, or zeros; of the names in a folder that was not synced the new
-ones, the old ones, or the old ones without those that were deleted.
+The model: a file's bytes are safe after its own fsync, the names in a folder after the folder's. Of a file
+that was not synced the disk holds all, nothing, the first half, or zeros; of the names in a folder that was
+not synced the new ones, the old ones, or the old ones without those that were deleted.
 """
 
 import os

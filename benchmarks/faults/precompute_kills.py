@@ -12,7 +12,7 @@ from lora_utils import stages
 
 
 def precompute_under_kills(config, generator: random.Random, longest_seconds: float) -> int:
-    """Start precompute again and again, as a user would with the same command; returns how often it was killed."""
+    """Start precompute again and again, as a user would with the same command; how often it was killed."""
     kills = 0
     while True:
         child = os.fork()
