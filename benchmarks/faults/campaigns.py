@@ -37,7 +37,7 @@ class Contender(Protocol):
     """A trainer with all its settings."""
 
     def steps(self) -> Iterator[int]:
-        """Train in the current folder and yield each step's number; closed, stop as if a user had stopped it."""
+        """Train in the current folder and yield each step's number; closed, stop as for a user."""
         ...
 
     def checkpoints(self) -> list[Path]:

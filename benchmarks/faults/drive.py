@@ -1,8 +1,8 @@
 """What a mirrored run survives on a Google Drive's bad days.
 
-``python -m benchmarks drive [--rounds 1000]``; CPU, no network, a fake drive.
-A round is one to three checkpoints while the drive fails, is late or loses what it was given; after every
-second one, on average, the machine is lost, and another restores from what is left.
+``python -m benchmarks drive [--rounds 1000]``; CPU, no network, a fake drive. A round is one to three
+checkpoints while the drive fails, is late or loses what it was given; after every second one, on average, the
+machine is lost, and another restores from what is left.
 """
 
 import argparse

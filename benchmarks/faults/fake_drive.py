@@ -32,7 +32,7 @@ BAD_DAY = {
     "torn": 0.05,
     "full": 0.02,
 }
-"""Chance of each fault whenever it is possible; far above a real drive's, so that few rounds meet them all."""
+"""Chance of each fault where it is possible; far above a real drive's, so that few rounds meet them all."""
 BURSTS = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)
 NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 LONGEST_BURST = 8
@@ -119,7 +119,7 @@ class FakeDrive:
             self.power = True
             self._burst = 0
             for file in sorted(self.root.rglob("*")):
-                # The manifest is seen at once: a folder that looks committed without its files is the hard case.
+                # The manifest is seen at once: a folder that looks committed without its files is hardest.
                 if file.name != "manifest.json" and file.is_file() and self._chance("late"):
                     self.delay(file, self.random.randint(1, MOST_ASKED))
 

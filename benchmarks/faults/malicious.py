@@ -1,4 +1,4 @@
-"""Makes files that run code, hang or take all memory where a program trusts them, and watches what happens."""
+"""Makes files that run code, hang or take all memory where they are trusted, and watches what happens."""
 
 import io
 import json

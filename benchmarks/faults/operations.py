@@ -103,7 +103,7 @@ def operations(root: Path, work: Callable[[], object], reads: bool = False) -> l
 
 
 def moments(done: list[Operation], shares: tuple[float, ...]) -> Iterator[tuple[int, float | None]]:
-    """Each moment to crash at: the number of an operation, and the share of its bytes that is left if torn."""
+    """Each moment to crash at: the number of an operation, and what share of its bytes is left if torn."""
     for number, operation in enumerate(done):
         yield number, None
         for share in shares if operation.can_tear else ():

@@ -1,4 +1,4 @@
-"""Files that a config could be: real ones with faults, generated YAML, noise; and what loading one comes to."""
+"""Files that a config could be: real ones with faults, made ones, noise; and what loading them comes to."""
 
 import itertools
 import random

@@ -1,8 +1,8 @@
-"""The training step: our loop against the bare step, and against peft's way with everything recomputed.
+"""The training step: our loop against the bare step, and against peft's way.
 
-``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each way has a
-process of its own; they take turns, one step each, so that what else the machine does hits all alike. A figure is the
-difference between two points of a process, so start-up cancels.
+``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each
+way has a process of its own; they take turns, one step each, so that what else the machine does hits all
+alike. A figure is the difference between two points of a process, so start-up cancels.
 """
 
 import argparse
@@ -37,13 +37,18 @@ MID = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 2,
 }
+"""SDXL's own blocks at a fifth of its width: large enough that products, not Python, take the time."""
 WAYS = {
     "loop": {},
     "bare": {},
     "peft, all recomputed": {"lean_step": False, "gradient_checkpointing": "full"},
     "peft, nothing recomputed": {"lean_step": False, "gradient_checkpointing": "none"},
 }
-WARM_UP, STEPS = 6, 20  # before the first point, and from one point to the next
+"""Settings of each; *bare* takes the loop's and does without it."""
+WARM_UP = 6
+"""Steps before the first point: allocators and caches fill."""
+STEPS = 20
+"""From one point to the next."""
 
 
 def main() -> None:
@@ -61,7 +66,9 @@ def main() -> None:
         way, steps, folder, pixels = options.child
         _take_turns(way, int(steps), Path(folder), int(pixels))
         return
-    figures, ratios = {}, {}
+
+    figures = {}
+    ratios = {}
     for resolution_px in options.resolutions:
         seconds = _rounds(options.rounds, resolution_px)
         figures[f"{resolution_px} px"] = seconds
@@ -115,13 +122,13 @@ def _advance(workers: dict[str, subprocess.Popen], steps: int) -> dict[str, floa
 
 def prepare(folder: Path, resolution_px: int) -> None:
     """A base model with the mid-size U-Net and random weights, demo pictures, and their cache."""
+    # The tiny model's other parts fit: what conditions the U-Net has their widths.
     shutil.copytree(TINY, folder / "base", ignore=shutil.ignore_patterns("*.py", "__pycache__", "unet"))
     torch.manual_seed(0)
     shape = UNet2DConditionModel.load_config(TINY, subfolder="unet")
     unet = UNet2DConditionModel.from_config(shape | MID)
-    print(
-        f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters", file=sys.stderr
-    )
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters", file=sys.stderr)
     unet.save_pretrained(folder / "base" / "unet")
     draw_demo_data(folder / "data", resolution_px)
     stages.precompute(_config("loop", 1, folder, resolution_px))
@@ -132,8 +139,11 @@ def _take_turns(way: str, steps: int, folder: Path, resolution_px: int) -> None:
     torch.set_num_threads(1)
     config = _config(way, steps, folder, resolution_px)
     answers = sys.stdout
-    with redirect_stdout(sys.stderr):  # the progress line's
-        for _ in zip(sys.stdin, _bare_steps(config) if way == "bare" else stages.train(config), strict=False):
+    with redirect_stdout(
+        sys.stderr
+    ):  # answers are read from stdout, where the progress line would be among them
+        steps_taken = _bare_steps(config) if way == "bare" else stages.train(config)
+        for _ in zip(sys.stdin, steps_taken, strict=False):
             print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=answers, flush=True)
 
 
