@@ -35,8 +35,8 @@ def page(folder: Path = RESULTS) -> str:
         "# Benchmarks",
         "Made by `python -m benchmarks report` from `benchmarks/results/`, "
         "where every file says machine, date,\n"
-        "commit and versions. A forecast is counted on SDXL's own graph and needs no GPU; its times are a T4's\n"
-        "roofline.",
+        "commit and versions. A forecast is counted on SDXL's own graph and needs no GPU; "
+        "its times are a T4's\nroofline.",
         "![Memory of a training step against a T4's](benchmarks.png)",
         *_techniques(results),
         *_on_gpus(results),
