@@ -81,9 +81,10 @@ def cut_at(
     straight.mkdir(parents=True)
     with _working_in(straight):
         running = contender.steps()
+        # The generator is at rest in its yield, so a fork here is a run that stands between two steps.
         for step in running:
             if step in wanted:
-                # Forked between two steps, so that all cuts share the one run from the start.
+                # All cuts share the one run from the start.
                 copy = _fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step)))
                 codes[step] = _exit_code(copy)
 
@@ -148,12 +149,14 @@ def _restart(contender: Contender, folder: Path, wait: Callable[[int], int | Non
         child = _start(contender, folder)
         code = wait(child)
         if code is None:
+            # SIGKILL: no handler, no finally, as when a machine is taken away.
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             history.kills += 1
         elif code == 0:
             return
         else:
+            # It failed by itself. Started again it would fail for ever, so somebody has to help.
             _help_out(contender, folder, history)
 
 
@@ -169,6 +172,7 @@ def _help_out(contender: Contender, folder: Path, history: Kills) -> None:
 
 def _sleep(child: int, seconds: float) -> int | None:
     """The exit code of a child that ends before; None of one that still runs."""
+    # Asked again and again: waitpid takes no time limit.
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -200,13 +204,14 @@ def _checkpoint_names(folder: Path) -> set[str]:
     """Folders with a number in their name, as checkpoints have, whole or not."""
     # os.walk and not rglob: it bears that folders vanish meanwhile.
     names = {name for _, inside, _ in os.walk(folder) for name in inside}
+    # What is about to be deleted has a number, too, and is no checkpoint that is written.
     return {name for name in names if set(name) & set("0123456789") and not name.startswith(".deleted")}
 
 
 def _start(contender: Contender, folder: Path) -> int:
     def work() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
+        os.chdir(folder)  # of the child alone
         for _ in contender.steps():
             pass
 

@@ -103,6 +103,7 @@ def cut_power_everywhere(scenario: Scenario, folder: Path) -> Counter[str]:
 
 
 def _renew(scenario: Scenario, root: Path) -> None:
+    # From nothing: what one crash leaves must not help or hinder the next.
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     scenario.set_up(root)
@@ -153,6 +154,7 @@ def cache_packs() -> Scenario:
         cache.compact()
 
     def set_up(root: Path) -> None:
+        # Committed one by one, so that each has a pack of its own.
         cache = Cache(root)
         for number in range(PACKS):
             cache.add("images", _key(number), _record(number), [])
@@ -161,6 +163,7 @@ def cache_packs() -> Scenario:
     def check(root: Path) -> str:
         cache = Cache(root)
         assert not cache.findings, cache.findings
+        # Joining deletes packs: at no moment may the only copy of a record be among them.
         held = [number for number in range(PACKS + 2) if _key(number) in cache]
         assert held[:PACKS] == list(range(PACKS)), f"records are lost: {held}"
         for number in held:
@@ -185,6 +188,7 @@ def run_log() -> Scenario:
     """The records of a run that goes on from step 2."""
 
     def work(root: Path) -> None:
+        # The log has four lines, the checkpoint two: it is cut back, and the third is written again.
         with RunLog(root, "seed: 1\n", metrics_at(2)) as log:
             log.summarise(steps=2)
             log.add({"step": 3, "loss": 0.5})
@@ -196,7 +200,7 @@ def run_log() -> Scenario:
         lines = (root / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         assert lines
         for line in lines:
-            # Lines are appended: of the last one a crash may leave a part, which the next run cuts off.
+            # Lines are appended: of the last one a crash may leave a part, which the next run overwrites.
             assert not line.endswith(b"\n") or json.loads(line)
         return "before" if status == "failed" else "after"
 
@@ -228,6 +232,7 @@ def export(unet: torch.nn.Module) -> Scenario:
         return "before" if content == old else "after"
 
     def set_up(root: Path) -> None:
+        # What a save that nobody disturbs writes; beside the folder, which is made anew for every crash.
         if not (root.parent / "reference").exists():
             lora.save_lora(unet, root.parent / "reference")
         write_atomically(root / lora.WEIGHTS_NAME, old)

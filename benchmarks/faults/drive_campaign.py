@@ -65,6 +65,7 @@ class Campaign:
         with self.drive, quick():
             mirror = self.start()
             for _ in range(rounds):
+                # Weather for this round alone. Without a connection the mirror waits and training does not.
                 self.counts["rounds"] += 1
                 self.drive.rates = dict(self.random.choice((CALM, BAD_DAY, BAD_DAY)))
                 self.drive.connected = self.random.random() > 0.15
@@ -113,6 +114,7 @@ class Campaign:
             if self.random.random() < 0.3:
                 encode(self.cache, self.random.randrange(MOST), join=self.random.random() < 0.3)
 
+            # Called between two steps of training, so it may not wait for the drive.
             started = time.monotonic()
             mirror.offer(folder)
             self.expect(time.monotonic() - started < 1, "offer() waited")
@@ -150,7 +152,7 @@ class Campaign:
 
     def restore(self) -> None:
         """On another machine: the newest whole copy comes back, or an error where there cannot be one."""
-        newest, skipped, packs = self.look()
+        newest, skipped, packs = self.look()  # before, since a restore may change what it finds
         self.check_kept(None)
         try:
             restored = restore(self.mirror_dir, self.output, self.cache)
@@ -189,6 +191,7 @@ class Campaign:
     def start_anew(self) -> None:
         """The user does not resume: what is in the mirror belongs to an earlier run."""
         self.counts["started anew over an earlier run"] += 1
+        # Until the new run has a copy in the mirror, a restore rightly brings back the earlier one's.
         for step, made in self.truth.items():
             self.earlier.setdefault(step, []).extend(made)
         self.truth = {}
@@ -224,7 +227,7 @@ class Campaign:
     def check_claim(self, step: int) -> None:
         """In the mirror's thread, before ``safe_step`` changes."""
         self.counts["claims"] += 1
-        with self.drive.calm():
+        with self.drive.calm():  # what is really there, and not what the drive shows
             try:
                 files = read_folder(self.run / "checkpoints" / f"step-{step:09d}")
             except DamagedError as error:

@@ -44,6 +44,7 @@ class _Payload:
         self.canary = canary
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        # What pickle calls to make the object again: any function, with any arguments.
         return exec, (f"open({str(self.canary)!r}, 'a').write('ran')",)
 
 
@@ -144,6 +145,7 @@ def _two(first: list[int], second: list[int]) -> dict[str, Any]:
 
 TWICE = json.dumps(one_tensor())[:-1] + ", " + json.dumps(one_tensor())[1:]
 HEADERS = {
+    # No file of this format at all, or less of it than it says.
     "no bytes at all": b"",
     "seven bytes": bytes(7),
     "a header of length 0": safetensors(b""),
@@ -151,22 +153,26 @@ HEADERS = {
     "a header longer than the file": safetensors(one_tensor(), bytes(16), 4096),
     "a header of more than 100 MB": safetensors(one_tensor(), bytes(16), 100_000_001),
     "a header cut short": safetensors(json.dumps(one_tensor()).encode()[:-9], bytes(16)),
+    # A header of the right length that cannot be read, or not in one way only.
     "no JSON": safetensors(b"{a: 1}", bytes(16)),
     "no UTF-8": safetensors(b'{"\xff\xfe": 1}', bytes(16)),
     "a list": safetensors([], bytes(16)),
     "a nesting of 100,000": safetensors(DEEP.encode(), bytes(16)),
     "a key that is there twice": safetensors(TWICE.encode(), bytes(16)),
+    # Offsets that reach where they must not.
     "tensors that overlap": safetensors(_two([0, 8], [4, 12]), bytes(12)),
     "tensors with a hole between": safetensors(_two([0, 8], [12, 20]), bytes(20)),
     "offsets below 0": safetensors(one_tensor(data_offsets=[-16, 0]), bytes(16)),
     "offsets that run backwards": safetensors(one_tensor(data_offsets=[16, 0]), bytes(16)),
     "offsets beyond the file": safetensors(one_tensor(shape=[2**40], data_offsets=[0, 2**42]), bytes(16)),
+    # Types and shapes that do not make the number of bytes.
     "an unknown dtype": safetensors(one_tensor(dtype="O"), bytes(16)),
     "no dtype": safetensors({"a": {"shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
     "a shape that overflows": safetensors(one_tensor(shape=[2**62, 8]), bytes(16)),
     "a shape below 0": safetensors(one_tensor(shape=[-2, -2]), bytes(16)),
     "a shape of other size": safetensors(one_tensor(shape=[3]), bytes(16)),
     "bytes after the end": safetensors(one_tensor(), bytes(48)),
+    # Sound to a parser, and wrong for whoever uses what it read.
     "metadata that is no text": safetensors({"__metadata__": {"a": [1]}} | one_tensor(), bytes(16)),
     "another file's name for a tensor": safetensors({"../../x": one_tensor()["a"]}, bytes(16)),
     "numbers that are not finite": safetensors(one_tensor(), np.full(4, np.nan, np.float32).tobytes()),

@@ -42,6 +42,7 @@ class _Folder:
             return self.now
         if names == "absent":
             return self.synced
+        # File systems may write a deletion before the creation that came before it.
         return {name: self.synced[name] for name in self.synced if name in self.now}
 
 
@@ -86,6 +87,7 @@ class Disk:
             parent.now.setdefault(name, _Folder())
         elif operation.action == "rename":
             assert operation.target is not None
+            # The node moves with what of it is safe: a rename syncs no bytes.
             self._folder(operation.target.parent).now[operation.target.name] = parent.now.pop(name)
         else:
             parent.now.pop(name, None)
@@ -95,7 +97,7 @@ class Disk:
         if isinstance(node, _File):
             node.is_synced = True
         else:
-            node.synced = dict(node.now)
+            node.synced = dict(node.now)  # names alone: the files behind them are as safe as they were
 
     def _folder(self, path: Path) -> _Folder:
         node: _File | _Folder = self._tree
@@ -107,6 +109,7 @@ class Disk:
 
 
 def _read(path: Path) -> _Folder:
+    # Now and synced share their nodes: a file is one, whatever names point at it.
     nodes = {
         entry.name: _read(entry) if entry.is_dir() else _File(entry.read_bytes(), True)
         for entry in path.iterdir()

@@ -150,7 +150,7 @@ def _settings(work: Path) -> dict[str, Any]:
         "pretrained_model_name_or_path": str(TINY),
         "train_data_dir": _pictures(work),
         "resolution": 64,
-        "min_bucket_reso": 48,
+        "min_bucket_reso": 48,  # 256 by default, which no picture here has
         "bucket_reso_steps": 16,
         "train_batch_size": 1,
         "learning_rate": 1e-3,
@@ -167,7 +167,7 @@ def _pictures(work: Path) -> Path:
         if number >= PICTURES:
             path.unlink()
             path.with_suffix(".txt").unlink()
-        elif number % 3 == 0:
+        elif number % 3 == 0:  # flatter, so that it belongs into another bucket
             with Image.open(path) as image:
                 flat = image.crop((0, 0, 64, 40))
             flat.save(path)

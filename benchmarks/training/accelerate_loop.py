@@ -46,7 +46,7 @@ class AccelerateLoop:
 
     def steps(self) -> Iterator[int]:
         """Train, from the newest checkpoint where there is one."""
-        set_seed(SEED)
+        set_seed(SEED)  # global state, which load_state puts back in a later start
         accelerator = Accelerator(cpu=True, project_dir=str(RUN))
         unet = UNet2DConditionModel.from_pretrained(self.base, subfolder="unet").requires_grad_(False)
         unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
@@ -65,6 +65,8 @@ class AccelerateLoop:
             step = _number(checkpoints[0])
             first_epoch = step // len(loader)
 
+        # The epoch begins again at its first batch, so what was trained in it is trained twice. One epoch
+        # more than there are, since the steps that are left may need it.
         for _ in range(first_epoch, math.ceil(self.max_steps / len(loader)) + 1):
             for batch in loader:
                 if step == self.max_steps:

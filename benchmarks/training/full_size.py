@@ -49,7 +49,7 @@ SMALL_TEXT = {
     "projection_dim": 64,
     "vocab_size": 595,  # the tiny model's tokenizers'
 }
-PARTS = {  # what loads a part of the base model: its method, the part
+COMPONENTS = {  # method that loads a component of the base model, its name in a pipeline
     "load_vae": "vae",
     "load_text_pipeline": "text_encoder",
     "load_unet_pipeline": "unet",
@@ -165,7 +165,7 @@ def flags_of(work: Path, side_px: int, base_precision: str) -> list[str]:
 
 
 def measure(arguments: list[str]) -> dict[str, Any]:
-    """Run one stage in a process of its own; seconds, peak memory, and which parts it loaded."""
+    """Run one stage in a process of its own; seconds, peak memory, and which components it loaded."""
     command = [sys.executable, "-m", "benchmarks", "full_size", "--stage", *arguments]
     started = time.perf_counter()
     peaks = {"RssAnon": 0, "VmRSS": 0}
@@ -181,7 +181,7 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{arguments[0]} failed\n{text}")
     watched = json.loads(text.splitlines()[-1])
-    assert not watched["together"], f"{arguments[0]} had two parts in memory: {watched['together']}"
+    assert not watched["together"], f"{arguments[0]} had two components in memory: {watched['together']}"
     return {
         "seconds": round(time.perf_counter() - started, 1),
         "peak_anonymous_gib": round(peaks["RssAnon"] / GIB, 2),
@@ -203,31 +203,31 @@ def resident_bytes(pid: int) -> dict[str, int]:
 
 
 def run_watched(arguments: list[str]) -> int:
-    """One stage by the command line; the last line tells which parts were loaded, and which together."""
+    """One stage by the command line; the last line tells which components were loaded, and which together."""
     loaded: list[str] = []
     alive: list[tuple[str, weakref.ref[Any]]] = []
     together: list[tuple[str, str]] = []
 
-    def watch(method: str, part: str) -> None:
+    def watch(method: str, component: str) -> None:
         load = getattr(PretrainedSdxl, method)
 
         def watched(self: PretrainedSdxl, *values: Any, **options: Any) -> Any:
-            gc.collect()  # what is garbage in a cycle is no part in memory for long
-            for other, module in alive:
-                if module() is not None and other != part:
-                    together.append((part, other))
+            gc.collect()  # what is garbage in a cycle will not be in memory for long
+            for other, reference in alive:
+                if reference() is not None and other != component:
+                    together.append((component, other))
 
             result = load(self, *values, **options)
-            loaded.append(part)
-            # Pipelines may live on without the part: its module is what takes memory.
-            module = getattr(result, part) if isinstance(result, StableDiffusionXLPipeline) else result
-            alive.append((part, weakref.ref(module)))
+            loaded.append(component)
+            # A pipeline may live on without its component, and the module is what takes memory.
+            module = getattr(result, component) if isinstance(result, StableDiffusionXLPipeline) else result
+            alive.append((component, weakref.ref(module)))
             return result
 
         setattr(PretrainedSdxl, method, watched)
 
-    for method, part in PARTS.items():
-        watch(method, part)
+    for method, component in COMPONENTS.items():
+        watch(method, component)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     code = cli.main(arguments)
     print("\n" + json.dumps({"loaded": loaded, "together": together}))

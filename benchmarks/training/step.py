@@ -84,10 +84,11 @@ def _rounds(count: int, resolution_px: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         prepare(Path(scratch), resolution_px)
-        steps = WARM_UP + count * STEPS
+        steps = WARM_UP + count * STEPS  # in all, so that the loop's schedule is known from the start
         workers = {way: stack.enter_context(_start(way, steps, scratch, resolution_px)) for way in WAYS}
         before = _advance(workers, WARM_UP)
         for _ in range(count):
+            # Every round is a figure of its own: the median forgives a round that was disturbed.
             after = _advance(workers, STEPS)
             for way in WAYS:
                 seconds[way].append((after[way] - before[way]) / STEPS)
@@ -115,6 +116,7 @@ def _advance(workers: dict[str, subprocess.Popen], steps: int) -> dict[str, floa
     used = {}
     for _ in range(steps):
         for way, worker in workers.items():
+            # Waits for the answer: never do two of them compute at once.
             print("step", file=worker.stdin)
             used[way] = float(worker.stdout.readline())
     return used
@@ -151,6 +153,7 @@ def _bare_steps(config: RunConfig) -> Iterator[None]:
     """Forward, backward and update on one batch again and again: what no loop can do without."""
     run = stages.prepare_training(config).run
     optimizer = new_optimizer(run.unet, config.train)
+    # Read once: no reading, no noise, no clipping, no log.
     batch = read_batch(run, 0, list(range(config.train.train_batch_size)))
     while True:
         training_losses(run.unet, batch, run.schedule, config.train).mean().backward()

@@ -138,7 +138,8 @@ def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path)
         ).sample
 
         # Colours and shapes are decided where SNR is small, and there the plain loss hardly sees them.
-        # 1 / alpha makes it v-prediction's (Salimans and Ho, 2022, section 4), capped, or it would see little else.
+        # 1 / alpha makes it v-prediction's (Salimans and Ho, 2022, section 4); capped, or it would see
+        # the noisiest timesteps alone.
         error = (prediction - noise).square().mean(dim=(1, 2, 3))
         weight = (1 / alpha.flatten().clamp(min=1e-4)).clamp(max=LARGEST_WEIGHT)
         return (error * weight).mean()

@@ -146,6 +146,7 @@ def draw_doodle(random: np.random.Generator) -> Image.Image:
     )
     canvas.paste(_any_colour(random), mask=lines)
     for _ in range(random.integers(1, 4)):
+        # Anywhere, over the edge and over each other too.
         x_px, y_px = random.uniform(0, SIZE_PX, 2).tolist()
         mask = shape_mask(str(random.choice(SHAPES)), Placement(x_px, y_px, random.uniform(8, 24)))
         canvas.paste(_any_colour(random), mask=_outer(mask, random.uniform(1, 3)))
