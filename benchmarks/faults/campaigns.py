@@ -1,8 +1,8 @@
 """Stops a trainer at every step, or kills it at any moment, and starts it again.
 
 Any trainer that can be described as a ``Contender``: it works in the current folder, and goes on by itself
-from what is there. Every start is a child of this process, so that a kill costs no imports, and so that torch
-may have no more than one thread: a child that was forked from more hangs.
+from what is there. Every start is forked from this process, which spares it the imports; torch must have one
+thread here, since a child that is forked from more hangs.
 """
 
 import os

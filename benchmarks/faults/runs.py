@@ -113,9 +113,8 @@ def cuts(work: Path, minutes: float) -> dict[str, Any]:
 def accelerate(work: Path, minutes: float) -> dict[str, Any]:
     """The same cuts, and kills while checkpoints are written, for accelerate's save_state and for us."""
     ours = Ours(_settings(work) | {"precompute_dir": work / "cache", "max_train_steps": KILLED_STEPS})
-    contenders: dict[
-        str, tuple[Contender, Contender]
-    ] = {  # to be cut at every step, to be killed while saving
+    # The first of a pair is cut at every step, the second killed while it saves.
+    contenders: dict[str, tuple[Contender, Contender]] = {
         "save_state": (AccelerateLoop(TINY, STEPS, 1), AccelerateLoop(TINY, KILLED_STEPS, 2)),
         "ours": (
             Ours(ours.settings | {"max_train_steps": STEPS}),

@@ -25,9 +25,7 @@ def draw(results: Results, path: Path) -> None:
 
     figure = Figure(figsize=(8, 1.2 + 0.4 * max(1, len(rows))), layout="constrained")
     axis = figure.subplots()
-    beside = (
-        axis.get_yaxis_transform()
-    )  # x in widths of the axes, so that times stand in a column at its right
+    beside = axis.get_yaxis_transform()  # x in widths of the axes: times stand in a column at their right
     for row, (label, forecast, record) in enumerate(rows):
         reserved = forecast["reserved_gib"]
         axis.barh(row, reserved, color=OURS if label.startswith("ours") else OTHERS, height=0.62)

@@ -141,9 +141,8 @@ def _take_turns(way: str, steps: int, folder: Path, resolution_px: int) -> None:
     torch.set_num_threads(1)
     config = _config(way, steps, folder, resolution_px)
     answers = sys.stdout
-    with redirect_stdout(
-        sys.stderr
-    ):  # answers are read from stdout, where the progress line would be among them
+    # Answers are read from stdout, where the progress line would be among them.
+    with redirect_stdout(sys.stderr):
         steps_taken = _bare_steps(config) if way == "bare" else stages.train(config)
         for _ in zip(sys.stdin, steps_taken, strict=False):
             print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=answers, flush=True)
