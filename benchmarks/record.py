@@ -1,4 +1,4 @@
-"""Writes a benchmark's figures with the machine, the date and the commit they belong to."""
+"""Keeps a benchmark's figures with the machine, the date and the commit that they belong to."""
 
 import json
 import platform
@@ -23,22 +23,30 @@ def save(name: str, figures: dict[str, Any]) -> None:
 def write(
     name: str, figures: dict[str, Any], gpu: dict[str, Any] | None, commit_id: str | None = None
 ) -> Path:
-    """Keep the figures and say where.
+    """Keep the figures as benchmarks/results/<name>.json, over those that were there.
 
     Args:
-        name: Of the file.
+        name: The program's, as a rule.
         figures: What json can hold.
         gpu: From ``gpu_facts``, where a GPU is part of the figures.
-        commit_id: Of the code, where git cannot tell.
+        commit_id: For a copy of the code that is not git's, and so cannot tell.
+
+    Returns:
+        The file.
     """
-    content = {
+    memory_gib = psutil.virtual_memory().total / 2**30
+    content: dict[str, Any] = {
         "figures": figures,
-        "machine": f"{_cpu()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB RAM",
-        **({"gpu": gpu} if gpu else {}),
+        "machine": f"{_cpu()}, {psutil.cpu_count()} cores, {memory_gib:.0f} GiB RAM",
+    }
+    if gpu:
+        content["gpu"] = gpu
+    content |= {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit_id or commit(),
         "versions": versions(),
     }
+
     path = FOLDER / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -52,7 +60,7 @@ def read(name: str) -> dict[str, Any] | None:
 
 
 def commit() -> str:
-    """Of this copy of the code; empty where it is not git's."""
+    """Short hash of this copy of the code; empty where it is not git's, or git is not installed."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -61,8 +69,8 @@ def commit() -> str:
 
 
 def gpu_facts() -> dict[str, Any] | None:
-    """Name, compute capability, memory, driver and CUDA version of the first GPU; None where there is none."""
-    import torch
+    """Name, compute capability, memory, driver and CUDA of the first GPU; None where there is none."""
+    import torch  # here: it takes seconds, and not every program that keeps figures needs it
 
     if not torch.cuda.is_available():
         return None
@@ -79,6 +87,7 @@ def gpu_facts() -> dict[str, Any] | None:
 
 
 def _driver() -> str | None:
+    # torch knows CUDA's version, but not the driver's.
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True).stdout.split()
@@ -88,7 +97,10 @@ def _driver() -> str | None:
 
 
 def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    # platform.processor() is empty or "x86_64" on Linux, where the kernel knows the model's name.
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor()

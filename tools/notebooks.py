@@ -14,6 +14,7 @@ import nbformat
 
 ROOT = Path(__file__).parents[1]
 LONGEST_CELL = 15
+"""Lines."""
 BOOTSTRAP = """\
 import os
 import sys
@@ -41,7 +42,10 @@ def fix(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
             "language_info": {"name": "python"},
         }
     )
-    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    notebook.nbformat = 4
+    notebook.nbformat_minor = 5  # the first with ids of cells, so that a diff follows a cell that moved
+
+    # papermill puts a cell of parameters into what it ran.
     notebook.cells = [
         cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
@@ -49,7 +53,10 @@ def fix(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
         kept = {key: cell.metadata[key] for key in ("tags", "cellView") if cell.metadata.get(key)}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = []
+            cell.execution_count = None
+
+    # The badge is the first paragraph; what follows it is the notebook's own.
     notebook.cells[0].source = _badge(name) + "\n\n" + notebook.cells[0].source.split("\n\n", 1)[-1]
     notebook.cells[1].source = _bootstrap()
     return notebook
@@ -59,6 +66,7 @@ def problems(path: Path) -> Iterator[str]:
     """What keeps the notebook from being committed."""
     text = path.read_text(encoding="utf-8")
     notebook = nbformat.reads(text, 4)
+    # Parsed a second time: fix() changes what it is given.
     if nbformat.writes(fix(nbformat.reads(text, 4), path.name)).strip() != text.strip():
         yield f"not normalised: run python tools/notebooks.py fix {path}"
     if sum("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells) != 1:
@@ -71,7 +79,8 @@ def problems(path: Path) -> Iterator[str]:
 
 
 def _cell_problems(cell: nbformat.NotebookNode) -> Iterator[str]:
-    source, tags = cell.source, cell.metadata.get("tags", [])
+    source = cell.source
+    tags = cell.metadata.get("tags", [])
     if len(source.splitlines()) > LONGEST_CELL:
         yield f"longer than {LONGEST_CELL} lines"
     if re.search(r"^\s*(def|class) ", source, re.MULTILINE):
@@ -90,8 +99,8 @@ def _badge(name: str) -> str:
     address = _address()
     if address is None:
         return (
-            f"*Open {name} in Jupyter from the project's folder. On Colab, first upload the folder's content "
-            "as lora-utils.zip (Files, upload).*"
+            f"*Open {name} in Jupyter from the project's folder. "
+            "On Colab, first upload the folder's content as lora-utils.zip (Files, upload).*"
         )
     link = address.replace("https://github.com/", "https://colab.research.google.com/github/")
     image = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -111,14 +120,14 @@ def _address() -> str | None:
 def main() -> int:
     """Fix or check the named notebooks; 1 if any has a problem."""
     action, *names = sys.argv[1:]
-    found = False
+    failed = False
     for path in map(Path, names):
         if action == "fix":
             path.write_text(nbformat.writes(fix(nbformat.read(path, 4), path.name)) + "\n", encoding="utf-8")
         for problem in problems(path):
-            found = True
+            failed = True
             print(f"{path}: {problem}")
-    return int(found)
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # a script finds what lies beside it, and the package lies beside tools/
 
 from lora_utils.config.loading import all_settings, describe  # noqa: E402
 from lora_utils.config.schema import RunConfig  # noqa: E402

@@ -1,6 +1,8 @@
-"""Stops a trainer at every step, or kills it at any moment, and starts it again: any trainer that can be described.
+"""Stops a trainer at every step, or kills it at any moment, and starts it again.
 
-A trainer is described by a ``Contender``. It works in the current folder, and goes on by itself from what is there.
+Any trainer that can be described as a ``Contender``: it works in the current folder, and goes on by itself
+from what is there. Every start is forked from this process, which spares it the imports; torch must have one
+thread here, since a child that is forked from more hangs.
 """
 
 import os
@@ -9,20 +11,24 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.faults.operations import silence
 
+POLL_SECONDS = 0.002
+
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run left, as hashes and numbers."""
+    """What a finished run left, as hashes and numbers: equal for equal runs, bit by bit."""
 
     weights: str
+    """SHA-256 of the weights file."""
     states: str
-    """Of the last checkpoint's optimiser."""
+    """SHA-256 of the last checkpoint's optimiser."""
     records: tuple[Any, ...]
     """Step and loss, in the order of the log."""
 
@@ -31,15 +37,15 @@ class Contender(Protocol):
     """A trainer with all its settings."""
 
     def steps(self) -> Iterator[int]:
-        """Train in the current folder and yield the number of each step; closed, it stops as a user would stop it."""
+        """Train in the current folder and yield each step's number; closed, stop as for a user."""
         ...
 
     def checkpoints(self) -> list[Path]:
-        """Those of the current folder, the newest first: what somebody would delete when it cannot be read."""
+        """Those of the current folder, the newest first: what a user deletes when it cannot be read."""
         ...
 
     def result(self) -> Result:
-        """Of the run in the current folder."""
+        """What the finished run in the current folder left."""
         ...
 
 
@@ -56,7 +62,7 @@ class Kills:
 
 def run_straight(contender: Contender, folder: Path) -> Result:
     """Train in a child, from start to end."""
-    assert _ended(_start(contender, folder)) == 0
+    assert _exit_code(_start(contender, folder)) == 0
     return result_in(contender, folder)
 
 
@@ -68,19 +74,20 @@ def cut_at(
     Returns:
         The straight run's result, and by cut that of the copy; None where it failed.
     """
-    straight, wanted, codes = folder / "straight", set(cuts), {}
-    before = Path.cwd()
+    straight = folder / "straight"
+    wanted = set(cuts)
+    codes = {}
+
     straight.mkdir(parents=True)
-    os.chdir(straight)
-    try:
+    with _working_in(straight):
         running = contender.steps()
+        # The generator is at rest in its yield, so a fork here is a run that stands between two steps.
         for step in running:
             if step in wanted:
-                codes[step] = _ended(
-                    _fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step)))
-                )
-    finally:
-        os.chdir(before)
+                # All cuts share the one run from the start.
+                copy = _fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step)))
+                codes[step] = _exit_code(copy)
+
     results = {
         step: None if code else result_in(contender, folder / str(step)) for step, code in codes.items()
     }
@@ -93,102 +100,118 @@ def run_under_kills(
     """Start again and again, killing after a random time, until one start gets through.
 
     The longest time grows with every kill, so that a machine that has become slow gets through as well.
+
+    Args:
+        contender: What is killed.
+        folder: Where it runs; made where it is absent.
+        chance: Of the times.
+        longest_seconds: From a start to its kill, at first.
+        most_kills: After so many the run is left alone.
     """
-    found = Kills()
+    history = Kills()
 
     def wait(child: int) -> int | None:
-        longest = longest_seconds * (1 + found.kills / 20)
-        return _sleep(child, chance.uniform(0, longest) if found.kills < most_kills else float("inf"))
+        longest = longest_seconds * (1 + history.kills / 20)
+        return _sleep(child, chance.uniform(0, longest) if history.kills < most_kills else float("inf"))
 
-    _restart(contender, folder, wait, found)
-    return found
+    _restart(contender, folder, wait, history)
+    return history
 
 
 def run_under_aimed_kills(
     contender: Contender, folder: Path, chance: random.Random, window_seconds: float
 ) -> Kills:
-    """The same, with kills while a checkpoint is being written; about every other checkpoint is let through."""
-    found = Kills()
-    _restart(contender, folder, lambda child: _sleep_until_save(folder, child, chance, window_seconds), found)
-    return found
+    """The same, with kills while a checkpoint is being written; about every other checkpoint is let through.
+
+    Args:
+        contender: What is killed.
+        folder: Where it runs; made where it is absent.
+        chance: Of the moments.
+        window_seconds: After a checkpoint's folder appears; the kill comes within it.
+    """
+    history = Kills()
+
+    def wait(child: int) -> int | None:
+        return _sleep_until_save(folder, child, chance, window_seconds)
+
+    _restart(contender, folder, wait, history)
+    return history
 
 
 def result_in(contender: Contender, folder: Path) -> Result:
     """The result of the run in a folder."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with _working_in(folder):
         return contender.result()
-    finally:
-        os.chdir(before)
 
 
-def _restart(contender: Contender, folder: Path, wait: Callable[[int], int | None], found: Kills) -> None:
+def _restart(contender: Contender, folder: Path, wait: Callable[[int], int | None], history: Kills) -> None:
     while True:
         child = _start(contender, folder)
         code = wait(child)
         if code is None:
+            # SIGKILL: no handler, no finally, as when a machine is taken away.
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            found.kills += 1
+            history.kills += 1
         elif code == 0:
             return
         else:
-            _help_out(contender, folder, found)
+            # It failed by itself. Started again it would fail for ever, so somebody has to help.
+            _help_out(contender, folder, history)
 
 
-def _help_out(contender: Contender, folder: Path, found: Kills) -> None:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+def _help_out(contender: Contender, folder: Path, history: Kills) -> None:
+    """Do what a user does with a run that does not start any more: delete the newest checkpoint."""
+    with _working_in(folder):
         checkpoints = contender.checkpoints()
         assert checkpoints, "it fails from an empty folder too"
         shutil.rmtree(checkpoints[0])
-    finally:
-        os.chdir(before)
-    found.manual_steps += 1
-    found.lost += len(checkpoints) == 1
+    history.manual_steps += 1
+    history.lost += len(checkpoints) == 1
 
 
 def _sleep(child: int, seconds: float) -> int | None:
     """The exit code of a child that ends before; None of one that still runs."""
+    # Asked again and again: waitpid takes no time limit.
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
+        time.sleep(POLL_SECONDS)
     return None
 
 
 def _sleep_until_save(folder: Path, child: int, chance: random.Random, window_seconds: float) -> int | None:
-    watched = _names(folder)
-    skipped = chance.randrange(2)
+    """Wait until a checkpoint is being written; the exit code, None of a child that is to be killed now."""
+    watched = _checkpoint_names(folder)
+    skipped = chance.randrange(2)  # without a checkpoint between two kills the run would never get through
     while (code := _sleep(child, 0.001)) is None:
-        names = _names(folder)
+        names = _checkpoint_names(folder)
         if names - watched and skipped:
-            skipped, watched = skipped - 1, names
+            skipped -= 1
+            # Its name changes when it is committed, which is no second checkpoint.
             if (code := _sleep(child, window_seconds)) is not None:
                 return code
-            watched = _names(folder)
+            watched = _checkpoint_names(folder)
         elif names - watched:
             return _sleep(child, chance.uniform(0, window_seconds))
         watched &= names
     return code
 
 
-def _names(folder: Path) -> set[str]:
+def _checkpoint_names(folder: Path) -> set[str]:
     """Folders with a number in their name, as checkpoints have, whole or not."""
-    names = {
-        name for _, inside, _ in os.walk(folder) for name in inside
-    }  # walk bears that they vanish meanwhile
+    # os.walk and not rglob: it bears that folders vanish meanwhile.
+    names = {name for _, inside, _ in os.walk(folder) for name in inside}
+    # What is about to be deleted has a number, too, and is no checkpoint that is written.
     return {name for name in names if set(name) & set("0123456789") and not name.startswith(".deleted")}
 
 
 def _start(contender: Contender, folder: Path) -> int:
     def work() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
+        os.chdir(folder)  # of the child alone
         for _ in contender.steps():
             pass
 
@@ -196,6 +219,7 @@ def _start(contender: Contender, folder: Path) -> int:
 
 
 def _stop_and_go_on(contender: Contender, running: Any, folder: Path) -> None:
+    # The copy works in a copy of the folder: the straight run goes on beside it.
     shutil.copytree(Path.cwd(), folder)
     os.chdir(folder)
     running.close()
@@ -212,9 +236,19 @@ def _fork(work: Callable[[], None]) -> int:
             work()
             code = 0
         finally:
-            os._exit(code)
+            os._exit(code)  # the child must never return into its parent's campaign
     return child
 
 
-def _ended(child: int) -> int:
+def _exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -17,6 +17,7 @@ from lora_utils.storage.checkpoint import flatten_state, newest, read_checkpoint
 
 RUN = Path("run")
 TIMES = ("step_seconds", "data_seconds", "peak_memory_gib", "forecast_memory_gib")
+"""What differs from run to run on one machine, so it does not count."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Ours:
             for report in running:
                 yield report.step
         finally:
+            # Left to the garbage collector, an error of the checkpoint that this makes would be swallowed.
             running.close()  # pyright: ignore[reportAttributeAccessIssue]
 
     def checkpoints(self) -> list[Path]:
@@ -44,7 +46,7 @@ class Ours:
         """Weights file, all tensors and numbers of the last checkpoint, log."""
         weights = hashlib.sha256((RUN / lora.WEIGHTS_NAME).read_bytes()).hexdigest()
         lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
-        records = [tuple((key, one[key]) for key in one if key not in TIMES) for one in lines]
+        records = [tuple((key, line[key]) for key in line if key not in TIMES) for line in lines]
         state = read_checkpoint(self.checkpoints()[0]).state
         return Result(weights, digest(state), tuple(records))
 
@@ -54,6 +56,7 @@ def digest(state: Any) -> str:
     tensors, rest = flatten_state(state)
     hasher = hashlib.sha256(json.dumps(rest).encode())
     for name, tensor in sorted(tensors.items()):
+        # The shape too: equal bits in another shape are another tensor.
         hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()

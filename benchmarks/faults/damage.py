@@ -1,4 +1,9 @@
-"""Ways in which a checkpoint on disk goes bad."""
+"""Ways in which a checkpoint on disk goes bad.
+
+Each damages one file, with the files of an older checkpoint to take from and its own choice to make. Above
+all they try what looks right to a reader: sound files of another checkpoint, and a manifest that is sound
+JSON.
+"""
 
 import json
 import random
@@ -27,7 +32,7 @@ def cut_short(file: Path, older: Path, chance: random.Random) -> None:
 
 def zero_the_end(file: Path, older: Path, chance: random.Random) -> None:
     content = file.read_bytes()
-    kept = chance.randrange(len(content.rstrip(b"\0")))
+    kept = chance.randrange(len(content.rstrip(b"\0")))  # zeros over zeros would be no damage
     file.write_bytes(content[:kept] + bytes(len(content) - kept))
 
 
@@ -44,8 +49,9 @@ def take_from_the_older(file: Path, older: Path, chance: random.Random) -> None:
 
 
 def replace_by_the_older(file: Path, older: Path, chance: random.Random) -> None:
-    for one in older.iterdir():
-        shutil.copy(one, file.parent)
+    # Whole in itself, manifest and all; that it is another step's only the folder's name says.
+    for path in older.iterdir():
+        shutil.copy(path, file.parent)
 
 
 def make_a_folder(file: Path, older: Path, chance: random.Random) -> None:
@@ -85,36 +91,43 @@ DAMAGES: dict[str, Damage] = {
 
 
 def corrupt(folder: Path, count: int, seed: int, heard: Callable[[], str]) -> Counter[str]:
-    """Damage the newest of two checkpoints again and again; how often each damage was found and the older one used.
+    """Damage the newest of two checkpoints again and again: it is always noticed, and the older one used.
 
     Args:
-        folder: An empty one.
-        count: Of damages.
-        seed: Of their choice.
+        folder: An empty one to work in.
+        count: How many damages, of all sorts in turn.
+        seed: Decides which file, and what of it.
         heard: What was logged since it was last called.
+
+    Returns:
+        How often each sort of damage was noticed.
     """
-    chance, found = random.Random(seed), Counter()
+    chance = random.Random(seed)
+    noticed = Counter()
     for step in (1, 2):
         save(folder / "sound", step)
+
     for number in range(count):
-        kind = list(DAMAGES)[number % len(DAMAGES)]
+        name = list(DAMAGES)[number % len(DAMAGES)]
         shutil.rmtree(folder / "damaged", ignore_errors=True)
-        older, newest = sorted(
-            Path(one) for one in shutil.copytree(folder / "sound", folder / "damaged").iterdir()
-        )
+        shutil.copytree(folder / "sound", folder / "damaged")
+        older, newest = sorted((folder / "damaged").iterdir())
         file = chance.choice(sorted(newest.iterdir()))
-        DAMAGES[kind](file, older, chance)
+        DAMAGES[name](file, older, chance)
+
         used = newest_checkpoint(folder / "damaged")
-        assert used is not None, f"{number}: {kind} of {file.name} left nothing"
-        assert used.folder == older, f"{number}: {kind} of {file.name} was not found"
+        assert used is not None, f"{number}: {name} of {file.name} left nothing"
+        assert used.folder == older, f"{number}: {name} of {file.name} was not found"
         assert_is(used, 1)
+
+        # The user is told what was damaged, where it is now, and what it costs.
         message = heard()
-        for part in (
+        for words in (
             "the checkpoint of step 2 is damaged",
             ".bad-step-000000002",
             "going on from step 1: 1 steps",
         ):
-            assert part in message, message
+            assert words in message, message
         assert not newest.exists()
-        found[kind] += 1
-    return found
+        noticed[name] += 1
+    return noticed

@@ -1,4 +1,4 @@
-"""A disk that fails at one operation of a checkpoint, or from one on."""
+"""A disk that fails at one operation of a checkpoint, or from one on: nothing is lost, training goes on."""
 
 import errno
 import logging
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.faults.operations import failing, operations
@@ -28,9 +27,9 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.ENOTCONN, errno.ESTALE)
 
 
 class StandIn:
-    """What a keeper asks of a trainer."""
+    """What a store of checkpoints asks of a trainer to save it."""
 
-    run = SimpleNamespace(steps=100)
+    steps = 100
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -44,45 +43,56 @@ class Error:
     """What happens in one save."""
 
     number: int
+    """Of the operation that fails, from 0 on."""
     code: int
+    """Of ``errno``."""
     is_lasting: bool
+    """Whether all operations after it fail too."""
 
 
-def keeper_of(output_dir: Path) -> CheckpointStore:
+def store_in(output_dir: Path) -> CheckpointStore:
     """One that has made checkpoints of steps 1 and 2."""
-    keeper = CheckpointStore(CheckpointConfig(), output_dir, ABOUT["fingerprint"], None)
+    store = CheckpointStore(CheckpointConfig(), output_dir, ABOUT["fingerprint"], None)
     for step in (1, 2):
-        save(keeper, step)
-    return keeper
+        save(store, step)
+    return store
 
 
-def save(keeper: CheckpointStore, step: int) -> None:
-    """As the course does after a step."""
-    about = {name: value for name, value in ABOUT.items() if name != "fingerprint"}
-    keeper.save(StandIn(step), about, metrics_at(step))  # pyright: ignore[reportArgumentType]
+def save(store: CheckpointStore, step: int) -> None:
+    """As training does after a step."""
+    about = {name: value for name, value in ABOUT.items() if name != "fingerprint"}  # which the store adds
+    store.save(StandIn(step), about, metrics_at(step))  # pyright: ignore[reportArgumentType]
 
 
 def errors(folder: Path, codes: tuple[int, ...]) -> list[Error]:
     """Every operation of a save, reads too, with each of these errors, once and from then on."""
-    keeper = keeper_of(folder)
-    found = operations(keeper.folder, lambda: save(keeper, 3), reads=True)
-    return [Error(*one) for one in product(range(len(found)), codes, (False, True))]
+    store = store_in(folder)
+    done = operations(store.folder, lambda: save(store, 3), reads=True)
+    return [
+        Error(number, code, is_lasting)
+        for number, code, is_lasting in product(range(len(done)), codes, (False, True))
+    ]
 
 
 def survive(folder: Path, error: Error, heard: Callable[[], list[str]]) -> str:
-    """Let one save fail; says how it went, after asserting that nothing was lost and that the next save works."""
+    """Let one save fail; says how it went, once nothing was lost and the next save works."""
     shutil.rmtree(folder, ignore_errors=True)
-    keeper = keeper_of(folder)
+    store = store_in(folder)
     heard()
-    with failing(keeper.folder, error.number, error.code, error.is_lasting) as failed:
-        save(keeper, 3)
+    with failing(store.folder, error.number, error.code, error.is_lasting) as failed:
+        save(store, 3)  # an error that it raised would end training
     assert failed
-    said, newest = heard(), newest_step(folder / FOLDER)
+
+    # The old or the new is there, and the user is told of what is missing, once.
+    said = heard()
+    newest = newest_step(folder / FOLDER)
     assert len(said) <= 1, said
     paused = bool(said) and "no checkpoint of step 3 (" in said[0] and "training goes on" in said[0]
     pruning_failed = bool(said) and "step 3 is saved, but older checkpoints could not be deleted" in said[0]
     assert paused or (newest == 3 and (pruning_failed or not said)), said
-    save(keeper, 4)
+
+    # The disk is well again: the next save works, says so where there was a gap, and cleans up.
+    save(store, 4)
     assert [*heard()] == (["checkpoints are made again, from step 4 on"] if paused else [])
     assert newest_step(folder / FOLDER) == 4
     assert_next_save_is_clean(folder / FOLDER, 5)
@@ -91,9 +101,9 @@ def survive(folder: Path, error: Error, heard: Callable[[], list[str]]) -> str:
 
 def survive_all(folder: Path, codes: tuple[int, ...], heard: Callable[[], list[str]]) -> Counter[str]:
     """How it went, for all errors."""
-    found = errors(folder / "counted", codes)
-    assert found
-    return Counter(survive(folder / "failing", one, heard) for one in found)
+    faults = errors(folder / "counted", codes)
+    assert faults
+    return Counter(survive(folder / "failing", error, heard) for error in faults)
 
 
 class Ear(logging.Handler):
@@ -107,14 +117,16 @@ class Ear(logging.Handler):
         self._said.append(record.getMessage())
 
     def __call__(self) -> list[str]:
-        said, self._said = self._said, []
+        said = self._said
+        self._said = []
         return said
 
 
 @contextmanager
 def listening() -> Iterator[Ear]:
     """For as long as it is entered."""
-    ear, logger = Ear(), logging.getLogger("lora_utils")
+    ear = Ear()
+    logger = logging.getLogger("lora_utils")
     logger.addHandler(ear)
     try:
         yield ear
@@ -139,6 +151,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        # Lazy: a file of the test that is still open would refuse it.
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 

@@ -1,7 +1,13 @@
-"""A folder that behaves like Google Drive's mount on a bad day: what is done below it fails, is late, or is lost.
+"""A folder that behaves like Google Drive's mount on a bad day: what is done in it fails, is late, or lost.
 
-Functions of os and io are replaced, for paths below the folder only. A loss strikes when something else is written,
-never inside a series of reads: against a drive that changes while it is read nobody can claim anything.
+Functions of os and io are replaced, for paths below the folder only. A loss strikes when something else is
+written, never inside a series of reads: against a drive that changes while it is read nobody can claim
+anything.
+
+The words of the rates: *burst*, some operations in a row fail; *cut*, a file is damaged as soon as it is
+closed; *loss*, it is damaged some operations later; *late*, it is not seen yet; *twin*, a rename leaves a
+copy, ``name (1)``; *rename*, a rename is said to have failed; *torn*, it leaves one file damaged; *full*,
+half of a write gets through.
 """
 
 import builtins
@@ -15,8 +21,6 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-BURSTS = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)
-NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 CALM = dict.fromkeys(("burst", "cut", "loss", "late", "twin", "rename", "torn", "full"), 0.0)
 BAD_DAY = {
     "burst": 0.015,
@@ -28,7 +32,16 @@ BAD_DAY = {
     "torn": 0.05,
     "full": 0.02,
 }
-LONGEST_BURST, MOST_ASKED = 8, 3
+"""Chance of each fault where it is possible; far above a real drive's, so that few rounds meet them all."""
+BURSTS = (errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+LONGEST_BURST = 8
+"""Operations."""
+MOST_ASKED = 3
+"""How often a late file must be asked for until it is seen."""
+FARTHEST_LOSS = 60
+"""Operations after a file was closed until it is lost."""
+
 NAMES = (
     "open",
     "stat",
@@ -50,18 +63,28 @@ class PowerCut(BaseException):
 
 
 class FakeDrive:
-    """One mount; ``with drive:`` replaces the functions. ``faults`` counts what it did, by kind."""
+    """One mount; ``with drive:`` replaces the functions. ``faults`` counts what it did, by those words."""
 
     def __init__(self, root: Path, seed: int) -> None:
-        self.root, self.random = root, random.Random(seed)
-        self.rates, self.connected, self.power = dict(CALM), True, True
+        self.root = root
+        self.random = random.Random(seed)
+        self.rates = dict(CALM)
+        self.connected = True
+        self.power = True
         self.has_fsync = True
-        self.fail_at, self.cut_at = 0, 0
-        """Operations, counted from 1, that fail once or at which the machine is gone."""
         self.faults = Counter()
-        self._calm = threading.local()
-        self._lock = threading.RLock()
-        self.count, self._burst, self._errno = 0, 0, 0
+
+        self.count = 0
+        """Operations so far."""
+        self.fail_at = 0
+        """The operation, counted from 1, that fails once."""
+        self.cut_at = 0
+        """The operation, counted from 1, at which the machine is gone."""
+
+        self._calm = threading.local()  # one thread looks at what is there while others meet the faults
+        self._lock = threading.RLock()  # operations look at files themselves, by functions that are replaced
+        self._burst = 0
+        self._errno = 0
         self._late: dict[int, int] = {}  # inode to how often it must be asked for until it is seen
         self._doomed: list[tuple[int, int]] = []  # operation, inode
 
@@ -81,7 +104,8 @@ class FakeDrive:
     @contextmanager
     def calm(self):
         """What is really there is seen by this thread."""
-        before, self._calm.on = getattr(self._calm, "on", False), True
+        before = getattr(self._calm, "on", False)
+        self._calm.on = True
         try:
             yield
         finally:
@@ -92,15 +116,54 @@ class FakeDrive:
         with self._lock, self.calm():
             self._late.clear()
             self._strike(everything=True)
-            self.power, self._burst = True, 0
+            self.power = True
+            self._burst = 0
             for file in sorted(self.root.rglob("*")):
+                # The manifest is seen at once: a folder that looks committed without its files is hardest.
                 if file.name != "manifest.json" and file.is_file() and self._chance("late"):
                     self.delay(file, self.random.randint(1, MOST_ASKED))
 
-    def _chance(self, kind: str) -> bool:
-        hit = self.random.random() < self.rates[kind]
-        self.faults[kind] += hit
-        return hit
+    def closed(self, path: Path) -> None:
+        """A file was written: it may be damaged at once, later, or not be seen yet."""
+        with self._lock, self.calm():
+            if not path.exists():
+                return
+            if self._chance("cut"):
+                self.damage(path)
+            elif self._chance("loss"):
+                # By inode: until then the file may be renamed, and is lost under its new name.
+                strikes_at = self.count + self.random.randint(1, FARTHEST_LOSS)
+                self._doomed.append((strikes_at, path.stat().st_ino))
+            elif self._chance("late"):
+                self.delay(path, self.random.randint(1, MOST_ASKED))
+
+    def damage(self, path: Path) -> None:
+        """Lose a file, its end, or what its end said; or turn one bit."""
+        content = bytearray(path.read_bytes())
+        fault = self.random.choice(("gone", "empty", "short", "zeros", "bit"))
+        if fault == "gone":
+            path.unlink()
+            return
+
+        cut = 0
+        if fault != "empty" and content:
+            cut = self.random.randrange(len(content))
+        if fault in ("empty", "short"):
+            del content[cut:]
+        elif fault == "zeros":
+            content[cut:] = bytes(len(content) - cut)
+        elif content:
+            content[cut] ^= 1 << self.random.randrange(8)
+        path.write_bytes(content)
+
+    def delay(self, path: Path, asked: int) -> None:
+        """Not to be seen until it was asked for so often."""
+        self._late[REAL["stat"](path).st_ino] = asked
+
+    def _chance(self, fault: str) -> bool:
+        strikes = self.random.random() < self.rates[fault]
+        self.faults[fault] += strikes
+        return strikes
 
     def _covers(self, path) -> bool:
         if getattr(self._calm, "on", False) or not isinstance(path, str | os.PathLike):
@@ -109,26 +172,27 @@ class FakeDrive:
 
     def _wrap(self, name, real):
         def wrapped(path, *args, **kwargs):
+            # Names relative to an open folder come from rmtree's descent; that it opened the folder was seen.
             if kwargs.get("dir_fd") is not None or not self._covers(path):
                 return real(path, *args, **kwargs)
+
             with self._lock:
                 self._operate(path)
                 if name in ("rename", "replace"):
                     return self._rename(real, path, *args)
                 if name == "mkdir":
                     self._strike()
-                elif name != "rmdir" and name != "unlink":
+                elif name not in ("rmdir", "unlink"):  # what is not seen yet can be deleted
                     self._require_visible(path)
-                found = real(path, *args, **kwargs)
-                return (
-                    [one for one in found if not self._is_late(Path(path) / one)]
-                    if name == "listdir"
-                    else found
-                )
+                result = real(path, *args, **kwargs)
+                if name == "listdir":
+                    return [entry for entry in result if not self._is_late(Path(path) / entry)]
+                return result
 
         return wrapped
 
     def _operate(self, path) -> None:
+        """Count an operation, and fail it where it is to fail."""
         self.count += 1
         if not self.power or self.count == self.cut_at:
             self.power = False
@@ -138,8 +202,11 @@ class FakeDrive:
         if not self.connected:
             self.faults["disconnected"] += 1
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+        # Errors of a real mount come in rows: a single retry must not be enough.
         if not self._burst and self._chance("burst"):
-            self._burst, self._errno = self.random.randint(1, LONGEST_BURST), self.random.choice(BURSTS)
+            self._burst = self.random.randint(1, LONGEST_BURST)
+            self._errno = self.random.choice(BURSTS)
         if self._burst:
             self._burst -= 1
             raise OSError(self._errno, os.strerror(self._errno), str(path))
@@ -162,14 +229,17 @@ class FakeDrive:
                 real(source, target)  # done, and said to have failed
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
         real(source, target)
+
         with self.calm():
             target = Path(target)
             if self._chance("twin"):
+                # Drive allows a name twice; its mount then shows the second like this.
                 twin = target.with_name(f"{target.name} (1)")
                 if target.is_dir():
                     shutil.copytree(target, twin, dirs_exist_ok=True)
                 elif target.is_file():
                     shutil.copyfile(target, twin)
+
             files = sorted(target.iterdir()) if target.is_dir() else [target]
             if files and self._chance("torn"):
                 self.damage(self.random.choice(files))
@@ -184,48 +254,18 @@ class FakeDrive:
             raise OSError(self.random.choice(NO_FSYNC), "fsync")
         return REAL["fsync"](descriptor)
 
-    def closed(self, path: Path) -> None:
-        """A file was written: it may be damaged at once, later, or not be seen yet."""
-        with self._lock, self.calm():
-            if not path.exists():
-                return
-            if self._chance("cut"):
-                self.damage(path)
-            elif self._chance("loss"):
-                self._doomed.append((self.count + self.random.randint(1, 60), path.stat().st_ino))
-            elif self._chance("late"):
-                self.delay(path, self.random.randint(1, MOST_ASKED))
-
-    def damage(self, path: Path) -> None:
-        """Lose a file, its end, or what its end said; or turn one bit."""
-        content = bytearray(path.read_bytes())
-        kind = self.random.choice(("gone", "empty", "short", "zeros", "bit"))
-        if kind == "gone":
-            path.unlink()
-            return
-        cut = 0 if kind == "empty" else self.random.randrange(len(content)) if content else 0
-        if kind in ("empty", "short"):
-            del content[cut:]
-        elif kind == "zeros":
-            content[cut:] = bytes(len(content) - cut)
-        elif content:
-            content[cut] ^= 1 << self.random.randrange(8)
-        path.write_bytes(content)
-
     def _strike(self, everything: bool = False) -> None:
+        """Lose the doomed files whose time has come."""
         due = {inode for at, inode in self._doomed if everything or at <= self.count}
-        self._doomed = [one for one in self._doomed if one[1] not in due]
-        if due:
-            with self.calm():
-                for path in [
-                    path for path in self.root.rglob("*") if path.is_file() and path.stat().st_ino in due
-                ]:
-                    self.faults["lost later"] += 1
-                    self.damage(path)
-
-    def delay(self, path: Path, asked: int) -> None:
-        """Not to be seen until it was asked for so often."""
-        self._late[REAL["stat"](path).st_ino] = asked
+        self._doomed = [doomed for doomed in self._doomed if doomed[1] not in due]
+        if not due:
+            return
+        with self.calm():
+            # Listed first: damage may delete, under the feet of the walk.
+            lost = [path for path in self.root.rglob("*") if path.is_file() and path.stat().st_ino in due]
+            for path in lost:
+                self.faults["lost later"] += 1
+                self.damage(path)
 
     def _is_late(self, path) -> bool:
         try:
@@ -245,7 +285,9 @@ class _Written:
     """A file that is being written: the disk may be full, and closing is no promise."""
 
     def __init__(self, drive: FakeDrive, file, path: Path) -> None:
-        self._drive, self._file, self._path = drive, file, path
+        self._drive = drive
+        self._file = file
+        self._path = path
 
     def __enter__(self):
         return self

@@ -1,6 +1,7 @@
-"""What a run survives: ``python -m benchmarks faults [PART ...] [--minutes 15]``; CPU, tiny SDXL, no GPU needed.
+"""What a run survives: kills, stops, crashes, power cuts, disk errors and damage.
 
-Without a part all of them run, one after the other. Each adds its figures to benchmarks/results/faults.json.
+``python -m benchmarks faults [PART ...] [--minutes 15]``; CPU, tiny SDXL, no GPU needed. Without a part all
+of them run, one after the other. Each adds its figures to benchmarks/results/faults.json.
 """
 
 import argparse
@@ -34,14 +35,16 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"no part is called {', '.join(unknown)}")
-    torch.set_num_threads(1)
+
+    torch.set_num_threads(1)  # forked children hang in a pool of threads that their parent started
     os.environ["HF_HUB_OFFLINE"] = "1"
+
     for name in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
             figures = PARTS[name](Path(folder), options.minutes)
             figures |= {"minutes": round((time.monotonic() - started) / 60, 1)}
-        keep({name: figures})
+        keep({name: figures})  # at once: the parts after it take an hour
 
 
 def keep(figures: dict[str, Any]) -> None:

@@ -1,6 +1,10 @@
-"""Crashes, power cuts, errors and damage at every operation on files, for benchmarks/faults.py."""
+"""Crashes, power cuts, errors and damage at every operation on files: half of the parts of ``faults``.
 
-from collections import Counter
+Each part takes an empty folder to work in and the minutes that it may take, which only the long parts in
+``runs`` need, and returns its figures. What does not survive raises, so that a figure is always "all of
+them".
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +22,34 @@ from lora_utils.model import lora
 from lora_utils.model.base import PretrainedSdxl
 
 TINY = Path(stages.__file__).parent / "tiny"
-DAMAGES, SEED = 500, 0
+DAMAGES = 500
+SEED = 0
 
 
 def crashes(work: Path, minutes: float) -> dict[str, Any]:
     """The process ends before every operation, and in the middle of every one that is about bytes."""
-    found: dict[str, Any] = {"crashes": 0, "old_or_new_whole": 0}
+    figures: dict[str, Any] = {"crashes": 0, "old_or_new_whole": 0}
     for name, scenario in _scenarios().items():
-        operations, outcomes = crash_everywhere(
-            scenario, work / name, SHARES
-        )  # raises where neither is whole
+        # Raises where neither the old nor the new is whole: the two counts can only be equal.
+        operations, outcomes = crash_everywhere(scenario, work / name, SHARES)
         count = sum(outcomes.values())
-        found[name] = {"operations": sum(operations.values()), "crashes": count, "outcomes": dict(outcomes)}
-        found["crashes"] += count
-        found["old_or_new_whole"] += count
-    return found
+        figures[name] = {"operations": sum(operations.values()), "crashes": count, "outcomes": dict(outcomes)}
+        figures["crashes"] += count
+        figures["old_or_new_whole"] += count
+    return figures
 
 
 def power_cuts(work: Path, minutes: float) -> dict[str, Any]:
     """Every state of the model in ``power``, before every operation."""
-    found: dict[str, Any] = {"states": 0, "old_or_new_whole": 0}
+    figures: dict[str, Any] = {"states": 0, "old_or_new_whole": 0}
     for name, scenario in _scenarios().items():
         if name == "log":
-            continue  # its lines are in every checkpoint too
+            continue  # it is not synced: its lines are in every checkpoint too
         outcomes = cut_power_everywhere(scenario, work / name)
-        found[name] = dict(outcomes)
-        found["states"] += sum(outcomes.values())
-        found["old_or_new_whole"] += sum(outcomes.values())
-    return found
+        figures[name] = dict(outcomes)
+        figures["states"] += sum(outcomes.values())
+        figures["old_or_new_whole"] += sum(outcomes.values())
+    return figures
 
 
 def errors(work: Path, minutes: float) -> dict[str, Any]:
@@ -62,8 +66,8 @@ def errors(work: Path, minutes: float) -> dict[str, Any]:
 def damage(work: Path, minutes: float) -> dict[str, Any]:
     """Damages of the newest checkpoint, of nine kinds in turn."""
     with listening() as heard:
-        found: Counter[str] = corrupt(work, DAMAGES, SEED, lambda: "\n".join(heard()))
-    return {"damages": DAMAGES, "found": sum(found.values()), "kinds": dict(found)}
+        noticed = corrupt(work, DAMAGES, SEED, lambda: "\n".join(heard()))
+    return {"damages": DAMAGES, "found": sum(noticed.values()), "kinds": dict(noticed)}
 
 
 def _scenarios() -> dict[str, Scenario]:

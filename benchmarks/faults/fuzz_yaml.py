@@ -1,6 +1,7 @@
-"""Loads strange config files: ``python -m benchmarks fuzz_yaml [--inputs 100000] [--seed 0]``; CPU, one core.
+"""Whether strange config files are read or refused in one line, quickly and in little memory.
 
-Each must end as a valid config or as an error of one line, within a second of CPU time; all of them within 200 MB.
+``python -m benchmarks fuzz_yaml [--inputs 100000] [--seed 0]``; CPU, one core. Each must end as a valid
+config or as an error of one line, within a second of CPU time; all of them within 200 MB.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.faults.yaml_inputs import CONFIGS, inputs, outcome
 from lora_utils.config.loading import load_config
 
 LONGEST_SECONDS = 1.0
+"""CPU time that one input may take."""
 MOST_GROWTH_MB = 200.0
 PEAK_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
@@ -28,9 +30,11 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+
     for config in CONFIGS:
-        load_config(config)
-    before_bytes, started = psutil.Process().memory_info().rss, time.monotonic()
+        load_config(config)  # what loading imports and caches is no growth
+    before_bytes = psutil.Process().memory_info().rss
+    started = time.monotonic()
     outcomes, seconds = _load_all(options.seed, options.inputs)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT_BYTES
     figures = {
@@ -45,15 +49,16 @@ def main() -> None:
         "seconds": round(time.monotonic() - started),
     }
     record.save("fuzz_yaml", figures)
-    too_much = (
-        figures["longest_cpu_seconds"] >= LONGEST_SECONDS or figures["memory_growth_mb"] >= MOST_GROWTH_MB
-    )
-    if figures["anything_else"] or too_much:
+
+    too_long = figures["longest_cpu_seconds"] >= LONGEST_SECONDS
+    too_large = figures["memory_growth_mb"] >= MOST_GROWTH_MB
+    if figures["anything_else"] or too_long or too_large:
         raise SystemExit(f"failed: {dict(outcomes) or 'too long or too much memory'}")
 
 
 def _load_all(seed: int, count: int) -> tuple[Counter[str], list[float]]:
-    outcomes, seconds = Counter[str](), []
+    outcomes = Counter[str]()
+    seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for content in inputs(seed, count):
             started = time.process_time()  # not the clock: other work on the machine is no fault of the input

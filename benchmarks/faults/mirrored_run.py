@@ -11,14 +11,20 @@ from lora_utils.storage.mirror import Mirror
 from lora_utils.storage.mirror_folder import steps_in
 from lora_utils.system.files import commit_folder
 
-RETRY_SECONDS = (0.0, 0.01)
+RETRY_SECONDS = (
+    0.0,
+    0.01,
+)  # the last pause repeats while the drive is gone, and must leave the processor alone
+PATIENCE_SECONDS = 20
 
 
 @contextmanager
 def quick():
     """No pauses: the fake drive counts operations, not seconds."""
     with (
+        # The real 2 GiB of reserve would keep the cache out of the mirror on a machine with a full disk.
         mock.patch.multiple(mirror_copy, LATE_SECONDS=(0.0, 0.0), RESERVED_BYTES=0),
+        # More tries than in reality: files become visible one by one, each after up to MOST_ASKED looks.
         mock.patch.multiple(mirror_restore, LATE_SECONDS=(0.0,) * 8, RETRY_SECONDS=(0.0,) * 5),
     ):
         yield
@@ -38,7 +44,9 @@ class Place:
     def __init__(self, folder):
         self.drive = FakeDrive(folder / "drive", 0)
         self.drive.root.mkdir(parents=True)
-        self.mirror_dir, self.output, self.cache = folder / "drive" / "lora", folder / "run", folder / "cache"
+        self.mirror_dir = folder / "drive" / "lora"
+        self.output = folder / "run"
+        self.cache = folder / "cache"
         self.copies = self.mirror_dir / "run" / "checkpoints"
 
     def mirror(self):
@@ -58,7 +66,7 @@ def files_of(step):
 
 
 def wait_for(holds):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -24,24 +23,26 @@ def with_parameters(name: str, **values: Any) -> nbformat.NotebookNode:
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[int]:
-    """Places of the cells that run."""
-    return [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    """Indices of the cells that run."""
+    return [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
 
 
-def kill_in_cell(notebook: nbformat.NotebookNode, place: int, after_seconds: float) -> bool:
-    """Run the cells before this one, then kill the kernel while it runs; whether that was before the cell's end."""
+def kill_in_cell(notebook: nbformat.NotebookNode, index: int, after_seconds: float) -> bool:
+    """Run the cells before this one, then kill the kernel in it; whether that was before the cell's end."""
     client = _client(notebook)
     with client.setup_kernel(env=_environment()):
         for earlier in code_cells(notebook):
-            if earlier < place:
+            if earlier < index:
                 client.execute_cell(notebook.cells[earlier], earlier)
+
+        # By pid: a client that kills its kernel itself starts another.
         assert client.km is not None
         pid = client.km.provisioner.pid
         with contextlib.suppress(DeadKernelError):
             timer = threading.Timer(after_seconds, os.kill, (pid, signal.SIGKILL))
             timer.start()
-            client.execute_cell(notebook.cells[place], place)
-            timer.cancel()
+            client.execute_cell(notebook.cells[index], index)
+            timer.cancel()  # the cell was quicker; killed after it, the machine is gone all the same
             os.kill(pid, signal.SIGKILL)
             return False
     return True
@@ -58,4 +59,5 @@ def _client(notebook: nbformat.NotebookNode) -> NotebookClient:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONPATH": str(Path(ROOT))}
+    # Without the first, the kernel's debugger warns of frozen modules in every cell.
+    return os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONPATH": str(ROOT)}

@@ -1,7 +1,7 @@
-"""Kills the kernel in every cell of every notebook, then runs all cells: ``python -m benchmarks notebook_kills``.
+"""Whether notebooks go on whose kernel was killed, in every cell of each.
 
-CPU, tiny SDXL. In each cell the kill comes at a random moment; the run folder is that of the kill before, so later
-notebooks also meet what earlier ones left behind.
+``python -m benchmarks notebook_kills``; CPU, tiny SDXL. In each cell the kill comes at a random moment; the
+run folder is that of the kill before, so later notebooks also meet what earlier ones left behind.
 """
 
 import argparse
@@ -25,7 +25,11 @@ def main() -> None:
     parser.add_argument("--longest_seconds", type=float, default=6.0, help="from a cell's start to the kill")
     options = parser.parse_args()
     os.environ["LORA_PRESET"] = "ci"
-    generator, kills, cells, weights = random.Random(0), 0, 0, set()
+
+    generator = random.Random(0)
+    kills = 0
+    cells = 0
+    weights = set()
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "data")
         draw_demo_data(data)
@@ -33,12 +37,14 @@ def main() -> None:
             notebook = with_parameters(
                 name, preset="ci", train_data_dir=str(data), output_dir=f"{scratch}/{name}", overrides=OPTIONS
             )
-            for place in code_cells(notebook):
-                kills += kill_in_cell(notebook, place, generator.uniform(0, options.longest_seconds))
+            for index in code_cells(notebook):
+                kills += kill_in_cell(notebook, index, generator.uniform(0, options.longest_seconds))
                 cells += 1
                 run_all(notebook)
+        # Training is the third's, and the fourth trains what it compares: both must end in the same bytes.
         for name in NOTEBOOKS[2:]:
             weights.add(Path(scratch, name, lora.WEIGHTS_NAME).read_bytes())
+
     figures = {
         "notebooks": len(NOTEBOOKS),
         "cells": cells,

@@ -1,4 +1,9 @@
-"""Whole runs that are stopped, killed and started again, for benchmarks/faults.py."""
+"""Whole runs that are stopped, killed and started again: the other half of the parts of ``faults``.
+
+Each part takes an empty folder to work in and the minutes that it may take, and returns its figures. *Equal*
+means the same weights, the same last checkpoint and the same log as of a run that nobody disturbed, bit by
+bit.
+"""
 
 import random
 import time
@@ -23,9 +28,16 @@ from lora_utils import stages
 from lora_utils.tiny.demo_data import draw_demo_data
 
 TINY = Path(stages.__file__).parent / "tiny"
-PICTURES, STEPS, KILLED_STEPS, SEED = 10, 13, 12, 0
-KILLS, RUNS = 300, 30
-AIMED_RUNS, WINDOW_SECONDS = 10, 0.1
+SEED = 0
+PICTURES = 10
+STEPS = 13
+"""More than the pictures, so that some cuts fall into a second epoch."""
+KILLED_STEPS = 12
+KILLS = 300
+"""At least so many, of runs one after the other."""
+RUNS = 30
+AIMED_RUNS = 10
+WINDOW_SECONDS = 0.1
 CHOICES = {
     "optimizer": ("adamw", "adamw8bit"),
     "lora_dropout": (0.0, 0.1),
@@ -36,79 +48,100 @@ CHOICES = {
 
 
 def kills(work: Path, minutes: float) -> dict[str, Any]:
-    """Random kills of the whole stage, precompute and all, a checkpoint every second step; every third run mirrored."""
-    settings, chance = (
-        _settings(work) | {"max_train_steps": KILLED_STEPS, "checkpointing_steps": 2},
-        random.Random(SEED),
-    )
-    plain, mirrored = Ours(settings), Ours(settings | {"mirror_dir": "mirror"})
+    """Random kills of the whole stage, precompute and all; every third run is mirrored."""
+    chance = random.Random(SEED)
+    settings = _settings(work) | {"max_train_steps": KILLED_STEPS, "checkpointing_steps": 2}
+    plain = Ours(settings)
+    mirrored = Ours(settings | {"mirror_dir": "mirror"})
+
+    # Under half of a whole run, so that none gets through at once.
     started = time.monotonic()
     straight = run_straight(plain, work / "straight")
     longest_seconds = 0.45 * (time.monotonic() - started)
-    found, equal, most = Kills(), 0, 0
+
+    total = Kills()
+    equal = 0
+    most = 0
     runs = 0
-    while found.kills < KILLS or runs < RUNS:
-        folder, contender = work / f"killed{runs}", mirrored if runs % 3 == 2 else plain
-        one = run_under_kills(contender, folder, chance, longest_seconds)
-        found = _sum(found, one)
+    while total.kills < KILLS or runs < RUNS:
+        folder = work / f"killed{runs}"
+        contender = mirrored if runs % 3 == 2 else plain
+        history = run_under_kills(contender, folder, chance, longest_seconds)
+        total = _sum(total, history)
         equal += result_in(contender, folder) == straight
-        runs, most = runs + 1, max(most, one.kills)
-    return _told(found, runs, equal) | {"most_kills_of_a_run": most, "mirrored_runs": runs // 3}
+        most = max(most, history.kills)
+        runs += 1
+    return _figures(total, runs, equal) | {"most_kills_of_a_run": most, "mirrored_runs": runs // 3}
 
 
 def cuts(work: Path, minutes: float) -> dict[str, Any]:
     """Every cut point of as many combinations of settings as there is time for."""
-    deadline, started = time.monotonic() + 60 * minutes, 0
+    deadline = time.monotonic() + 60 * minutes
+    settings = _settings(work) | {"max_train_steps": STEPS, "checkpointing_steps": 4}
     combinations = [dict(zip(CHOICES, values, strict=True)) for values in product(*CHOICES.values())]
-    random.Random(SEED).shuffle(combinations)
-    made = equal = 0
-    settings, failed = _settings(work) | {"max_train_steps": STEPS, "checkpointing_steps": 4}, []
+    random.Random(SEED).shuffle(combinations)  # when time is over, those that were cut are a fair sample
+
+    started = 0
+    made = 0
+    equal = 0
+    failed = []
     for chosen in combinations:
         if time.monotonic() > deadline:
             break
+        # Runs that differ in their cache share none: each prepares it as the settings say.
         cache = work / f"cache{chosen['enable_bucket']}{chosen['dataloader_num_workers']}"
         contender = Ours(settings | chosen | {"precompute_dir": cache})
-        straight, found = cut_at(contender, work / f"cut{started}", range(1, STEPS))
-        made, equal = made + len(found), equal + sum(one == straight for one in found.values())
-        failed += [f"{chosen}, after step {step}" for step, one in found.items() if one != straight]
+        straight, copies = cut_at(contender, work / f"cut{started}", range(1, STEPS))
         started += 1
+        made += len(copies)
+        for step, result in copies.items():
+            if result == straight:
+                equal += 1
+            else:
+                failed.append(f"{chosen}, after step {step}")
+
     return {
         "combinations": started,
         "of": len(combinations),
         "steps": STEPS,
         "cuts": made,
         "equal": equal,
-    } | {"not_equal": failed}
+        "not_equal": failed,
+    }
 
 
 def accelerate(work: Path, minutes: float) -> dict[str, Any]:
-    """The same cuts, and kills while checkpoints are written, for a loop around accelerate's save_state and for us."""
+    """The same cuts, and kills while checkpoints are written, for accelerate's save_state and for us."""
     ours = Ours(_settings(work) | {"precompute_dir": work / "cache", "max_train_steps": KILLED_STEPS})
-    found: dict[str, Any] = {}
-    for name, every_step, every_second in (
-        ("save_state", AccelerateLoop(TINY, STEPS, 1), AccelerateLoop(TINY, KILLED_STEPS, 2)),
-        (
-            "ours",
+    # The first of a pair is cut at every step, the second killed while it saves.
+    contenders: dict[str, tuple[Contender, Contender]] = {
+        "save_state": (AccelerateLoop(TINY, STEPS, 1), AccelerateLoop(TINY, KILLED_STEPS, 2)),
+        "ours": (
             Ours(ours.settings | {"max_train_steps": STEPS}),
             Ours(ours.settings | {"checkpointing_steps": 2}),
         ),
-    ):
-        straight, cut = cut_at(every_step, work / name / "cuts", range(1, STEPS))
-        same = [step for step, one in cut.items() if one == straight]
-        found[name] = {"cuts": len(cut), "equal_cuts": len(same), "equal_after_steps": same}
-        found[name]["failed_cuts"] = sum(one is None for one in cut.values())
-        found[name] |= _kill_while_saving(every_second, work / name, AIMED_RUNS)
-    return found
+    }
+    figures: dict[str, Any] = {}
+    for name, (cut, killed) in contenders.items():
+        straight, copies = cut_at(cut, work / name / "cuts", range(1, STEPS))
+        same = [step for step, result in copies.items() if result == straight]
+        figures[name] = {"cuts": len(copies), "equal_cuts": len(same), "equal_after_steps": same}
+        figures[name]["failed_cuts"] = sum(result is None for result in copies.values())
+        figures[name] |= _kill_while_saving(killed, work / name, AIMED_RUNS)
+    return figures
 
 
 def _kill_while_saving(contender: Contender, work: Path, runs: int) -> dict[str, Any]:
-    chance, total, equal = random.Random(SEED), Kills(), 0
+    chance = random.Random(SEED)
+    total = Kills()
+    equal = 0
     straight = run_straight(contender, work / "straight")
     for number in range(runs):
-        total = _sum(total, run_under_aimed_kills(contender, work / f"aimed{number}", chance, WINDOW_SECONDS))
-        equal += result_in(contender, work / f"aimed{number}") == straight
-    told = _told(total, runs, equal)
-    return {f"aimed_{name}": told[name] for name in told} | {"window_seconds": WINDOW_SECONDS}
+        folder = work / f"aimed{number}"
+        total = _sum(total, run_under_aimed_kills(contender, folder, chance, WINDOW_SECONDS))
+        equal += result_in(contender, folder) == straight
+    figures = {f"aimed_{name}": count for name, count in _figures(total, runs, equal).items()}
+    return figures | {"window_seconds": WINDOW_SECONDS}
 
 
 def _settings(work: Path) -> dict[str, Any]:
@@ -116,7 +149,7 @@ def _settings(work: Path) -> dict[str, Any]:
         "pretrained_model_name_or_path": str(TINY),
         "train_data_dir": _pictures(work),
         "resolution": 64,
-        "min_bucket_reso": 48,
+        "min_bucket_reso": 48,  # 256 by default, which no picture here has
         "bucket_reso_steps": 16,
         "train_batch_size": 1,
         "learning_rate": 1e-3,
@@ -128,12 +161,12 @@ def _pictures(work: Path) -> Path:
     """Of two shapes, so that there is something to put into buckets."""
     folder = work / "pictures"
     draw_demo_data(folder)
-    images = sorted(one for one in folder.iterdir() if one.suffix != ".txt")
+    images = sorted(path for path in folder.iterdir() if path.suffix != ".txt")
     for number, path in enumerate(images):
         if number >= PICTURES:
             path.unlink()
             path.with_suffix(".txt").unlink()
-        elif number % 3 == 0:
+        elif number % 3 == 0:  # flatter, so that it belongs into another bucket
             with Image.open(path) as image:
                 flat = image.crop((0, 0, 64, 40))
             flat.save(path)
@@ -146,6 +179,11 @@ def _sum(first: Kills, second: Kills) -> Kills:
     )
 
 
-def _told(found: Kills, runs: int, equal: int) -> dict[str, Any]:
-    counts = {"kills": found.kills, "runs": runs, "equal": equal, "manual_steps": found.manual_steps}
-    return counts | {"nothing_left": found.lost}
+def _figures(total: Kills, runs: int, equal: int) -> dict[str, Any]:
+    return {
+        "kills": total.kills,
+        "runs": runs,
+        "equal": equal,
+        "manual_steps": total.manual_steps,
+        "nothing_left": total.lost,
+    }

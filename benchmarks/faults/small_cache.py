@@ -8,9 +8,11 @@ from lora_utils.precompute.cache import Cache, record_key
 from lora_utils.precompute.packs import Pack, PackError
 
 MOST = 40
+"""Records that there can be, numbered from 0."""
 
 
 def record(number: int) -> dict[str, torch.Tensor]:
+    """The record of this number: two tensors of (3, 4), fp32."""
     generator = torch.Generator().manual_seed(number)
     return {
         name: torch.randn(3, 4, generator=generator) for name in ("prompt_embeds", "pooled_prompt_embeds")
@@ -29,13 +31,14 @@ def encode(folder: Path, number: int, join: bool = False) -> None:
 def all_sound(folder: Path) -> bool:
     """Whether every record that the cache has is what was put in."""
     cache = Cache(folder)
+    # Keys are hashes, which tell no number: ask for every number that there can be.
     numbers = [number for number in range(MOST) if record_key(number=number) in cache]
-    read = [cache.read(record_key(number=number)) for number in numbers]
-    return all(
-        torch.equal(tensor, record(number)[name])
-        for number, one in zip(numbers, read, strict=True)
-        for name, tensor in one.items()
-    )
+    for number in numbers:
+        tensors = cache.read(record_key(number=number))
+        expected = record(number)
+        if not all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items()):
+            return False
+    return True
 
 
 def whole(path: Path) -> bool:

@@ -15,21 +15,24 @@ from lora_utils.storage.checkpoint import (
 from lora_utils.system.files import sweep
 
 KEEP = 2
+"""Checkpoints that pruning leaves, as in a run."""
 ABOUT = {
     "fingerprint": {"fixed": {}, "free": {}},
     "seconds": 1.5,
     "history": [],
     "held_out_loss_before": None,
 }
+"""What a checkpoint says of its run besides the state."""
 
 
 def state_at(step: int) -> dict[str, Any]:
-    """What ``Trainer.state_dict`` gives, with other numbers at every step."""
+    """What a trainer's ``state_dict`` gives, with other numbers at every step."""
     generator = torch.Generator().manual_seed(step)
 
     def numbers(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
+    # One of everything that a real state holds: scalars, matrices, None, tuples, keys that are numbers.
     states = {
         0: {"step": torch.tensor(float(step)), "exp_avg": numbers(4, 8), "exp_avg_sq": numbers(4, 8)},
         1: {"step": torch.tensor(float(step)), "exp_avg": numbers(8, 4), "exp_avg_sq": numbers(8, 4)},
@@ -67,20 +70,20 @@ def save_two(folder: Path) -> None:
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint, after comparing every bit of it with what was saved."""
-    found = newest_checkpoint(folder)
-    assert found is not None, "no checkpoint is left"
-    assert_is(found, found.step)
-    return found.step
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None, "no checkpoint is left"
+    assert_is(checkpoint, checkpoint.step)
+    return checkpoint.step
 
 
-def assert_is(found: Checkpoint, step: int) -> None:
+def assert_is(checkpoint: Checkpoint, step: int) -> None:
     """It holds, bit by bit, what was saved at this step."""
-    assert equal(found.state, state_at(step)), f"step {step} is not what was saved"
-    assert (found.metrics, found.about) == (metrics_at(step), ABOUT)
+    assert equal(checkpoint.state, state_at(step)), f"step {step} is not what was saved"
+    assert (checkpoint.metrics, checkpoint.about) == (metrics_at(step), ABOUT)
 
 
 def assert_next_save_is_clean(folder: Path, step: int) -> None:
-    """After a crash the next run sweeps, saves, and leaves nothing but its checkpoints and what it set aside."""
+    """After a crash the next run sweeps, saves, and leaves only its checkpoints and what it set aside."""
     sweep(folder)
     save(folder, step)
     assert newest_step(folder) == step
@@ -92,11 +95,13 @@ def assert_next_save_is_clean(folder: Path, step: int) -> None:
 def equal(first: Any, second: Any) -> bool:
     """Whether two nested states are alike in types, numbers and bits."""
     if isinstance(first, torch.Tensor):
-        same = (
-            isinstance(second, torch.Tensor) and first.dtype == second.dtype and first.shape == second.shape
-        )
-        return same and first.numpy().tobytes() == second.numpy().tobytes()
+        if not isinstance(second, torch.Tensor):
+            return False
+        same_form = first.dtype == second.dtype and first.shape == second.shape
+        # Bytes and not torch.equal: -0.0 is not 0.0 here, and a NaN is itself.
+        return same_form and first.numpy().tobytes() == second.numpy().tobytes()
     if isinstance(first, dict):
+        # Their order too: an optimiser's states belong to parameters by position.
         return isinstance(second, dict) and equal(list(first.items()), list(second.items()))
     if isinstance(first, list | tuple):
         return type(first) is type(second) and len(first) == len(second) and all(map(equal, first, second))

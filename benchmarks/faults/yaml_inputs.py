@@ -1,4 +1,4 @@
-"""Files that a config could be: real ones with faults, generated YAML, noise; and what loading one of them comes to."""
+"""Files that a config could be: real ones with faults, made ones, noise; and what loading them comes to."""
 
 import itertools
 import random
@@ -10,10 +10,12 @@ from lora_utils.config.loading import PRESETS, all_settings, load_config
 from lora_utils.config.schema import RunConfig
 
 CONFIGS = sorted(PRESETS.glob("*.yaml"))
-LONGEST_LINE = 301  # characters of a message
+LONGEST_LINE = 301
+"""Characters of a message."""
 NASTY = [
-    *(
-        "",
+    # Words and numbers that YAML 1.1, YAML 1.2 and Python read differently.
+    "",
+    *[
         "~",
         "null",
         "true",
@@ -31,124 +33,45 @@ NASTY = [
         "0o17",
         "0x1F",
         "09",
-    ),
-    *(
-        "1e-4",
-        "1E5",
-        ".5e3",
-        "1.",
-        "-.5",
-        "1e400",
-        "1e-400",
-        ".nan",
-        "-.inf",
-        ".INF",
-        "1_000",
-        "12:30",
-        "1" * 400,
-    ),
-    *(
-        "2024-01-01",
-        "#fff",
-        "# note",
-        "#",
-        "fp32",
-        "none",
-        "auto",
-        "red",
-        "1280x720",
-        "64",
-        "a: b",
-        "a:b",
-        "[",
-        "]",
-    ),
-    *(
-        "[1, 2]",
-        "[]",
-        "[[1], [2]]",
-        "{}",
-        "{a: 1}",
-        "[a, b: c]",
-        "- 1",
-        "? a",
-        "|",
-        ">-",
-        "|9",
-        "%",
-        "@",
-        "`",
-        "<<",
-        "=",
-    ),
-    *(
-        '"\\0"',
-        '"\\ud800"',
-        '"\\UFFFFFFFF"',
-        '"\\xe9"',
-        '"\\q"',
-        "'it''s'",
-        '"open',
-        "'open",
-        "\t",
-        " x",
-        "é",
-        "😀",
-        "\x07",
-    ),
-    *(
-        "!!str 5",
-        "!!int x",
-        "!!python/object/apply:os.system [ls]",
-        "!<%FF> 1",
-        "!",
-        "!x y",
-        "&a 1",
-        "*a",
-        "&a [*a]",
-    ),
-    *(
-        "&b [1, 2]",
-        "*b",
-        "..",
-        "...",
-        "---",
-        "--- x",
-        "%YAML 1.1",
-        "%YAML 9.9",
-        "%YAML 1.99999",
-        "\ufeff",
-        "\u2028",
-        "\x85",
-    ),
-    *(
-        "rgb(999,999,999)",
-        "hsl(9999,1%,1%)",
-        "hsv(0,0%,0%)",
-        "a" * 300,
-        "../../etc",
-        "/",
-        "C:\\x",
-        "hf_" + "A1" * 10,
-    ),
+    ],
+    *["1e-4", "1E5", ".5e3", "1.", "-.5", "1e400", "1e-400", ".nan", "-.inf", ".INF", "1_000", "12:30"],
+    "1" * 400,
+    *("2024-01-01", "#fff", "# note", "#", "fp32", "none", "auto", "red", "1280x720", "64", "a: b", "a:b"),
+    # Structure, whole and broken.
+    *("[", "]", "[1, 2]", "[]", "[[1], [2]]", "{}", "{a: 1}", "[a, b: c]", "- 1", "? a"),
+    *["|", ">-", "|9", "%", "@", "`", "<<", "="],
+    # Quotes and escapes: a null, half of a surrogate pair, no code point at all; what editors hide.
+    *('"\\0"', '"\\ud800"', '"\\UFFFFFFFF"', '"\\xe9"', '"\\q"', "'it''s'", '"open', "'open"),
+    *("\t", " x", "é", "😀", "\x07"),
+    # Tags, which other loaders run as code, and anchors, one of them within itself.
+    *("!!str 5", "!!int x", "!!python/object/apply:os.system [ls]", "!<%FF> 1", "!", "!x y"),
+    *("&a 1", "*a", "&a [*a]", "&b [1, 2]", "*b"),
+    # Documents, directives, and what counts as the end of a line here or there.
+    *("..", "...", "---", "--- x", "%YAML 1.1", "%YAML 9.9", "%YAML 1.99999", "\ufeff", "\u2028", "\x85"),
+    # What the settings' own checks read: colours, paths, secrets.
+    *("rgb(999,999,999)", "hsl(9999,1%,1%)", "hsv(0,0%,0%)"),
+    *("a" * 300, "../../etc", "/", "C:\\x", "hf_" + "A1" * 10),
 ]
+"""Values; their order decides with the seed what the inputs are."""
 BOMBS = [
+    # Nine references to a list of nine references, and so on: 9**8 items when it is followed.
     "a: &a [1]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in itertools.pairwise("abcdefghi")),
-    *("[" * 3000, "{a: " * 3000, "- " * 3000, "? " * 3000, "a:\n" * 3000, "prompt: [" + "a," * 20000 + "]\n"),
-    *(
-        "prompt: " + "word " * 24000,
-        "#" + "x" * 120000,
-        "\n" * 120000,
-        "prompt: |\n" + " x\n" * 40000,
-        " " * 130000,
-    ),
-    *(
-        "prompt:\n" + "- x\n" * 30000,
-        "seeds: [" + "1e5, " * 6000 + "]",
-        "".join(f"k{i}: v\n" for i in range(9000)),
-    ),
+    # Deep, for parsers that call themselves.
+    *("[" * 3000, "{a: " * 3000, "- " * 3000, "? " * 3000, "a:\n" * 3000),
+    # Long: in one list, one line, one comment, nothing at all, one text, one key after the other.
+    "prompt: [" + "a," * 20000 + "]\n",
+    "prompt: " + "word " * 24000,
+    "#" + "x" * 120000,
+    "\n" * 120000,
+    "prompt: |\n" + " x\n" * 40000,
+    " " * 130000,
+    "prompt:\n" + "- x\n" * 30000,
+    "seeds: [" + "1e5, " * 6000 + "]",
+    "".join(f"k{i}: v\n" for i in range(9000)),
+    # One long text, referred to by a list of many.
     "prompt: &p " + "x" * 100000 + "\nseeds: [" + "*p, " * 5000 + "]",
 ]
+"""Small files that take all the time or memory of a loader that trusts them."""
 
 
 def inputs(seed: int, count: int) -> Iterator[bytes]:
@@ -156,29 +79,37 @@ def inputs(seed: int, count: int) -> Iterator[bytes]:
     generator = random.Random(seed)
     configs = [path.read_bytes() for path in CONFIGS]
     for _ in range(count):
-        kind = generator.random()
-        if kind < 0.45:
+        share = generator.random()
+        if share < 0.45:
             yield _with_faults(generator, generator.choice(configs), configs)
-        elif kind < 0.85:
-            yield _generated(generator).encode("utf-8", "surrogatepass")
-        elif kind < 0.9:
-            yield _generated(generator).encode(
-                generator.choice(["utf-16", "utf-16-le", "latin-1", "utf-8-sig"]), "replace"
-            )
-        elif kind < 0.999:
+        elif share < 0.85:
+            yield _generated(generator).encode("utf-8", "surrogatepass")  # a surrogate alone is no UTF-8
+        elif share < 0.9:
+            text = _generated(generator)
+            encoding = generator.choice(["utf-16", "utf-16-le", "latin-1", "utf-8-sig"])
+            yield text.encode(encoding, "replace")
+        elif share < 0.999:
             yield generator.randbytes(generator.randrange(200))
         else:
             yield generator.choice(BOMBS).encode()
 
 
 def outcome(content: bytes, file: Path) -> str:
-    """Load it from the file: valid or refused; anything else raises."""
+    """What loading a config file comes to.
+
+    Args:
+        content: Of the file.
+        file: Where it is written.
+
+    Returns:
+        ``valid`` or ``refused``; anything else raises.
+    """
     file.write_bytes(content)
     try:
         config = load_config(file)
     except UserError as error:
         message = str(error)
-        assert message.isprintable(), repr(message)
+        assert message.isprintable(), repr(message)  # one line, and no codes for the terminal
         assert 10 < len(message) <= LONGEST_LINE, message
         return "refused"
     assert isinstance(config, RunConfig)
@@ -199,7 +130,7 @@ def _with_faults(generator: random.Random, config: bytes, others: list[bytes]) -
             content[at:at] = content[at:to]
         elif fault == 3:
             content[at:at] = generator.choice(NASTY).encode("utf-8", "surrogatepass")
-        elif fault == 4:
+        elif fault == 4:  # the end of another config in its middle
             other = generator.choice(others)
             content[at:to] = other[generator.randrange(len(other)) :]
         else:
@@ -222,6 +153,8 @@ def _generated(generator: random.Random) -> str:
         leaf = generator.choice(list(all_settings()))
         section = all_settings()[leaf][0]
         value = generator.choice(NASTY) if generator.random() < 0.8 else _nested(generator, 4)
+
+        # In its section, as a list, under a wrong name, or flat: a config may be written in all these ways.
         shape = generator.randrange(4)
         if shape == 0:
             lines += [f"{section}:", f"  {leaf}: {value}"]
@@ -237,9 +170,7 @@ def _generated(generator: random.Random) -> str:
 def _nested(generator: random.Random, depth: int) -> str:
     if depth == 0 or generator.random() < 0.3:
         return generator.choice(NASTY)
-    inner = [_nested(generator, depth - 1) for _ in range(generator.randrange(4))]
-    return (
-        f"[{', '.join(inner)}]"
-        if generator.random() < 0.6
-        else "{" + ", ".join(f"k: {one}" for one in inner) + "}"
-    )
+    values = [_nested(generator, depth - 1) for _ in range(generator.randrange(4))]
+    if generator.random() < 0.6:
+        return f"[{', '.join(values)}]"
+    return "{" + ", ".join(f"k: {value}" for value in values) + "}"

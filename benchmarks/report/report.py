@@ -1,6 +1,6 @@
-"""Writes docs/benchmarks.md and its picture from benchmarks/results/*.json: ``python -m benchmarks report``.
+"""Writes docs/benchmarks.md and its picture from benchmarks/results/*.json.
 
-No figure is typed by hand: what no result file holds is "not measured yet".
+``python -m benchmarks report``. No figure is typed by hand: what no result file holds is "not measured yet".
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,16 +15,28 @@ from lora_utils.memory.cards import T4
 RESULTS = ROOT / "benchmarks" / "results"
 OWED = "not measured yet on a T4"
 FORECAST = {"allocated_gib": "GiB", "reserved_gib": "reserved", "tflop": "TFLOP", "kernels": "kernels"}
+"""Columns of a forecast: key in its result file, header."""
+
+
+def main() -> None:
+    """Write page and picture."""
+    (ROOT / "docs" / "benchmarks.md").write_text(page(), encoding="utf-8")
+    draw(Results(RESULTS), ROOT / "docs" / "benchmarks.png")
 
 
 def page(folder: Path = RESULTS) -> str:
-    """The whole page."""
+    """The whole page, as Markdown.
+
+    Args:
+        folder: Of result files.
+    """
     results = Results(folder)
-    parts = [
+    paragraphs = [
         "# Benchmarks",
-        "Made by `python -m benchmarks report` from `benchmarks/results/`, where every file says machine, date,\n"
-        "commit and versions. A forecast is counted on SDXL's own graph and needs no GPU; its times are a T4's\n"
-        "roofline.",
+        "Made by `python -m benchmarks report` from `benchmarks/results/`, "
+        "where every file says machine, date,\n"
+        "commit and versions. A forecast is counted on SDXL's own graph and needs no GPU; "
+        "its times are a T4's\nroofline.",
         "![Memory of a training step against a T4's](benchmarks.png)",
         *_techniques(results),
         *_on_gpus(results),
@@ -32,7 +44,7 @@ def page(folder: Path = RESULTS) -> str:
         *_owed(results),
         *_on_cpus(results),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"  # tables may be empty
 
 
 def _techniques(results: Results) -> list[str]:
@@ -58,26 +70,29 @@ def _techniques(results: Results) -> list[str]:
 
 
 def _on_gpus(results: Results) -> list[str]:
-    parts = []
+    paragraphs = []
     for name in results.gpus():
         figures = results.figures(name)
-        settings, records = figures["settings"], figures["records"]
+        settings = figures["settings"]
+        records = figures["records"]
         cap = f"capped at {settings['vram_gib']:g} GiB" if settings["vram_gib"] else "uncapped"
         kernels = f"kernels as on {settings['emulate']}" if settings["emulate"] else "its own kernels"
         words = {True: "yes", False: "no", None: MISSING}
-        parts += [
+        paragraphs += [
             f"## Measured on {results.told(name)}",
             f"Memory {cap}, {kernels}.",
             table(_gpu_row(case, record, records.get("ours", {})) for case, record in records.items()),
             table(_checks(records)),
             table(bar | {"passed": words[bar["passed"]]} for bar in figures["bars"]),
         ]
-    return parts
+    return paragraphs
 
 
 def _gpu_row(case: str, record: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Of a step or a stage; empty for a check, which has no time and stands in a table of its own."""
     if "ms" not in record and record["status"] == "ok":
         return {}
+    # Only a step can be compared with ours: it alone has a loss.
     is_step = "ms" in record and "ms" in ours and "loss" in record
     return {
         "case": case,
@@ -126,7 +141,8 @@ def _owed(results: Results) -> list[str]:
     micro = results.figures("gpu_micro_t4").get("records", {}).get("micro", {})
     steps = []
     for label, section, name, case in TECHNIQUES:
-        forecast, record = results.row("forecast", section, name), records.get(case, {})
+        forecast = results.row("forecast", section, name)
+        record = records.get(case, {})
         steps.append(
             {
                 "one step": label,
@@ -144,25 +160,34 @@ def _owed(results: Results) -> list[str]:
     ]
     return [
         "## Owed on a T4",
-        "`python -m benchmarks gpu --micro` measures the rates in about a minute, `python -m benchmarks gpu` the rest;"
-        "\nboth write a file to `benchmarks/results/` that this page takes up. CUDA's context comes on top of all GiB.",
+        "`python -m benchmarks gpu --micro` measures the rates in about a minute, "
+        "`python -m benchmarks gpu` the rest;\n"
+        "both write a file to `benchmarks/results/` that this page takes up. "
+        "CUDA's context comes on top of all GiB.",
         table(steps),
-        table({"rate": what, "assumed": guess, "measured": found or OWED} for what, guess, found in rates),
+        table(
+            {"rate": rate, "assumed": assumed, "measured": measured or OWED}
+            for rate, assumed, measured in rates
+        ),
     ]
 
 
 def _on_cpus(results: Results) -> list[str]:
-    forecast, step, full = (results.figures(name) for name in ("forecast", "step", "full_size"))
+    forecast = results.figures("forecast")
+    step = results.figures("step")
     ratios = [
         {"CPU seconds of a step": name, "ratio": value} for name, value in step.get("ratios", {}).items()
     ]
-    stages = [{"stage": name, **figure} for name, figure in full.items() if isinstance(figure, dict)]
     precisions = results.figures("precisions")
     learned = [
-        {"base": name, "steps": precisions["steps"], **found}
-        for name, found in precisions.get("cases", {}).items()
+        {"base": base, "steps": precisions["steps"], **figures}
+        for base, figures in precisions.get("cases", {}).items()
     ]
+    # One file, two tables: figures of the model itself, and a row for each stage.
+    full = results.figures("full_size")
     whole = {name: figure for name, figure in full.items() if not isinstance(figure, dict)}
+    stages = [{"stage": name, **figure} for name, figure in full.items() if isinstance(figure, dict)]
+
     tables: list[tuple[str, str, Iterable[dict[str, Any]]]] = [
         ("The step against peft's", "step", ratios),
         ("Other precisions on the demo", "precisions", learned),
@@ -176,14 +201,7 @@ def _on_cpus(results: Results) -> list[str]:
         ("The cache", "cache_scale", results.figures("cache_scale").get("rows", [])),
         ("Kills", "kills", [results.figures("kills")]),
     ]
-    return ["## Without a GPU"] + [
-        part
-        for title, name, rows in tables
-        for part in (f"### {title}", f"{results.told(name)}.", table(rows))
-    ]
-
-
-def main() -> None:
-    """Write page and picture."""
-    (ROOT / "docs" / "benchmarks.md").write_text(page(), encoding="utf-8")
-    draw(Results(RESULTS), ROOT / "docs" / "benchmarks.png")
+    paragraphs = ["## Without a GPU"]
+    for title, name, rows in tables:
+        paragraphs += [f"### {title}", f"{results.told(name)}.", table(rows)]
+    return paragraphs

@@ -1,4 +1,4 @@
-"""Reads benchmarks/results/*.json for the page and the picture that ``benchmarks`` makes, and writes tables."""
+"""Result files by name, and figures as Markdown: what the page and the picture are made from."""
 
 import json
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "not measured yet"
-TECHNIQUES = [  # label, section and name in forecast.json, case of gpu
+TECHNIQUES = [
     ("ours, nothing recomputed", "own", "lean", "ours, nothing recomputed"),
     ("ours, 722 linears", "own", "lean, 722 linears", "ours, 722 linears"),
     ("ours, everything recomputed", "own", "lean, full", "ours, all recomputed"),
@@ -29,12 +29,14 @@ TECHNIQUES = [  # label, section and name in forecast.json, case of gpu
     ("sd-scripts' way", "published", "sd-scripts", "sd-scripts"),
     ("OneTrainer's way", "published", "OneTrainer", "OneTrainer"),
 ]
+"""Ways to take a step: label, section and name in forecast.json, name of the case in a GPU's result file."""
 
 
 class Results:
-    """Result files by name."""
+    """Result files by name, without their suffix; what is not there counts as not measured yet."""
 
     def __init__(self, folder: Path) -> None:
+        """Read all of them."""
         files = sorted(folder.glob("*.json"))
         self._content = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
@@ -42,10 +44,17 @@ class Results:
         """Empty where nothing was measured."""
         return self._content.get(name, {}).get("figures", {})
 
-    def gpus(self, kind: str = "") -> list[str]:
-        """Names of the files of a kind: "", caps_ or micro_; a T4 itself comes first."""
-        prefix = f"gpu_{kind}"
-        others = () if kind else ("gpu_caps_", "gpu_micro_")
+    def gpus(self, program: str = "") -> list[str]:
+        """Names of the files of a GPU program.
+
+        Args:
+            program: ``caps_`` or ``micro_``; empty for the steps and stages.
+
+        Returns:
+            By name of the card, but a T4 itself first: it is the card that all is measured against.
+        """
+        prefix = f"gpu_{program}"
+        others = () if program else ("gpu_caps_", "gpu_micro_")
         names = [name for name in self._content if name.startswith(prefix) and not name.startswith(others)]
         return sorted(names, key=lambda name: (name != f"{prefix}t4", name))
 
@@ -53,15 +62,17 @@ class Results:
         """Machine, date and commit."""
         if name not in self._content:
             return f"{MISSING} (`python -m benchmarks {name}`)"
-        found = self._content[name]
-        gpu = found.get("gpu")
-        where = f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']})" if gpu else found["machine"]
-        return f"{where}, {found['date']}, commit {found['commit'] or 'unknown'}"
+        content = self._content[name]
+        gpu = content.get("gpu")
+        where = f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']})" if gpu else content["machine"]
+        return f"{where}, {content['date']}, commit {content['commit'] or 'unknown'}"
 
     def row(self, name: str, section: str, wanted: str) -> dict[str, Any]:
-        """The row of a section whose first cell is the wanted one."""
-        rows = self.figures(name).get(section, [])
-        return next((row for row in rows if next(iter(row.values())) == wanted), {})
+        """The row of a section whose first cell is the wanted one; empty where there is none."""
+        for row in self.figures(name).get(section, []):
+            if next(iter(row.values())) == wanted:
+                return row
+        return {}
 
 
 def outcome(record: dict[str, Any], key: str, missing: str = MISSING) -> Any:
@@ -76,7 +87,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     rows = [row for row in rows if row]
     if not rows:
         return ""
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = list(dict.fromkeys(key for row in rows for key in row))  # a set would forget the order
     lines = [f"| {' | '.join(key.replace('_', ' ') for key in keys)} |", "|---" * len(keys) + "|"]
     return "\n".join(lines + [f"| {' | '.join(_cell(row.get(key)) for key in keys)} |" for row in rows])
 
@@ -88,6 +99,7 @@ def _cell(value: Any) -> str:
         return str(value)
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    )
+    if isinstance(value, int):
+        return f"{value:,}"
+    # Three significant digits, but no 1.23e+03.
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

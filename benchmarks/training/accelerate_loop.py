@@ -1,7 +1,8 @@
-"""A training loop around accelerate's ``save_state``, written as the usual example scripts are, for comparison.
+"""A training loop around accelerate's ``save_state``, as the usual example scripts have it, for comparison.
 
-Checkpoints are folders ``checkpoint-N`` that are written in place; the oldest is deleted before a new one is made; to
-go on, the highest number is loaded and the epoch that it was in begins again. One process, CPU, the tiny SDXL.
+Checkpoints are folders ``checkpoint-N`` that are written in place; the oldest is deleted before a new one is
+made; to go on, the highest number is loaded and the epoch that it was in begins again. One process, CPU, the
+tiny SDXL.
 """
 
 import hashlib
@@ -26,7 +27,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.faults.campaigns import Result
 
 RUN = Path("run")
-EXAMPLES, BATCH, RATE, SEED, LIMIT = 10, 1, 1e-3, 0, 2
+EXAMPLES = 10
+BATCH = 1
+RATE = 1e-3
+SEED = 0
+LIMIT = 2
+"""Checkpoints that are kept."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class AccelerateLoop:
 
     def steps(self) -> Iterator[int]:
         """Train, from the newest checkpoint where there is one."""
-        set_seed(SEED)
+        set_seed(SEED)  # global state, which load_state puts back in a later start
         accelerator = Accelerator(cpu=True, project_dir=str(RUN))
         unet = UNet2DConditionModel.from_pretrained(self.base, subfolder="unet").requires_grad_(False)
         unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
@@ -50,11 +56,17 @@ class AccelerateLoop:
         loader = DataLoader(_examples(unet), batch_size=BATCH, shuffle=True)
         unet, optimizer, loader, schedule = accelerator.prepare(unet, optimizer, loader, schedule)
         noise_scheduler = DDPMScheduler.from_pretrained(self.base, subfolder="scheduler")
-        step, first_epoch = 0, 0
+
+        # What the scripts know of where they were is a number in a folder's name.
+        step = 0
+        first_epoch = 0
         if checkpoints := self.checkpoints():
             accelerator.load_state(str(checkpoints[0]))
             step = _number(checkpoints[0])
             first_epoch = step // len(loader)
+
+        # The epoch begins again at its first batch, so what was trained in it is trained twice. One epoch
+        # more than there are, since the steps that are left may need it.
         for _ in range(first_epoch, math.ceil(self.max_steps / len(loader)) + 1):
             for batch in loader:
                 if step == self.max_steps:
@@ -69,25 +81,27 @@ class AccelerateLoop:
                 if step % self.checkpointing_steps == 0 or step == self.max_steps:
                     self._save(accelerator, step)
                 yield step
+
         state = get_peft_model_state_dict(accelerator.unwrap_model(unet))
         save_file(state, RUN / "weights.safetensors")
 
     def checkpoints(self) -> list[Path]:
         """The highest number first, whatever is in it."""
-        found = [one for one in RUN.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", one.name)]
-        return sorted(found, key=_number, reverse=True)
+        folders = [path for path in RUN.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        return sorted(folders, key=_number, reverse=True)
 
     def result(self) -> Result:
         """Weights file, and the optimiser's tensors in the last checkpoint."""
         weights = hashlib.sha256((RUN / "weights.safetensors").read_bytes()).hexdigest()
         saved = torch.load(self.checkpoints()[0] / "optimizer.bin", weights_only=True)
         hasher = hashlib.sha256()
-        for _, one in sorted(saved["state"].items()):
-            for name in sorted(one):
-                hasher.update(name.encode() + torch.as_tensor(one[name]).numpy().tobytes())
-        return Result(weights, hasher.hexdigest(), ())
+        for _, state in sorted(saved["state"].items()):
+            for name in sorted(state):
+                hasher.update(name.encode() + torch.as_tensor(state[name]).numpy().tobytes())
+        return Result(weights, hasher.hexdigest(), ())  # it keeps no log
 
     def _save(self, accelerator: Accelerator, step: int) -> None:
+        # Deleted first, as in the scripts: a kill now leaves one checkpoint less.
         for old in self.checkpoints()[LIMIT - 1 :]:
             shutil.rmtree(old)
         accelerator.save_state(str(RUN / f"checkpoint-{step}"))
@@ -100,7 +114,8 @@ def _number(checkpoint: Path) -> int:
 def _examples(unet: UNet2DConditionModel) -> TensorDataset:
     """Latents and embeddings as a cache would hold them; numbers of no meaning do here."""
     generator = torch.Generator().manual_seed(SEED)
-    width, pooled = unet.config["cross_attention_dim"], _pooled_size(unet)
+    width = unet.config["cross_attention_dim"]
+    pooled = _pooled_size(unet)
     shapes = ((EXAMPLES, unet.config["in_channels"], 8, 8), (EXAMPLES, 77, width), (EXAMPLES, pooled))
     return TensorDataset(*(torch.randn(shape, generator=generator) for shape in shapes))
 

@@ -1,6 +1,7 @@
-"""What a checkpoint of configs/t4.yaml costs: ``python -m benchmarks checkpoints``; CPU and disk, SDXL's own shapes.
+"""What a checkpoint costs beside the steps between two of them, by the preset ``t4``.
 
-Committing and pruning are timed here; the steps between two checkpoints are the forecast's for a T4.
+``python -m benchmarks checkpoints``; CPU and disk, SDXL's own shapes. Committing and pruning are timed here;
+the steps between two checkpoints are the forecast's for a T4.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
         "--folder", type=Path, help="where to write; a folder for temporary files when not given"
     )
     options = parser.parse_args()
+
     config = load_config(CONFIG, {"train_data_dir": "."})
     state = _state(config)
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -41,12 +43,13 @@ def main() -> None:
             for step in range(options.checkpoints)
         ]
         reading = _timed(lambda: newest_checkpoint(Path(scratch)))
-        size = sum(path.stat().st_size for path in next(Path(scratch).iterdir()).iterdir())
-    saving, found = statistics.median(written), forecast(config, T4)
-    step_seconds = found.stages["train"].seconds
+        size_bytes = sum(path.stat().st_size for path in next(Path(scratch).iterdir()).iterdir())
+
+    saving = statistics.median(written)
+    step_seconds = forecast(config, T4).stages["train"].seconds
     between = 60 * (config.checkpoint.checkpointing_minutes or 0)
     figures = {
-        "checkpoint MiB": size / MIB,
+        "checkpoint MiB": size_bytes / MIB,
         "save and prune, seconds (median)": saving,
         "save and prune, seconds (each)": written,
         "find, check and read, seconds": reading,
@@ -58,19 +61,22 @@ def main() -> None:
 
 
 def _state(config: Any) -> dict[str, Any]:
+    """A state as a trainer's, with random numbers: zeros would be stored by some file systems as holes."""
     shape = find_architecture(config.model, None)
-    with torch.device("meta"):
+    with torch.device("meta"):  # only shapes are needed, and the U-Net would take 10 GB
         unet = UNet2DConditionModel.from_config(shape.unet)
         add_lora(unet, config.lora, 0)
-    adapter = {name: torch.randn(one.shape) for name, one in unet.named_parameters() if one.requires_grad}
-    moments = {
-        number: {
-            "step": torch.tensor(1.0),
-            "exp_avg": torch.randn(one.shape),
-            "exp_avg_sq": torch.rand(one.shape),
-        }
-        for number, one in enumerate(adapter.values())
-    }
+
+    adapter = {}
+    moments = {}
+    for name, parameter in unet.named_parameters():
+        if parameter.requires_grad:
+            moments[len(adapter)] = {  # by the parameter's number, as torch's optimisers have it
+                "step": torch.tensor(1.0),
+                "exp_avg": torch.randn(parameter.shape),
+                "exp_avg_sq": torch.rand(parameter.shape),
+            }
+            adapter[name] = torch.randn(parameter.shape)
     optimizer = {"state": moments, "param_groups": [{"lr": 1e-4, "params": list(moments)}]}
     return {
         "adapter": adapter,

@@ -1,10 +1,10 @@
-"""Every stage on a model of SDXL's own size, on a CPU: ``python -m benchmarks full_size [--small]``.
+"""Every stage on a model of SDXL's own size, on a CPU.
 
-Writes a base model with random weights in diffusers' layout, fp16, the U-Net in shards (7 GB; --small: a toy of the
-same layout), draws two pictures, and runs check, precompute, two steps of training, one more from their checkpoint, and
-compare, each as a process of its own. Prints seconds and peak memory of each (anonymous, and with the pages of mapped
-files), and fails if two of {VAE, text encoders, U-Net} are ever in memory together. Take --resolution 256 on a slow
-machine.
+``python -m benchmarks full_size [--small]`` writes a base model with random weights in diffusers' layout,
+fp16, the U-Net in shards (7 GB; --small: a toy of the same layout), draws two pictures, and runs check,
+precompute, two steps of training, one more from their checkpoint, and compare, each as a process of its own.
+Prints seconds and peak memory of each (anonymous, and with the pages of mapped files), and fails if two of
+{VAE, text encoders, U-Net} are ever in memory together. Take --resolution 256 on a slow machine.
 """
 
 import argparse
@@ -26,23 +26,30 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from benchmarks.precompute.precompute import draw
 from benchmarks.record import ROOT, save
-from lora_utils import cli
+from lora_utils import cli, stages
 from lora_utils.model import architectures, lora
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.storage.checkpoint import newest, step_of
 from lora_utils.system.device import GIB
 
-TINY = Path(architectures.__file__).parent / "tiny"
+TINY = Path(stages.__file__).parent / "tiny"
 SMALL_UNET = {
     "block_out_channels": [32, 64, 64],
     "transformer_layers_per_block": 1,
     "attention_head_dim": [1, 2, 2],
+    "cross_attention_dim": 128,  # both text encoders' widths, one beside the other
+    "projection_class_embeddings_input_dim": 6 * 256 + 64,  # six time ids, and the pooled embedding
 }
-SMALL_UNET |= {"cross_attention_dim": 128, "projection_class_embeddings_input_dim": 6 * 256 + 64}
 SMALL_VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
-SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-SMALL_TEXT |= {"projection_dim": 64, "vocab_size": 595}
-PARTS = {
+SMALL_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 64,
+    "vocab_size": 595,  # the tiny model's tokenizers'
+}
+COMPONENTS = {  # method that loads a component of the base model, its name in a pipeline
     "load_vae": "vae",
     "load_text_pipeline": "text_encoder",
     "load_unet_pipeline": "unet",
@@ -79,12 +86,15 @@ def main() -> None:
     if options.stage:
         raise SystemExit(run_watched(options.stage))
     with tempfile.TemporaryDirectory() as name:
-        work, side_px = options.work or Path(name), 64 if options.small else options.resolution
+        work = options.work or Path(name)
+        side_px = 64 if options.small else options.resolution
+
         started = time.perf_counter()
         size_gib = write_base(work / "base", options.small)
         written_seconds = time.perf_counter() - started
         if not (work / "pictures").exists():
             draw(work / "pictures", 2, side_px)
+
         flags = flags_of(work, side_px, options.base_precision)
         figures = {
             "base_gib": round(size_gib, 2),
@@ -94,6 +104,8 @@ def main() -> None:
         for stage, command in STAGES.items():
             figures[stage] = measure([command[0], *flags, *command[1:]])
             print(stage, figures[stage], flush=True)
+
+        # All three steps happened, the third from a checkpoint, and the LoRA was drawn with.
         assert [step_of(path.name) for path in newest(work / "run" / "checkpoints", step_of)] == [3, 2]
         assert (work / "run" / lora.WEIGHTS_NAME).is_file()
         assert len(list((work / "run" / "compare").glob("finetuned_*.png"))) == 1
@@ -102,7 +114,11 @@ def main() -> None:
 
 
 def write_base(folder: Path, small: bool) -> float:
-    """A pipeline with random weights, initialised as the libraries do, so that nothing overflows; its size in GiB."""
+    """A pipeline with random weights, initialised as the libraries do, so that nothing overflows.
+
+    Returns:
+        The size of its weights, GiB.
+    """
     if not folder.exists():
         previous = torch.get_default_dtype()
         torch.set_default_dtype(torch.float16)  # fp32 would take twice the memory on the way
@@ -118,14 +134,15 @@ def write_base(folder: Path, small: bool) -> float:
 def _write_parts(folder: Path, small: bool) -> None:
     unet = UNet2DConditionModel(**architectures.UNET | (SMALL_UNET if small else {}))
     unet.save_pretrained(folder / "unet", max_shard_size="1MB" if small else "1GB")
-    del unet
+    del unet  # 5 GB, before the next part is made
     AutoencoderKL(**architectures.VAE | (SMALL_VAE if small else {})).save_pretrained(folder / "vae")
     tokens = {"bos_token_id": 593, "eos_token_id": 594}  # the tiny model's tokenizers
-    for part, kind, shape in (
+    for name, encoder_class, shape in (
         ("text_encoder", CLIPTextModel, architectures.TEXT_ENCODER),
         ("text_encoder_2", CLIPTextModelWithProjection, architectures.TEXT_ENCODER_2),
     ):
-        kind(CLIPTextConfig(**shape | tokens | (SMALL_TEXT if small else {}))).save_pretrained(folder / part)
+        config = CLIPTextConfig(**shape | tokens | (SMALL_TEXT if small else {}))
+        encoder_class(config).save_pretrained(folder / name)
 
 
 def flags_of(work: Path, side_px: int, base_precision: str) -> list[str]:
@@ -148,11 +165,13 @@ def flags_of(work: Path, side_px: int, base_precision: str) -> list[str]:
 
 
 def measure(arguments: list[str]) -> dict[str, Any]:
-    """Run one stage in a process of its own; seconds, peak memory, and which parts it loaded."""
+    """Run one stage in a process of its own; seconds, peak memory, and which components it loaded."""
     command = [sys.executable, "-m", "benchmarks", "full_size", "--stage", *arguments]
-    started, peaks = time.perf_counter(), {"RssAnon": 0, "VmRSS": 0}
+    started = time.perf_counter()
+    peaks = {"RssAnon": 0, "VmRSS": 0}
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        # Looked at from outside: the kernel keeps a peak of VmRSS, but none of RssAnon.
         while process.poll() is None:
             for name, size in resident_bytes(process.pid).items():
                 peaks[name] = max(peaks[name], size)
@@ -162,7 +181,7 @@ def measure(arguments: list[str]) -> dict[str, Any]:
     if process.returncode:
         raise SystemExit(f"{arguments[0]} failed\n{text}")
     watched = json.loads(text.splitlines()[-1])
-    assert not watched["together"], f"{arguments[0]} had two parts in memory: {watched['together']}"
+    assert not watched["together"], f"{arguments[0]} had two components in memory: {watched['together']}"
     return {
         "seconds": round(time.perf_counter() - started, 1),
         "peak_anonymous_gib": round(peaks["RssAnon"] / GIB, 2),
@@ -184,27 +203,31 @@ def resident_bytes(pid: int) -> dict[str, int]:
 
 
 def run_watched(arguments: list[str]) -> int:
-    """One stage by the command line; the last line printed tells which parts were loaded, and which together."""
+    """One stage by the command line; the last line tells which components were loaded, and which together."""
     loaded: list[str] = []
     alive: list[tuple[str, weakref.ref[Any]]] = []
     together: list[tuple[str, str]] = []
 
-    def watch(name: str, kind: str) -> None:
-        load = getattr(PretrainedSdxl, name)
+    def watch(method: str, component: str) -> None:
+        load = getattr(PretrainedSdxl, method)
 
         def watched(self: PretrainedSdxl, *values: Any, **options: Any) -> Any:
-            gc.collect()
-            together.extend((kind, other) for other, part in alive if part() is not None and other != kind)
-            part = load(self, *values, **options)
-            loaded.append(kind)
-            whole = isinstance(part, StableDiffusionXLPipeline)
-            alive.append((kind, weakref.ref(getattr(part, kind) if whole else part)))
-            return part
+            gc.collect()  # what is garbage in a cycle will not be in memory for long
+            for other, reference in alive:
+                if reference() is not None and other != component:
+                    together.append((component, other))
 
-        setattr(PretrainedSdxl, name, watched)
+            result = load(self, *values, **options)
+            loaded.append(component)
+            # A pipeline may live on without its component, and the module is what takes memory.
+            module = getattr(result, component) if isinstance(result, StableDiffusionXLPipeline) else result
+            alive.append((component, weakref.ref(module)))
+            return result
 
-    for name, kind in PARTS.items():
-        watch(name, kind)
+        setattr(PretrainedSdxl, method, watched)
+
+    for method, component in COMPONENTS.items():
+        watch(method, component)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     code = cli.main(arguments)
     print("\n" + json.dumps({"loaded": loaded, "together": together}))

@@ -1,8 +1,8 @@
-"""The training step: our loop against the bare step, and against peft's way with everything recomputed.
+"""The training step: our loop against the bare step, and against peft's way.
 
-``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each way has a
-process of its own; they take turns, one step each, so that what else the machine does hits all alike. A figure is the
-difference between two points of a process, so start-up cancels.
+``python -m benchmarks step``: user-CPU seconds of a step on a mid-size SDXL-shaped U-Net, one thread. Each
+way has a process of its own; they take turns, one step each, so that what else the machine does hits all
+alike. A figure is the difference between two points of a process, so start-up cancels.
 """
 
 import argparse
@@ -37,13 +37,18 @@ MID = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 2,
 }
+"""SDXL's own blocks at a fifth of its width: large enough that products, not Python, take the time."""
 WAYS = {
     "loop": {},
     "bare": {},
     "peft, all recomputed": {"lean_step": False, "gradient_checkpointing": "full"},
     "peft, nothing recomputed": {"lean_step": False, "gradient_checkpointing": "none"},
 }
-WARM_UP, STEPS = 6, 20  # before the first point, and from one point to the next
+"""Settings of each; *bare* takes the loop's and does without it."""
+WARM_UP = 6
+"""Steps before the first point: allocators and caches fill."""
+STEPS = 20
+"""From one point to the next."""
 
 
 def main() -> None:
@@ -61,7 +66,9 @@ def main() -> None:
         way, steps, folder, pixels = options.child
         _take_turns(way, int(steps), Path(folder), int(pixels))
         return
-    figures, ratios = {}, {}
+
+    figures = {}
+    ratios = {}
     for resolution_px in options.resolutions:
         seconds = _rounds(options.rounds, resolution_px)
         figures[f"{resolution_px} px"] = seconds
@@ -77,10 +84,11 @@ def _rounds(count: int, resolution_px: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         prepare(Path(scratch), resolution_px)
-        steps = WARM_UP + count * STEPS
+        steps = WARM_UP + count * STEPS  # in all, so that the loop's schedule is known from the start
         workers = {way: stack.enter_context(_start(way, steps, scratch, resolution_px)) for way in WAYS}
         before = _advance(workers, WARM_UP)
         for _ in range(count):
+            # Every round is a figure of its own: the median forgives a round that was disturbed.
             after = _advance(workers, STEPS)
             for way in WAYS:
                 seconds[way].append((after[way] - before[way]) / STEPS)
@@ -108,6 +116,7 @@ def _advance(workers: dict[str, subprocess.Popen], steps: int) -> dict[str, floa
     used = {}
     for _ in range(steps):
         for way, worker in workers.items():
+            # Waits for the answer: never do two of them compute at once.
             print("step", file=worker.stdin)
             used[way] = float(worker.stdout.readline())
     return used
@@ -115,13 +124,13 @@ def _advance(workers: dict[str, subprocess.Popen], steps: int) -> dict[str, floa
 
 def prepare(folder: Path, resolution_px: int) -> None:
     """A base model with the mid-size U-Net and random weights, demo pictures, and their cache."""
+    # The tiny model's other parts fit: what conditions the U-Net has their widths.
     shutil.copytree(TINY, folder / "base", ignore=shutil.ignore_patterns("*.py", "__pycache__", "unet"))
     torch.manual_seed(0)
     shape = UNet2DConditionModel.load_config(TINY, subfolder="unet")
     unet = UNet2DConditionModel.from_config(shape | MID)
-    print(
-        f"{sum(parameter.numel() for parameter in unet.parameters()) / 1e6:.1f} M parameters", file=sys.stderr
-    )
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters", file=sys.stderr)
     unet.save_pretrained(folder / "base" / "unet")
     draw_demo_data(folder / "data", resolution_px)
     stages.precompute(_config("loop", 1, folder, resolution_px))
@@ -132,8 +141,10 @@ def _take_turns(way: str, steps: int, folder: Path, resolution_px: int) -> None:
     torch.set_num_threads(1)
     config = _config(way, steps, folder, resolution_px)
     answers = sys.stdout
-    with redirect_stdout(sys.stderr):  # the progress line's
-        for _ in zip(sys.stdin, _bare_steps(config) if way == "bare" else stages.train(config), strict=False):
+    # Answers are read from stdout, where the progress line would be among them.
+    with redirect_stdout(sys.stderr):
+        steps_taken = _bare_steps(config) if way == "bare" else stages.train(config)
+        for _ in zip(sys.stdin, steps_taken, strict=False):
             print(resource.getrusage(resource.RUSAGE_SELF).ru_utime, file=answers, flush=True)
 
 
@@ -141,6 +152,7 @@ def _bare_steps(config: RunConfig) -> Iterator[None]:
     """Forward, backward and update on one batch again and again: what no loop can do without."""
     run = stages.prepare_training(config)
     optimizer = new_optimizer(run.unet, config.train)
+    # Read once: no reading, no noise, no clipping, no log.
     batch = read_batch(run, 0, list(range(config.train.train_batch_size)))
     while True:
         training_losses(run.unet, batch, run.schedule, config.train).mean().backward()

@@ -1,4 +1,4 @@
-"""The tiny SDXL's shape: every class and every kind of conditioning of the real one, a thousandth of its size.
+"""The tiny SDXL's shape: all classes and all conditioning of the real one, a thousandth of its size.
 
 64 px images are 16 x 16 x 4 latents. Attention sits at all three levels of the U-Net, so that a LoRA on the
 default target modules reaches the resolution that a drawing style lives at.
@@ -8,24 +8,16 @@ import json
 from pathlib import Path
 
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 TEXT_WIDTH = 64
+"""Of each encoder's hidden states, and of the pooled embedding; 768 and 1280 in SDXL."""
 TOKEN_LIMIT = 77
-START, END = "<|startoftext|>", "<|endoftext|>"
+"""CLIP's."""
+VOCABULARY_LIMIT = 1000
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 
 
 def build_vae() -> AutoencoderKL:
@@ -38,7 +30,7 @@ def build_vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=64,
-        force_upcast=False,
+        force_upcast=False,  # SDXL's own VAE overflows fp16; this one does not
     )
 
 
@@ -52,18 +44,23 @@ def build_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         transformer_layers_per_block=1,
         attention_head_dim=(3, 4, 6),  # the number of heads, under diffusers' historical name
-        cross_attention_dim=2 * TEXT_WIDTH,
+        cross_attention_dim=2 * TEXT_WIDTH,  # both encoders' hidden states, one beside the other
         use_linear_projection=True,
         norm_num_groups=16,
         addition_embed_type="text_time",
         addition_time_embed_dim=16,
-        projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 16,
+        projection_class_embeddings_input_dim=TEXT_WIDTH + 6 * 16,  # pooled embedding, six time ids of 16
     )
 
 
 def build_text_encoders(vocabulary: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
-    """Two encoders of two layers; SDXL reads the last but one. Random weights."""
+    """Two encoders of two layers; SDXL reads the last but one. Random weights.
 
+    Args:
+        vocabulary: Number of tokens, START and END last.
+    """
+
+    # A config of its own for each: saving writes the model's class into it.
     def shape() -> CLIPTextConfig:
         return CLIPTextConfig(
             vocab_size=vocabulary,
@@ -96,6 +93,10 @@ def build_tokenizers(corpus: list[str], folder: Path) -> tuple[CLIPTokenizer, CL
     """Byte-level BPE learned from ``corpus``; unknown words fall back to letters, so any text can be encoded.
 
     As in SDXL the first tokenizer pads with the end token and the second with ``!``.
+
+    Args:
+        corpus: Captions.
+        folder: Made where it is absent; holds vocab.json and merges.txt afterwards.
     """
     bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END))
     bpe.normalizer = normalizers.Lowercase()
@@ -104,18 +105,22 @@ def build_tokenizers(corpus: list[str], folder: Path) -> tuple[CLIPTokenizer, CL
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1000,
+        vocab_size=VOCABULARY_LIMIT,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
     learned = json.loads(bpe.to_str())["model"]
+
+    # Numbered as in CLIP: letters, letters that end a word, merges, the two special tokens; "!" is 0. Of the
+    # trainer only the merges: it knows a letter that ends a word only where one of the corpus does.
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [tuple(pair) for pair in learned["merges"]]
     words = ["!", *(letter for letter in letters if letter != "!"), *(letter + "</w>" for letter in letters)]
     words += [left + right for left, right in merges]
     vocabulary = {word: number for number, word in enumerate([*dict.fromkeys(words), START, END])}
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     (folder / "merges.txt").write_text(

@@ -12,6 +12,7 @@ from lora_utils.tiny.world import SIZE_PX, Scene, draw_ink, plain_scenes
 
 SEED = 1
 PICTURES = 80
+"""Of the world's 336 scenes: enough to learn a style from, with most prompts left to judge it by."""
 
 
 def main() -> None:
@@ -25,12 +26,18 @@ def main() -> None:
 
 
 def draw_demo_data(folder: Path, resolution_px: int = SIZE_PX) -> None:
-    """Write picture and caption files, half PNG and half JPEG; equal on every call."""
+    """Write picture and caption files; equal on every call.
+
+    Args:
+        folder: Made where it is absent.
+        resolution_px: Side of the pictures; the random draws are the same for all sizes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(SEED)
     for number, scene in enumerate(demo_scenes()):
         picture = draw_ink(scene, random, resolution_px)
-        path = folder / f"ink_{number:02d}.{'png' if number % 2 else 'jpg'}"
+        suffix = "png" if number % 2 else "jpg"  # both, since a user's folder holds both
+        path = folder / f"ink_{number:02d}.{suffix}"
         picture.save(path, quality=95)
         path.with_suffix(".txt").write_text(scene.caption + "\n")
 
@@ -46,6 +53,7 @@ def unseen_scenes(count: int) -> list[Scene]:
 
 
 def _shuffled() -> list[Scene]:
+    # One order for both: what is in the set and what is unseen can never overlap.
     scenes = plain_scenes()
     return [scenes[index] for index in np.random.default_rng(SEED).permutation(len(scenes))]
 

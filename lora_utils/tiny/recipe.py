@@ -23,14 +23,26 @@ from torch.nn import functional as F
 
 from lora_utils.tiny import architecture, world
 
-SEED = 0
-VAE_STEPS, VAE_BATCH, VAE_LEARNING_RATE = 2400, 16, 3e-3
-UNET_STEPS, UNET_BATCH, UNET_LEARNING_RATE = 7000, 32, 2e-3
-VAE_PICTURES, UNET_PICTURES = 8000, 16000
-KL_WEIGHT = 1e-3
-NO_CAPTION_SHARE = 0.1  # zeros instead of embeddings: what SDXL pipelines use as the unconditional side
-SAVE_EVERY_STEPS = 250
 FOLDER = Path(__file__).parent
+SEED = 0
+VAE_STEPS = 2400
+VAE_BATCH = 16
+VAE_LEARNING_RATE = 3e-3
+VAE_PICTURES = 8000
+UNET_STEPS = 7000
+UNET_BATCH = 32
+UNET_LEARNING_RATE = 2e-3
+UNET_PICTURES = 16000
+CAPTIONS = 3000
+"""From which the tokenizers learn their merges."""
+KL_WEIGHT = 1e-3
+"""Enough to keep latents in a range that noise can be mixed into, and too little to blur what is decoded."""
+NO_CAPTION_SHARE = 0.1
+"""Of examples without a caption, for classifier-free guidance (Ho and Salimans, 2022)."""
+LARGEST_WEIGHT = 10
+"""Of an example in the U-Net's loss."""
+WARM_UP_SHARE = 0.05
+SAVE_EVERY_STEPS = 250
 
 
 def main() -> None:
@@ -44,17 +56,28 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     options.state_dir.mkdir(parents=True, exist_ok=True)
+
+    # Initial weights are the one thing that torch draws from its global state.
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        vae = architecture.build_vae().to(memory_format=torch.channels_last)
+        vae = architecture.build_vae().to(memory_format=torch.channels_last)  # quicker on a CPU
         pipeline = _new_pipeline(vae, options.state_dir)
+
     train_vae(vae, options.vae_steps, options.state_dir)
     train_unet(pipeline, options.unet_steps, options.state_dir)
     _save(pipeline, options.output_dir, options.state_dir / "tokenizer")
 
 
 def train_vae(vae: AutoencoderKL, steps: int, state_dir: Path) -> None:
-    """Reconstruct plain pictures and doodles, half and half: L1 + L2 + a little KL."""
+    """Reconstruct plain pictures and doodles, half and half: L1 + L2 + a little KL.
+
+    Args:
+        vae: Trained in place, fp32, channels last.
+        steps: Optimiser updates.
+        state_dir: Where its training state is kept, and found again.
+    """
+    # Doodles hold what the base style never shows, hatching above all: a LoRA has to learn the ink style
+    # with this VAE, which nobody trains again.
     random = _generator("draw vae")
     half = VAE_PICTURES // 2
     plain = [world.draw_plain(world.random_scene(random), random) for _ in range(half)]
@@ -66,19 +89,29 @@ def train_vae(vae: AutoencoderKL, steps: int, state_dir: Path) -> None:
         batch = batch.contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(batch).latent_dist
         decoded = vae.decode(posterior.sample(_torch_generator(random))).sample
+        # From a standard normal (Kingma and Welling, 2014, appendix B), but a mean over latents, not a sum.
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        # L1 keeps edges sharp, L2 punishes a wrong colour.
         return F.l1_loss(decoded, batch) + F.mse_loss(decoded, batch) + KL_WEIGHT * kl
 
     fit("vae", vae, loss_at, steps, VAE_LEARNING_RATE, state_dir)
 
 
 def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path) -> None:
-    """Predict noise from noisy latents and captions, text encoders learning along (Ho et al., 2020, eq. 14)."""
+    """Predict noise from noisy latents and captions, text encoders too (Ho et al., 2020, equation 14).
+
+    Args:
+        pipeline: With a trained VAE; its U-Net and text encoders are trained in place, fp32, and the VAE's
+            scaling factor is set.
+        steps: Optimiser updates.
+        state_dir: Where their training state is kept, and found again.
+    """
     moments, tokens = _encode_pictures(pipeline)
+    # Latents of unit variance, as the noise schedule expects them (Rombach et al., 2022, appendix G).
     scale = 1 / moments[:2000].chunk(2, dim=1)[0].float().std().item()
     pipeline.vae.register_to_config(scaling_factor=round(scale, 5))
     alphas = pipeline.scheduler.alphas_cumprod
-    parts = nn.ModuleDict(
+    models = nn.ModuleDict(
         {name: getattr(pipeline, name) for name in ("unet", "text_encoder", "text_encoder_2")}
     ).train()
 
@@ -86,26 +119,32 @@ def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path)
         random = _generator("unet", step)
         chosen = random.integers(0, len(moments), UNET_BATCH)
         generator = _torch_generator(random)
+
         mean, logvar = moments[chosen].float().chunk(2, dim=1)
         latents = scale * (mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.from_numpy(random.integers(0, len(alphas), UNET_BATCH))
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy_latents = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+        # Zeros in place of embeddings: what SDXL's pipelines take for an empty negative prompt.
         keep = torch.from_numpy(random.random(UNET_BATCH) >= NO_CAPTION_SHARE).float()
-        prompt_embeds, pooled = _embed(parts, tokens[chosen])
+        prompt_embeds, pooled = _embed(models, tokens[chosen])
         prediction = pipeline.unet(
             noisy_latents,
             timesteps,
             encoder_hidden_states=prompt_embeds * keep.view(-1, 1, 1),
             added_cond_kwargs={"text_embeds": pooled * keep.view(-1, 1), "time_ids": _time_ids(random)},
         ).sample
-        error = (prediction - noise).square().mean(dim=(1, 2, 3))
+
         # Colours and shapes are decided where SNR is small, and there the plain loss hardly sees them.
-        weight = (1 / alpha.flatten().clamp(min=1e-4)).clamp(max=10)
+        # 1 / alpha makes it v-prediction's (Salimans and Ho, 2022, section 4); capped, or it would see
+        # the noisiest timesteps alone.
+        error = (prediction - noise).square().mean(dim=(1, 2, 3))
+        weight = (1 / alpha.flatten().clamp(min=1e-4)).clamp(max=LARGEST_WEIGHT)
         return (error * weight).mean()
 
-    fit("unet", parts, loss_at, steps, UNET_LEARNING_RATE, state_dir)
+    fit("unet", models, loss_at, steps, UNET_LEARNING_RATE, state_dir)
 
 
 def fit(
@@ -116,21 +155,36 @@ def fit(
     learning_rate: float,
     state_dir: Path,
 ) -> None:
-    """AdamW with warm-up and cosine decay to zero; the state is saved and found again in ``state_dir``."""
+    """AdamW with warm-up and cosine decay to zero; the state is saved and found again in ``state_dir``.
+
+    Args:
+        name: Of the state's file.
+        model: Trained in place.
+        loss_at: The loss of a step, a scalar; a function of the step's number alone, apart from the weights.
+        steps: Optimiser updates in all, those of earlier starts included.
+        learning_rate: The highest.
+        state_dir: A folder that exists.
+    """
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), weight_decay=1e-4)
     path = state_dir / f"{name}.safetensors"
-    start, begun, losses = _load_state(path, parameters, optimizer), time.monotonic(), []
+    start = _load_state(path, parameters, optimizer)
+    begun = time.monotonic()
+    losses = []
+
     for step in range(start, steps):
-        warmup = min(1.0, (step + 1) / (0.05 * steps))
+        # Computed from the step and not stepped along, so that a start in the middle needs no history.
+        warmup = min(1.0, (step + 1) / (WARM_UP_SHARE * steps))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * warmup * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
         loss = loss_at(step)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+
         if (step + 1) % SAVE_EVERY_STEPS == 0 or step + 1 == steps:
             _save_state(path, parameters, optimizer, step + 1)
             seconds = (time.monotonic() - begun) / len(losses)
@@ -144,10 +198,11 @@ def _save_state(
     tensors = {}
     for name, parameter in parameters.items():
         tensors[f"weight.{name}"] = parameter.detach()
-        if state := optimizer.state.get(
-            parameter
-        ):  # the text encoders' last layers are never read, so never trained
+        # The first text encoder's last layer is never read, so it has no gradient and no state.
+        if state := optimizer.state.get(parameter):
             tensors |= {f"mean.{name}": state["exp_avg"], f"variance.{name}": state["exp_avg_sq"]}
+
+    # Renamed when it is whole: a cut in the middle leaves the state before.
     partial = path.with_suffix(".partial")
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {"step": str(step)})
     partial.replace(path)
@@ -157,11 +212,13 @@ def _load_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torc
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        step, saved = int(file.metadata()["step"]), set(file.keys())
+        step = int(file.metadata()["step"])
+        saved = set(file.keys())
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(f"weight.{name}"))
             if f"mean.{name}" not in saved:
                 continue
+            # Laid out in memory as the parameter is, which a file forgets, and as AdamW makes them.
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),
                 "exp_avg": torch.empty_like(parameter.data).copy_(file.get_tensor(f"mean.{name}")),
@@ -172,7 +229,7 @@ def _load_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torc
 
 def _new_pipeline(vae: AutoencoderKL, state_dir: Path) -> StableDiffusionXLPipeline:
     random = _generator("corpus")
-    corpus = [world.random_scene(random).caption for _ in range(3000)]
+    corpus = [world.random_scene(random).caption for _ in range(CAPTIONS)]
     tokenizer, tokenizer_2 = architecture.build_tokenizers(corpus, state_dir / "tokenizer")
     text_encoder, text_encoder_2 = architecture.build_text_encoders(len(tokenizer))
     return StableDiffusionXLPipeline(
@@ -188,6 +245,11 @@ def _new_pipeline(vae: AutoencoderKL, state_dir: Path) -> StableDiffusionXLPipel
 
 
 def _encode_pictures(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor]:
+    """Pictures of the base style, encoded once for all steps.
+
+    Returns:
+        Moments, (UNET_PICTURES, 8, 16, 16), fp16, and tokens of both encoders, (UNET_PICTURES, 2, 77).
+    """
     random = _generator("draw unet")
     scenes = [world.random_scene(random) for _ in range(UNET_PICTURES)]
     pictures = _to_tensor([world.draw_plain(scene, random) for scene in scenes])
@@ -204,14 +266,22 @@ def _encode_pictures(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tenso
     return torch.cat(moments).half(), torch.stack([first, second], dim=1)
 
 
-def _embed(parts: nn.ModuleDict, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    first = parts["text_encoder"](tokens[:, 0], output_hidden_states=True)
-    second = parts["text_encoder_2"](tokens[:, 1], output_hidden_states=True)
+def _embed(models: nn.ModuleDict, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """prompt_embeds, (B, 77, 2 * TEXT_WIDTH), and pooled_prompt_embeds, (B, TEXT_WIDTH), as in SDXL."""
+    first = models["text_encoder"](tokens[:, 0], output_hidden_states=True)
+    second = models["text_encoder_2"](tokens[:, 1], output_hidden_states=True)
+    # The last but one of the hidden states; the pooled embedding alone has seen the second's last layer.
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
 
 def _time_ids(random: np.random.Generator) -> Tensor:
-    """Half true, half of any size and crop: these pictures look alike whatever size they once had."""
+    """Half true, half of any size and crop: these pictures look alike whatever size they once had.
+
+    Without the second half the model would know no time ids but its own, and a user's pictures have others.
+
+    Returns:
+        Original height and width, crop's top and left, target height and width; (UNET_BATCH, 6), fp32.
+    """
     exact = np.tile([64, 64, 0, 0, 64, 64], (UNET_BATCH, 1))
     sizes = np.exp(random.uniform(np.log(32), np.log(2048), (UNET_BATCH, 2)))
     varied = np.concatenate([sizes, random.integers(0, 64, (UNET_BATCH, 2)), exact[:, 4:]], axis=1).round()
@@ -219,11 +289,9 @@ def _time_ids(random: np.random.Generator) -> Tensor:
 
 
 def _to_tensor(pictures: list[Image.Image]) -> Tensor:
-    return (
-        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
+    """RGB, (B, 3, 64, 64), uint8: a quarter of the memory of fp32, for thousands of pictures."""
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def _generator(purpose: str, step: int = 0) -> np.random.Generator:
@@ -235,27 +303,34 @@ def _torch_generator(random: np.random.Generator) -> torch.Generator:
 
 
 def _save(pipeline: StableDiffusionXLPipeline, folder: Path, tokenizer_files: Path) -> None:
+    # fp16 halves what git has to keep. Written beside the old model, which a cut leaves as it was.
     staged = folder / ".staged"
     pipeline.to(torch.float16).save_pretrained(staged)
     for tokenizer in ("tokenizer", "tokenizer_2"):
         for path in tokenizer_files.iterdir():  # transformers 5 writes tokenizer.json alone
             shutil.copy(path, staged / tokenizer)
     _restore_prefix(staged / "text_encoder" / "model.safetensors")
+
+    # Entry by entry: the folder holds this file, too.
     for path in staged.iterdir():
         target = folder / path.name
-        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
         path.rename(target)
     staged.rmdir()
 
 
 def _restore_prefix(file: Path) -> None:
-    """Name tensors as SDXL's own files do: transformers 5 leaves out a prefix without which 4 finds no weights."""
-    tensors = load_file(file)
-    save_file(
-        {f"text_model.{name.removeprefix('text_model.')}": one for name, one in tensors.items()},
-        file,
-        {"format": "pt"},
-    )
+    """Name tensors as SDXL's own files do.
+
+    transformers 5 leaves out a prefix without which transformers 4 finds no weights.
+    """
+    tensors = {
+        f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, {"format": "pt"})  # transformers refuses files that do not say their format
 
 
 if __name__ == "__main__":
