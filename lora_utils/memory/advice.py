@@ -59,8 +59,6 @@ class JudgedForecast:
         lines.append(
             f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}"
         )
-        if not found.is_counted:
-            lines.append("this version of torch cannot be simulated: a rule of thumb, 10 % off")
         return "\n".join(lines)
 
     @property
@@ -95,6 +93,9 @@ def judge_run(config: RunConfig, card: Card, examples: int | None = None) -> Jud
         config: Of the run.
         card: From ``cards.card`` or ``cards.card_at_hand``.
         examples: How many there are, where that is known.
+
+    Raises:
+        SimulationError: This version of torch cannot be simulated.
     """
     found = forecast(config, card, {config.data.resolution: examples or 1})
     judgements: dict[str, Judgement] = {

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lora_utils.config.section import Size
 from lora_utils.memory.allocator import least_limit, replay
 from lora_utils.memory.operators import META, Work
-from lora_utils.memory.simulation import Simulation, Unit, is_supported, on_meta
+from lora_utils.memory.simulation import Simulation, Unit, on_meta
 from lora_utils.model.vae import tile_vae
 from lora_utils.system.files import write_atomically
 from lora_utils.system.versions import versions
@@ -46,8 +46,6 @@ class Footprint:
     """Numbers in the base model's files."""
     trainable: int = 0
     """Parameters that learn."""
-    is_counted: bool = True
-    """False of a rule of thumb, where this torch cannot simulate."""
 
 
 def encoding_footprint(
@@ -77,8 +75,6 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
             ]
         ).eval()
     encoders.requires_grad_(False)
-    if not is_supported():
-        return _rule_of_thumb(encoders, dtype, 8 * 2**20 * rows)
     simulation, held = Simulation(), {}
     with simulation, torch.no_grad():
         held["base"] = held_by(
@@ -103,9 +99,6 @@ def _vae_footprint(
 ) -> Footprint:
     with on_meta(dtype):
         vae = cast(AutoencoderKL, AutoencoderKL.from_config(vae_config)).eval().requires_grad_(False)
-    if not is_supported():
-        pixels = shape[0] * shape[2] * shape[3] * (1 if method == "encode" else 64)
-        return _rule_of_thumb(vae, dtype, int(675 * dtype.itemsize * pixels))
     tile_vae(vae, tile_px)
     simulation, held = Simulation(), {}
     with simulation, torch.no_grad():
@@ -145,15 +138,6 @@ def counts_of(model: nn.Module) -> tuple[int, int]:
     parameters = list(model.parameters())
     trainable = sum(one.numel() for one in parameters if one.requires_grad)
     return sum(one.numel() for one in parameters) - trainable, trainable
-
-
-def _rule_of_thumb(model: nn.Module, dtype: torch.dtype, activation_bytes: int) -> Footprint:
-    weights, trainable = counts_of(model)
-    held, nothing = weights * dtype.itemsize, Work(0, {}, 0)
-    peak = held + activation_bytes
-    return Footprint(
-        peak, peak, peak, {"base": held}, {}, nothing, nothing, {}, weights, trainable, is_counted=False
-    )
 
 
 FORMAT = TypeAdapter(Footprint)

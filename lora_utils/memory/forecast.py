@@ -22,6 +22,7 @@ from lora_utils.memory.footprint import (
 from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
 from lora_utils.memory.operators import Work
 from lora_utils.memory.planning import plan_step, step_shape
+from lora_utils.memory.simulation import require_support
 from lora_utils.memory.unet_footprint import StepShape, sampling_footprint
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
@@ -224,8 +225,6 @@ class Forecast:
     """What training may reserve."""
     assumes_sdxl: bool
     """The base model's shapes are not here yet, and SDXL's own are taken."""
-    is_counted: bool
-    """False where this torch cannot simulate, and a rule of thumb has to do: 10 % off."""
 
 
 def forecast(
@@ -241,7 +240,11 @@ def forecast(
         card: From ``cards.card`` or ``cards.card_at_hand``.
         shapes: How many examples there are of each width and height in pixels; one of the resolution when not given.
         precision: What the U-Net computes in; what the settings and the card say when not given.
+
+    Raises:
+        SimulationError: This version of torch cannot be simulated.
     """
+    require_support()
     shapes = shapes or {config.data.resolution: 1}
     shape = find_architecture(config.model, config.paths.cache_dir)
     if precision is None:
@@ -258,8 +261,7 @@ def forecast(
         comparison_forecast(setting, found.plain),
     ]
     by_name = {stage.name: stage for stage in stages}
-    counted = found.plain.is_counted
-    return Forecast(card, precision, by_name, found.plan, found.prices, budget, shape.is_assumed, counted)
+    return Forecast(card, precision, by_name, found.plan, found.prices, budget, shape.is_assumed)
 
 
 def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:

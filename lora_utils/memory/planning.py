@@ -15,6 +15,7 @@ from lora_utils.config.section import Size
 from lora_utils.memory.cards import Card
 from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
+from lora_utils.memory.simulation import require_support
 from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.system.device import GIB, Precision, choose_precision
@@ -83,7 +84,11 @@ def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | No
     """The largest train_batch_size that fits; without recomputation, unless gradient_checkpointing is full.
 
     Few simulations do: what a step needs grows linearly with its batch. 0 when not even one fits, at most 64.
+
+    Raises:
+        SimulationError: This version of torch cannot be simulated.
     """
+    require_support()
     folder, shape = config.paths.cache_dir, find_architecture(config.model, config.paths.cache_dir)
     precision = choose_precision(config.model.mixed_precision, card.compute_capability)
     step = step_shape(config, precision, shape, max(shapes or {config.data.resolution: 1}, key=math.prod))

@@ -8,7 +8,7 @@ which keeps queries, keys, values, output and log-sums for backward.
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from lora_utils import UserError
 from lora_utils.memory.operators import (
     ATTENTION,
     CONV,
@@ -73,13 +75,11 @@ def _with_cast(original: Callable[..., Any], cast: Callable[[Any], Any]) -> Call
     return call
 
 
-_Mode: Any = object
-with suppress(ImportError):  # in a torch of the future; ``is_supported`` then says no
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    _Mode = TorchDispatchMode
-
 ROUND_BYTES = 512  # of CUDA's caching allocator
+
+
+class SimulationError(UserError):
+    """The installed torch cannot be simulated, so nothing can be forecast."""
 
 
 @dataclass
@@ -109,7 +109,7 @@ class _Storage(NamedTuple):
     """Operators that had run until then."""
 
 
-class Simulation(_Mode):
+class Simulation(TorchDispatchMode):
     """Counts storages by their lifetime while it is entered; tensors on other devices than meta count for nothing.
 
     A storage counts from the operator that made it until nothing refers to it, as in torch's own allocators.
@@ -258,6 +258,19 @@ def is_supported() -> bool:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
         return False
     return simulation.peak_bytes > 0 and simulation.work().flops[ATTENTION] > 0
+
+
+def require_support() -> None:
+    """Ask before a forecast: an attention of a millisecond is cheaper than an error in the midst of a model.
+
+    Raises:
+        SimulationError: ``is_supported`` says no.
+    """
+    if not is_supported():
+        raise SimulationError(
+            f"torch {torch.__version__} has no dispatch modes that a step could be simulated with, so what fits "
+            "cannot be forecast; install an older torch, or train with gradient_checkpointing=full"
+        )
 
 
 @contextmanager

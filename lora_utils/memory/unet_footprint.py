@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from lora_utils.config.section import Size
 from lora_utils.config.training import LoraConfig
-from lora_utils.memory.footprint import Footprint, counts_of, footprint_of, held_by
+from lora_utils.memory.footprint import Footprint, footprint_of, held_by
 from lora_utils.memory.gradient_checkpointing import KINDS, Plan, apply_plan
 from lora_utils.memory.operators import META, Work
-from lora_utils.memory.simulation import Simulation, imitated_autocast, is_supported, on_meta
+from lora_utils.memory.simulation import Simulation, imitated_autocast, on_meta
 from lora_utils.model import lean_ops
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
@@ -85,8 +85,6 @@ class StepShape:
 
 def training_footprint(step: StepShape) -> Footprint:
     """One micro-batch and one update of the adapter."""
-    if not is_supported():
-        return _rule_of_thumb(step)
     dtype, held = DTYPES[step.precision], {}
     unet, simulation = _build_unet(step), Simulation()
     learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -138,8 +136,6 @@ def sampling_footprint(step: StepShape, batch: int, training: Footprint) -> Foot
         batch: Latents at a time.
         training: The training step's footprint, whose weights and forward pass are taken over.
     """
-    if not training.is_counted:
-        return training
     dtype, simulation, held = DTYPES[step.precision], Simulation(), {}
     unet = _build_base(replace(step, unet=step.unet | {"transformer_layers_per_block": 1}))
     with simulation, torch.no_grad():
@@ -225,40 +221,3 @@ def _inputs(step: StepShape, dtype: torch.dtype, batch: int | None = None) -> tu
         "added_cond_kwargs": added,
     }
     return torch.empty(batch, config["in_channels"], height, width, device=META), told
-
-
-def _rule_of_thumb(step: StepShape) -> Footprint:
-    """Activations by the thousand latent pixels, as counted on SDXL's U-Net with adapters on attention; 10 % off."""
-    unet = _build_unet(step)
-    weights, trainable = counts_of(unet)
-    itemsize = DTYPES[step.precision].itemsize
-    gib_per_kilopixel = 0.03 if step.plan.label == "full" else 0.27 if step.is_lean else 0.45
-    pixels = step.size_px[0] * step.size_px[1] / step.scale_factor**2 * step.batch
-    learning = [one for one in unet.parameters() if one.requires_grad]
-    packed = {"plain": itemsize, "int8": 1.0, "nf4": NF4_SHARE}[step.base]
-    held = {
-        "base": int(weights * (0.86 * packed + 0.14 * itemsize)),
-        "adapter": trainable * (4 + itemsize),
-        "optimizer": sum(state.numel() * state.element_size() for state in _states(step, learning)),
-        "gradients": trainable * 4,
-    }
-    activations = int(gib_per_kilopixel * itemsize / 2 * pixels / 1000 * 2**30)
-    peak = sum(held.values()) - held["gradients"] * (not step.accumulates) + activations
-    forward = Work(
-        0, {"gemm": 0.27e9 * pixels, "conv": 0.1e9 * pixels, "attention": 0.05e9 * pixels}, int(6e5 * pixels)
-    )
-    flops = {"gemm": 0.54e9 * pixels, "conv": 0.19e9 * pixels, "attention": 0.17e9 * pixels}
-    work = Work(0, flops, int(1.7e6 * pixels))
-    return Footprint(
-        peak,
-        int(1.05 * peak),
-        int(1.05 * peak),
-        held,
-        {},
-        work,
-        forward,
-        {},
-        weights,
-        trainable,
-        is_counted=False,
-    )

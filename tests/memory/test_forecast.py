@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from lora_utils import UserError
 from lora_utils.config.training import LoraConfig
-from lora_utils.memory import unet_footprint
+from lora_utils.memory import simulation, unet_footprint
 from lora_utils.memory.cards import CARDS, CardError, card_here, find_card
 from lora_utils.memory.footprint import cached_on_disk, vae_encode_bytes
 from lora_utils.memory.forecast import forecast, replan
 from lora_utils.memory.planning import largest_batch, plan_step, step_shape
+from lora_utils.memory.simulation import SimulationError
 from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model import architectures
 from lora_utils.system.device import GIB, choose_precision
@@ -58,7 +60,6 @@ def test_every_stage_is_forecast_and_its_parts_add_up(make_config):
     assert found.stages["captions"].disk_gib < 1e-3  # a local folder is not downloaded
     assert found.plan.label == "none"
     assert not found.assumes_sdxl
-    assert found.is_counted
 
 
 def test_a_model_that_is_not_here_is_taken_for_sdxl(make_config):
@@ -129,13 +130,12 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(make_config):
     assert fits <= 0.4 * GIB < does_not
 
 
-def test_without_simulation_a_rule_of_thumb_says_so(make_config, monkeypatch):
-    counted = tiny_footprint(make_config)
-    monkeypatch.setattr(unet_footprint, "is_supported", lambda: False)
-    guessed = training_footprint(tiny_step(make_config))
-    assert not guessed.is_counted
-    assert guessed.held_bytes == pytest.approx(counted.held_bytes, rel=0.1)
-    assert training_footprint(tiny_step(make_config, train_batch_size=4)).peak_bytes > guessed.peak_bytes
+@pytest.mark.parametrize("ask", [forecast, largest_batch])
+def test_a_torch_that_cannot_be_simulated_is_named_with_what_to_do(make_config, monkeypatch, ask):
+    monkeypatch.setattr(simulation, "is_supported", lambda: False)
+    with pytest.raises(SimulationError, match=r"cannot be forecast; install an older torch, or .*=full$"):
+        ask(make_config(resolution=64), find_card("t4"))
+    assert issubclass(SimulationError, UserError)
 
 
 def test_the_vae_needs_more_for_more_pixels():

@@ -115,3 +115,8 @@ def test_a_full_card_gets_its_empty_segments_back():
 
 def test_this_torch_can_simulate():
     assert is_supported()
+
+
+def test_a_torch_without_its_flash_kernel_cannot_simulate(monkeypatch):
+    monkeypatch.setattr(simulation, "FLASH", "a_kernel_that_was_renamed")
+    assert not is_supported()
