@@ -87,13 +87,6 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
     return footprint_of(simulation, held, encoders)
 
 
-def vae_encode_bytes(
-    vae_config: dict[str, Any], height_px: int, width_px: int, batch: int, dtype: torch.dtype
-) -> int:
-    """Most bytes that tensors take while a batch of images is encoded, the VAE's weights included."""
-    return encoding_footprint(vae_config, (width_px, height_px), batch, dtype).peak_bytes
-
-
 def _vae_footprint(
     vae_config: dict[str, Any], dtype: torch.dtype, tile_px: int | None, shape: tuple[int, ...], method: str
 ) -> Footprint:

@@ -7,7 +7,7 @@ from lora_utils import UserError
 from lora_utils.config.training import LoraConfig
 from lora_utils.memory import simulation, unet_footprint
 from lora_utils.memory.cards import CARDS, CardError, card_here, find_card
-from lora_utils.memory.footprint import cached_on_disk, vae_encode_bytes
+from lora_utils.memory.footprint import cached_on_disk, encoding_footprint
 from lora_utils.memory.forecast import forecast, replan
 from lora_utils.memory.planning import largest_batch, plan_step, step_shape
 from lora_utils.memory.simulation import SimulationError
@@ -139,9 +139,10 @@ def test_a_torch_that_cannot_be_simulated_is_named_with_what_to_do(make_config, 
 
 
 def test_the_vae_needs_more_for_more_pixels():
-    small, large = (vae_encode_bytes(architectures.VAE, side, side, 1, torch.float32) for side in (512, 1024))
-    assert large / GIB == pytest.approx(2.82, abs=0.02)
-    assert small < large / 2
+    small = encoding_footprint(architectures.VAE, (512, 512), 1, torch.float32)
+    large = encoding_footprint(architectures.VAE, (1024, 1024), 1, torch.float32)
+    assert large.peak_bytes / GIB == pytest.approx(2.82, abs=0.02)
+    assert small.peak_bytes < large.peak_bytes / 2
 
 
 def test_cards_have_names():
