@@ -78,7 +78,7 @@ def check(config: RunConfig, card: str | None = None) -> Check:
     if card:
         return Check("", judge_run(config, cards.find_card(card), count_examples(config)), "")
     machine, here = (
-        describe(config, describe_data(config)),
+        describe(config.model, config.paths, describe_data(config)),
         cards.card_here(choose_precision(config.model.mixed_precision, compute_capability()).dtype),
     )
     return Check(machine, judge_run(config, here, count_examples(config)), dump_config(config))
