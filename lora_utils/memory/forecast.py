@@ -26,7 +26,7 @@ from lora_utils.memory.simulation import require_support
 from lora_utils.memory.unet_footprint import StepShape, sampling_footprint
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
-from lora_utils.model.vae import DECODE_GIB, ENCODE_GIB, vae_batch, vae_tile
+from lora_utils.model.vae import encoding_dtype, plan_decoding, plan_encoding
 from lora_utils.system.device import DTYPES, GIB, Precision, choose_precision
 
 LIBRARIES_GIB, CUDA_HOST_GIB = (
@@ -100,12 +100,12 @@ def captions_forecast(setting: StageContext) -> StageForecast:
 def images_forecast(setting: StageContext) -> StageForecast:
     """The VAE's encoder on a batch of the largest images, cut into tiles as precompute does."""
     model, data = setting.config.model, setting.config.data
-    dtype = DTYPES[model.vae_precision]
-    tile = vae_tile(setting.largest, dtype, ENCODE_GIB, setting.card.total_gib)
-    side = min(math.prod(setting.largest), tile**2) if tile else math.prod(setting.largest)
-    card_gib = None if setting.card.compute_capability is None else setting.card.total_gib
-    batch = data.vae_batch_size or vae_batch(side, dtype, card_gib)
-    found = setting.footprint(encoding_footprint, setting.shape.vae, setting.largest, batch, dtype, tile)
+    vae = plan_encoding(
+        setting.largest, encoding_dtype(model), data.vae_batch_size, _vae_card_gib(setting.card)
+    )
+    found = setting.footprint(
+        encoding_footprint, setting.shape.vae, setting.largest, vae.batch, vae.dtype, vae.tile_px
+    )
     channels = 2 * setting.shape.vae.get("latent_channels", 4)
     latents = (
         sum(math.prod(size) * count for size, count in setting.shapes.items()) / setting.shape.scale_factor**2
@@ -116,7 +116,7 @@ def images_forecast(setting: StageContext) -> StageForecast:
     disk = channels * latents * variants * (4 if setting.step.precision == "fp32" else 2) / GIB
     disk += 0 if own_vae and Path(own_vae).is_dir() else _download(setting, file)
     slowdown = FP32_SLOWDOWN if model.vae_precision == "fp32" and not setting.card.is_measured else 1.0
-    return _stage(setting, "images", found, file, disk, "image", slowdown / batch)
+    return _stage(setting, "images", found, file, disk, "image", slowdown / vae.batch)
 
 
 def training_forecast(setting: StageContext, found: Footprint) -> StageForecast:
@@ -155,8 +155,8 @@ def comparison_forecast(setting: StageContext, training: Footprint) -> StageFore
     step = replace(setting.step, size_px=size)
     sampling = sampling_footprint(step, batch, training)
     area = math.prod(size) / math.prod(setting.step.size_px)
-    tile = vae_tile(size, DTYPES["fp32"], DECODE_GIB, setting.card.total_gib)
-    decoding = setting.footprint(decoding_footprint, setting.shape.vae, size, DTYPES["fp32"], tile)
+    vae = plan_decoding(size, _vae_card_gib(setting.card))
+    decoding = setting.footprint(decoding_footprint, setting.shape.vae, size, vae.dtype, vae.tile_px)
     largest = max(sampling, decoding, key=lambda one: one.peak_bytes)
     pictures = 2 * len(compare.prompt) * len(compare.seeds)
     drawn = _stage(
@@ -199,6 +199,11 @@ def _stage(
 def _seconds(card: Card, found: Footprint) -> float:
     work = found.work
     return card.seconds(work.flops, work.streamed_bytes, work.kernels)
+
+
+def _vae_card_gib(card: Card) -> float | None:
+    """None of a CPU, which is always the one that is here."""
+    return None if card.compute_capability is None else card.total_gib
 
 
 def _download(setting: StageContext, file_gib: float) -> float:

@@ -1,8 +1,9 @@
 """Model files: one part's configuration and weights, read with suspicion and streamed onto the device.
 
-A weight file is mapped, not read. Each tensor goes from the mapping to the device first, is cast there and quantised
-there, so that the host holds nothing when the device is a GPU. On a CPU, tensors of the wanted dtype stay in the
-mapping. Whatever a library raises on files that are damaged or made to do harm becomes a ModelError.
+A weight file is mapped, not read. Each tensor goes from the mapping to the device first, is cast there and
+quantised there, so that the host holds nothing when the device is a GPU. On a CPU, tensors of the wanted
+dtype stay in the mapping. Whatever a library raises on files that are damaged or made to do harm becomes a
+ModelError.
 """
 
 import json
@@ -77,7 +78,7 @@ class Part:
         return _plausible(config, self.model)
 
     def plain_config(self) -> dict[str, Any]:
-        """The config.json of one of transformers' models, which would read more than that and safetensors files.
+        """The config.json of one of transformers' models, checked: transformers itself would go further.
 
         Quantised weights and adapters go through further libraries, and an index may name files of any kind.
         """
@@ -175,7 +176,7 @@ def explained(name: str, read: Callable[[], Result]) -> Result:
     except torch.OutOfMemoryError:
         raise  # a RuntimeError too, but the card is too small, and nothing is wrong with the files
     except (WeightsError, HfHubHTTPError, StrictDataclassError, *FAILURES) as error:
-        # These two explain themselves; the text of the others, a KeyError's say, means little without its class.
+        # These two explain themselves; the text of others, of a KeyError say, means little without its class.
         prefix = "" if isinstance(error, WeightsError | OSError) else f"{type(error).__name__}: "
         reason = prefix + " ".join(str(error).split())[:300]
         raise ModelError(

@@ -257,6 +257,18 @@ def test_the_vae_tiles_only_where_the_card_is_too_small(monkeypatch, card_gib, s
     assert vae.vae_tile(size, torch.float32, vae.DECODE_GIB) == decode
 
 
+def test_one_rule_plans_the_vae_here_and_on_a_card_that_is_not_here(monkeypatch):
+    monkeypatch.setattr(vae, "_device_gib", lambda: 3.9)
+    tiled = vae.plan_encoding((1024, 1024), torch.float32, card_gib=3.9)
+    assert tiled == vae.VaePlan(torch.float32, 512, vae.vae_batch(512 * 512, torch.float32, 3.9))
+    assert vae.plan_encoding((1024, 1024), torch.float32, batch=3).batch == 3
+    assert vae.plan_encoding((1024, 1024), torch.float32).tile_px == 512
+    whole = vae.plan_encoding((1024, 1024), torch.float32, card_gib=14.7)
+    assert whole == vae.VaePlan(torch.float32, None, vae.vae_batch(1024 * 1024, torch.float32, 14.7))
+    assert vae.plan_decoding((1024, 1024)) == vae.VaePlan(torch.float32, 512, 1)
+    assert vae.encoding_dtype(ModelConfig(vae_precision="fp16")) == torch.float16
+
+
 def test_records_of_tiled_images_are_kept_apart(make_config, data_dir, monkeypatch):
     config = make_config(train_data_dir=data_dir, precompute_dir=None)
     stages.precompute(config)
