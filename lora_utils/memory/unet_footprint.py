@@ -24,6 +24,13 @@ from lora_utils.model.quantisation import dequantised_weight
 from lora_utils.system.device import DTYPES
 
 
+WHOLE_STATES = {"adamw": 8, "paged_adamw": 8, "schedulefree": 8, "prodigy": 16}
+"""Bytes per parameter, of optimisers whose states have its shape: two fp32 numbers, Prodigy's four."""
+EIGHT_BIT = ("adamw8bit", "paged_adamw8bit")
+EIGHT_BIT_FROM = 4096  # bitsandbytes keeps the states of smaller parameters in fp32
+EIGHT_BIT_BLOCK = 256  # numbers that share a scale
+
+
 def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
     """Bytes of the optimiser's state on the device, once a step was taken.
 
@@ -34,18 +41,22 @@ def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
     """
     shapes = list(shapes)
     total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
-    quantised = name.endswith("8bit") and any(_size(shape) >= 4096 for shape in shapes)
-    return total + (2 * 256 * 4 if quantised else 0)  # the two maps from 8 bits to numbers, shared by all
+    if name in EIGHT_BIT and any(_size(shape) >= EIGHT_BIT_FROM for shape in shapes):
+        total += 2 * 256 * 4  # the two maps from 8 bits to fp32, shared by all parameters
+    return total
 
 
 def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
     size = _size(shape)
     if name == "adafactor":
+        # A matrix's second moment is kept as its rows' and columns' means alone (Shazeer & Stern, 2018).
         factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
         return 4 * (factored + 1)  # and the root mean square
-    if name.endswith("8bit") and size >= 4096:
-        return 2 * (size + 4 * -(-size // 256))  # one scale for each block of 256
-    return size * (16 if name == "prodigy" else 8)
+    if name in EIGHT_BIT:
+        if size < EIGHT_BIT_FROM:
+            return size * WHOLE_STATES["adamw"]
+        return 2 * (size + 4 * -(-size // EIGHT_BIT_BLOCK))  # two moments: codes, and a scale for each block
+    return size * WHOLE_STATES[name]
 
 
 def _size(shape: tuple[int, ...]) -> int:
