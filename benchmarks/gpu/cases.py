@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-BATCHES, SIDES_PX = (1, 2, 3, 4, 6, 8, 10, 12, 16), (512, 768, 1024, 1280, 1536, 1792, 2048)
+BATCHES = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+SIDES_PX = (512, 768, 1024, 1280, 1536, 1792, 2048)
 REHEARSED_SHARE = 16  # a rehearsal's pictures have a 16th of the side
 
 

@@ -19,7 +19,8 @@ MIDDLE = {
     "attention_head_dim": [2, 4, 8],
     "transformer_layers_per_block": [1, 2, 4],
 }
-LOSSES, REHEARSED_LOSSES = 20, 2
+LOSSES = 20
+REHEARSED_LOSSES = 2
 ADAPTED = LoraConfig(rank=8, target_modules=["attn+ff"])
 
 
@@ -83,7 +84,8 @@ def _gradients(dtype: torch.dtype, is_lean: bool, stage: Stage, settings: Settin
 
 
 def _losses(dtype: torch.dtype, label: str, stage: Stage, settings: Settings) -> list[float]:
-    unet, schedule = _unet(dtype, settings), noise_schedule()
+    unet = _unet(dtype, settings)
+    schedule = noise_schedule()
     make_lean(unet)
     apply_plan(unet, Plan(_some(unet), "auto") if label == "auto" else Plan((), label))
     config = TrainConfig(learning_rate=1e-3)

@@ -106,7 +106,8 @@ def peaks() -> dict[str, float | None]:
     """Most that tensors took, and that torch reserved, since the last reset, in GiB; None on a CPU."""
     if not torch.cuda.is_initialized():
         return {"allocated_gib": None, "reserved_gib": None}
-    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    allocated = torch.cuda.max_memory_allocated()
+    reserved = torch.cuda.max_memory_reserved()
     return {"allocated_gib": allocated / GIB, "reserved_gib": reserved / GIB}
 
 

@@ -104,7 +104,8 @@ def training_step(case: Case) -> StepShape:
 
 
 def _count_peer(case: Case) -> Counted:
-    peer, size = PEERS[case.way], (case.side_px, case.side_px)
+    peer = PEERS[case.way]
+    size = (case.side_px, case.side_px)
     graph = peer_graphs.Graph(
         lora=peer.adapter,
         autocast=True,
@@ -123,7 +124,7 @@ def _count_peer(case: Case) -> Counted:
     if not peer.encodes:
         return found
     encoding = cached_on_disk(encoding_footprint, architectures.VAE, size, case.batch, DTYPES["fp32"], None)
-    at_rest = simulation.phases[""] - encoding.held_bytes["base"]  # the VAE is resident already
+    at_rest = simulation.phases[""] - encoding.resident_bytes["base"]  # the VAE is resident already
     return Counted(
         max(found.peak_bytes, at_rest + encoding.peak_bytes),
         max(reserved, at_rest + encoding.reserved_bytes),
@@ -134,7 +135,8 @@ def _count_peer(case: Case) -> Counted:
 
 
 def _stage_footprint(stage: Stage) -> Footprint | None:
-    size, dtype = (stage.side_px, stage.side_px), DTYPES[stage.dtype]
+    size = (stage.side_px, stage.side_px)
+    dtype = DTYPES[stage.dtype]
     if stage.function == "vae_encode":
         return cached_on_disk(encoding_footprint, architectures.VAE, size, stage.batch, dtype, stage.tile_px)
     if stage.function == "vae_decode":

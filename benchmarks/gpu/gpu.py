@@ -22,7 +22,8 @@ from benchmarks.gpu import cases
 from benchmarks.gpu.cases import Case, Job
 from benchmarks.gpu.workers import Workers
 
-T4_GIB, SPARE_GIB = 14.3, 0.1  # what torch can reserve there, and what libraries take of that
+T4_GIB = 14.3
+SPARE_GIB = 0.1  # what torch can reserve there, and what libraries take of that
 TIMEOUT_SECONDS = 240
 
 
@@ -81,7 +82,8 @@ class Book:
     """The records so far; written after each."""
 
     def __init__(self, card: dict[str, Any], options: argparse.Namespace) -> None:
-        self._gpu, self._options = card["gpu"], options
+        self._gpu = card["gpu"]
+        self._options = options
         self.usable_gib: float = options.vram_gib or card.get("usable_gib") or T4_GIB
         kind = "micro_" if options.micro else "caps_" if options.caps else ""
         name = re.sub(r"nvidia|tesla|geforce", "", self._gpu["name"].lower()) if self._gpu else "rehearsal"
@@ -115,7 +117,8 @@ class Book:
 
 
 def _run_cases(workers: Workers, book: Book, options: argparse.Namespace) -> None:
-    started, jobs = time.monotonic(), cases.chosen(options.only, options.quick)
+    started = time.monotonic()
+    jobs = cases.chosen(options.only, options.quick)
     if options.rehearse:
         jobs = cases.rehearsed(jobs)
     forecasts = workers.forecasts(jobs, [book.usable_gib] * len(jobs))
@@ -129,7 +132,8 @@ def _run_cases(workers: Workers, book: Book, options: argparse.Namespace) -> Non
 
 def _run_caps(workers: Workers, book: Book, options: argparse.Namespace) -> None:
     share = cases.REHEARSED_SHARE if options.rehearse else 1
-    caps, grid = [float(cap) for cap in options.caps.split(",")], cases.cap_grid(share)
+    caps = [float(cap) for cap in options.caps.split(",")]
+    grid = cases.cap_grid(share)
     leanest = workers.forecasts(grid, [max(caps)] * len(grid))
     tried = [(cap, case) for cap in caps for case in cases.largest(grid, leanest, cap, SPARE_GIB)]
     forecasts = workers.forecasts([case for _, case in tried], [cap for cap, _ in tried])

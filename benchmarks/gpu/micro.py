@@ -57,7 +57,8 @@ def micro(settings: Settings) -> dict[str, Any]:
 
 class _Bench:
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.device = settings, settings.device
+        self.settings = settings
+        self.device = settings.device
         self.share = 16 if settings.rehearse else 1
         self.dtype = torch.float16
 
@@ -78,7 +79,8 @@ class _Bench:
             for _ in range(runs):
                 run()
             return time.perf_counter() - started
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(runs):
             run()
@@ -97,16 +99,19 @@ class _Bench:
         found = {}
         for shape in GEMMS:
             rows, inputs, outputs = (max(1, side // self.share) for side in shape)
-            left, right = self.draw(rows, inputs), self.draw(outputs, inputs)
+            left = self.draw(rows, inputs)
+            right = self.draw(outputs, inputs)
             seconds = self.seconds(lambda left=left, right=right: functional.linear(left, right))
             found["x".join(map(str, shape))] = 2e-12 * rows * inputs * outputs / seconds
         return found
 
     def convolutions(self) -> dict[str, float]:
         """TFLOPS of 3x3 kernels, forward and the gradient of the input, in both layouts."""
-        found, rest = {}, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+        found = {}
+        rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
         for channels, side in CONVOLUTIONS:
-            width, size = channels // self.share, side // self.share
+            width = channels // self.share
+            size = side // self.share
             for layout in (torch.contiguous_format, torch.channels_last):
                 x = self.draw(1, width, size, size).to(memory_format=layout)
                 kernel = self.draw(width, width, 3, 3).to(memory_format=layout)
@@ -134,18 +139,18 @@ class _Bench:
                 run = partial(functional.scaled_dot_product_attention, q, k, v)
                 out = run()
                 back = partial(torch.autograd.grad, out, (q, k, v), torch.randn_like(out), retain_graph=True)
-                forward, backward = self.seconds(run), self.seconds(back)
+                forward = self.seconds(run)
+                backward = self.seconds(back)
             found[f"{heads}x{queries}x{keys} forward"] = tflop / forward
             found[f"{heads}x{queries}x{keys} backward"] = 2.5 * tflop / backward
         return found
 
     def streams(self) -> dict[str, float]:
         """GB/s, bytes of input and output once each."""
-        big, picture = self.draw(2**27 // self.share**2), self.draw(1, 320, 128 // self.share, 128)
-        tokens, norm = (
-            self.draw(4096 // self.share, 5120),
-            torch.nn.GroupNorm(32, 320).to(self.device, self.dtype),
-        )
+        big = self.draw(2**27 // self.share**2)
+        picture = self.draw(1, 320, 128 // self.share, 128)
+        tokens = self.draw(4096 // self.share, 5120)
+        norm = torch.nn.GroupNorm(32, 320).to(self.device, self.dtype)
         with torch.no_grad():
             rows = {
                 "copy": (2 * big.nbytes, lambda: big.clone()),
@@ -159,7 +164,8 @@ class _Bench:
     def unpacking(self) -> dict[str, float | None]:
         """GB/s of fp16 weights that come out of 8 and 4 bits; None where bitsandbytes cannot."""
         weight = self.draw(10240 // self.share, 1280)
-        codes, scale = weight.to(torch.int8), torch.rand(len(weight), 1, device=self.device)
+        codes = weight.to(torch.int8)
+        scale = torch.rand(len(weight), 1, device=self.device)
         found: dict[str, float | None] = {
             "int8": 1e-9
             * weight.nbytes
@@ -175,8 +181,11 @@ class _Bench:
 
     def sustained(self) -> dict[str, float]:
         """TFLOPS of a large product in the first second and in the last of eight: power and heat slow some cards."""
-        side, duration = 4096 // self.share, 0.02 if self.settings.rehearse else 8.0
-        square, rates, started = self.draw(side, side), [], time.monotonic()
+        side = 4096 // self.share
+        duration = 0.02 if self.settings.rehearse else 8.0
+        square = self.draw(side, side)
+        rates = []
+        started = time.monotonic()
         while time.monotonic() - started < duration or not rates:
             rates.append(2e-12 * side**3 * 10 / self._group(lambda: square @ square, 10))
         tenth = max(1, len(rates) // 8)

@@ -72,13 +72,15 @@ def our_step(case: Case, plan: Plan, device: torch.device) -> Step:
         for block in blocks if device.type == "cuda" else blocks[:1]:
             block.compile(backend="inductor" if device.type == "cuda" else "eager")
     config = TrainConfig(optimizer=case.optimizer)
-    batch, schedule = random_batch(case.batch, case.side_px, device), noise_schedule()
+    batch = random_batch(case.batch, case.side_px, device)
+    schedule = noise_schedule()
     return updating(unet, lambda: training_losses(unet, batch, schedule, config).mean(), config, device)
 
 
 def peer_step(case: Case, device: torch.device) -> Step:
     """A step as others do it, under autocast."""
-    peer, config = PEERS[case.way], TrainConfig(optimizer=case.optimizer)
+    peer = PEERS[case.way]
+    config = TrainConfig(optimizer=case.optimizer)
     unet = random_unet(case.base, torch.float16, device)
     if peer.adapter == "peft":
         lora.add_lora(unet, LoraConfig(rank=case.rank, target_modules=[case.targets]), seed=0)
@@ -156,7 +158,8 @@ def random_unet(base: Base, dtype: torch.dtype, device: torch.device, seed: int 
     generator = torch.Generator(device).manual_seed(seed)
     for name, old in list(unet.named_parameters()):
         path, _, leaf = name.rpartition(".")
-        module, tensor = unet.get_submodule(path), torch.zeros(old.shape, dtype=dtype, device=device)
+        module = unet.get_submodule(path)
+        tensor = torch.zeros(old.shape, dtype=dtype, device=device)
         if old.ndim > 1:
             bound = 1 / math.sqrt(math.prod(old.shape[1:]))
             tensor.uniform_(-bound, bound, generator=generator)
@@ -192,7 +195,9 @@ def _made(make: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> 
 
 def random_batch(batch: int, side_px: int, device: torch.device, seed: int = 0) -> Batch:
     """Examples as the cache gives them, of one shape, drawn on the CPU so that every device gets the same."""
-    generator, side, config = torch.Generator().manual_seed(seed), side_px // SCALE, architectures.UNET
+    generator = torch.Generator().manual_seed(seed)
+    side = side_px // SCALE
+    config = architectures.UNET
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
 
     def draw(*shape: int) -> Tensor:

@@ -16,7 +16,9 @@ from typing import Any, Self
 
 from benchmarks.gpu.cases import Job
 
-AHEAD, CORES_FOR_AHEAD, GIB_FOR_AHEAD = 2, 8, 30
+AHEAD = 2
+CORES_FOR_AHEAD = 8
+GIB_FOR_AHEAD = 30
 MESSAGE_LENGTH = 300
 FORECASTERS = 12
 

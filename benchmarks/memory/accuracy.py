@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lora_utils.config.training import LoraConfig
 from lora_utils.memory.cards import T4
-from lora_utils.memory.gradient_checkpointing import KINDS, Plan, Price, Prices, apply_plan, choose
+from lora_utils.memory.gradient_checkpointing import RECOMPUTABLE, Plan, Price, Prices, apply_plan, choose
 from lora_utils.memory.simulation import META, Simulation
 from lora_utils.model import architectures
 from lora_utils.model.lean import make_lean
@@ -86,10 +86,11 @@ def _plan(config: dict[str, Any], kind: str, label: str, batch: int, side: int) 
     """For auto, what frees half of the activations."""
     if label != "auto":
         return Plan((), label)
-    unet, simulation = _unet(config, META), Simulation()
+    unet = _unet(config, META)
+    simulation = Simulation()
     _prepare(unet, kind, Plan())
     for name, module in unet.named_modules():
-        if type(module).__name__ in KINDS:
+        if type(module).__name__ in RECOMPUTABLE:
             simulation.watch(name, module)
     prices: list[Price] = []
 

@@ -103,7 +103,8 @@ def cost() -> dict[str, Any]:
         "config = RunConfig(paths=PathsConfig(cache_dir=folder), lora=LoraConfig(rank=32));"
         "forecast(config, card('t4')); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     wall = time.monotonic() - started
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
@@ -142,7 +143,8 @@ def _row(name: str, graph: Graph, figures: tuple[float | None, ...]) -> dict[str
     for key, here, there in zip(names, found, figures, strict=True):
         row[key] = round(here, 3)
         if there is not None:
-            row[f"{key}_published"], row[f"{key}_error_percent"] = there, round(100 * (here / there - 1), 2)
+            row[f"{key}_published"] = there
+            row[f"{key}_error_percent"] = round(100 * (here / there - 1), 2)
     print(row, flush=True)
     return row
 

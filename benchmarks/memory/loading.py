@@ -115,7 +115,9 @@ def measure(work: Path, files: str, loader: str, base_precision: str) -> dict[st
 
 def with_peak(work: Callable[[], list[nn.Module]]) -> tuple[list[nn.Module], int]:
     """The result of the work, and by how many bytes anonymous memory grew at most meanwhile."""
-    before, samples, done = anonymous_bytes(), [0], Event()
+    before = anonymous_bytes()
+    samples = [0]
+    done = Event()
 
     def watch() -> None:
         while not done.wait(0.003):

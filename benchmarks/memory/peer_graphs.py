@@ -52,7 +52,8 @@ class Graph:
 def count(graph: Graph) -> tuple[Simulation, int]:
     """Forward and backward, counted; and the bytes reserved."""
     unet = build(graph)
-    simulation, learning = Simulation(), [one for one in unet.parameters() if one.requires_grad]
+    simulation = Simulation()
+    learning = [one for one in unet.parameters() if one.requires_grad]
     cast = imitated_autocast(torch.float16) if graph.autocast else nullcontext({})
     with simulation, cast as casts:
         simulation.hold([*unet.parameters(), *unet.buffers()])
@@ -95,7 +96,9 @@ def build(graph: Graph) -> UNet2DConditionModel:
 
 def inputs(graph: Graph) -> tuple[Tensor, dict[str, Any]]:
     """Latents, and what else the U-Net is told."""
-    batch, side, half = graph.batch, graph.side_px // 8, {"dtype": torch.float16, "device": META}
+    batch = graph.batch
+    side = graph.side_px // 8
+    half = {"dtype": torch.float16, "device": META}
     embeds = torch.empty(batch, 77, 2048, **half)
     added = {"text_embeds": torch.empty(batch, 1280, **half), "time_ids": torch.empty(batch, 6, **half)}
     told = {
@@ -144,7 +147,9 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight, A, B = ctx.saved_tensors
-        flat, flat_x, grad_x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1]), None
+        flat = grad.reshape(-1, grad.shape[-1])
+        flat_x = x.reshape(-1, x.shape[-1])
+        grad_x = None
         grad_inner = flat.mm(B)
         if ctx.needs_input_grad[0]:
             grad_x = flat.mm(weight)
@@ -157,8 +162,10 @@ class QuantisedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, kind: str) -> None:
         super().__init__()
-        count, self.bias = linear.weight.numel(), linear.bias
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        count = linear.weight.numel()
+        self.bias = linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         self.register_buffer(
             "packed", torch.empty(count if kind == "int8" else count // 2, dtype=torch.uint8)
         )
@@ -200,7 +207,8 @@ class _Geglu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
         out = torch.empty_like(both)
-        (value, gate), (grad_value, grad_gate) = both.chunk(2, -1), out.chunk(2, -1)
+        value, gate = both.chunk(2, -1)
+        grad_value, grad_gate = out.chunk(2, -1)
         torch.mul(grad, F.gelu(gate), out=grad_value)
         grad_gate.copy_(torch.ops.aten.gelu_backward(grad * value, gate))
         return out
@@ -217,7 +225,8 @@ class _NormSilu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x, mean, rstd), weight = ctx.saved_tensors, ctx.norm.weight
+        x, mean, rstd = ctx.saved_tensors
+        weight = ctx.norm.weight
         out = torch.ops.aten.native_group_norm(x, weight, ctx.norm.bias, *ctx.shape, ctx.norm.eps)[0]
         grad = torch.ops.aten.silu_backward(grad, out)
         del out

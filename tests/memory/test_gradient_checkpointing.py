@@ -100,7 +100,8 @@ def test_a_smaller_budget_costs_more():
 
 
 def test_feed_forwards_go_first_and_resnets_last():
-    small, large = choose(prices(), 4700), choose(prices(), 4080)
+    small = choose(prices(), 4700)
+    large = choose(prices(), 4080)
     assert all(name.endswith(".ff") for name in small.units)
     assert sum(not name.endswith(".ff") for name in large.units) > 0
     assert "resnet" not in large.units
@@ -117,7 +118,8 @@ def test_what_cannot_fit_is_recomputed_whole():
 
 
 def test_tightening_ends_when_everything_is_recomputed():
-    plan, seen = choose(prices(), 4900), []
+    plan = choose(prices(), 4900)
+    seen = []
     while plan is not None:
         seen.append(plan)
         plan = tighter(plan, prices())

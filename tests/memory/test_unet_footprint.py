@@ -13,7 +13,8 @@ from lora_utils.training.optimizers import new_optimizer
 @pytest.mark.parametrize("name", get_args(Optimizer))
 def test_every_optimiser_has_a_size_and_a_constructor(name):
     """Sizes are compared with those of real states in tests/training."""
-    large, small = (64, 64), (63, 64)
+    large = (64, 64)
+    small = (63, 64)
     assert state_bytes(name, [large, small]) > state_bytes(name, [large]) > 0
     assert new_optimizer(nn.Linear(64, 64), TrainConfig(optimizer=name)).param_groups
 
