@@ -106,7 +106,9 @@ def judge_run(config: RunConfig, card: Card, examples: int | None = None) -> Jud
         SimulationError: This version of torch cannot be simulated.
     """
     run = forecast(config, card, {config.data.resolution: examples or 1})
-    judgements = {name: _judge(stage, run.budget_gib) for name, stage in run.stages.items()}
+    judgements: dict[str, Judgement] = {}
+    for name, stage in run.stages.items():
+        judgements[name] = _judge(stage, run.budget_gib)
     suggestions = [] if judgements["train"] == "PASS" else suggest(config, run)
 
     steps = config.train.max_train_steps

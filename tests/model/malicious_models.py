@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from benchmarks.faults.malicious import CODE, DEEP, FORMS, PIPE
 from tests.conftest import TINY
 
-UNET, UNET_INDEX = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors.index.json",
-)
-TEXT, TEXT_CONFIG = "text_encoder/model.safetensors", "text_encoder/config.json"
-PARTS, NOISE = "model_index.json", "scheduler/scheduler_config.json"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+UNET_INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+TEXT = "text_encoder/model.safetensors"
+TEXT_CONFIG = "text_encoder/config.json"
+PARTS = "model_index.json"
+NOISE = "scheduler/scheduler_config.json"
 ADAPTED = {"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q_proj"], "r": 2}
 ADAPTED |= {"megatron_config": {"a": 1}, "megatron_core": "payload_module"}
 

@@ -39,7 +39,8 @@ def model(folder=TINY, **settings):
 
 
 def same(mine, theirs):
-    mine, theirs = mine.state_dict(), theirs.state_dict()
+    mine = mine.state_dict()
+    theirs = theirs.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
@@ -49,12 +50,14 @@ def quantised(kind, dtype=torch.float32):
 
 
 def call(unet):
-    generator, dtype = torch.Generator().manual_seed(0), unet.conv_in.weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    dtype = unet.conv_in.weight.dtype
     latents, text, pooled = (
         torch.randn(*s, generator=generator) for s in ((1, 4, 16, 16), (1, 77, 128), (1, 64))
     )
     added = {"text_embeds": pooled.to(dtype), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
-    text, steps = text.to(dtype), torch.tensor([500])
+    text = text.to(dtype)
+    steps = torch.tensor([500])
     return unet(latents.to(dtype), steps, encoder_hidden_states=text, added_cond_kwargs=added).sample
 
 
@@ -141,16 +144,16 @@ def test_quantised_weights_are_as_near_as_their_steps_allow(kind, dtype):
     plain = model().load_unet(torch.float32)
     assert len(linears) > 50
     for name, linear in linears.items():
-        weight, matrix = plain.get_submodule(name).weight, dequantised_weight(linear)
+        weight = plain.get_submodule(name).weight
+        matrix = dequantised_weight(linear)
         assert matrix.dtype == dtype
         assert matrix.shape == weight.shape
         if kind == "int8":
-            largest, step = weight.abs().amax(dim=1, keepdim=True), 1 / 127
+            largest = weight.abs().amax(dim=1, keepdim=True)
+            step = 1 / 127
         else:
-            largest, step = (
-                weight.view(-1, 64).abs().amax(1).repeat_interleave(64).view(weight.shape),
-                NF4_WIDEST_GAP,
-            )
+            largest = weight.view(-1, 64).abs().amax(1).repeat_interleave(64).view(weight.shape)
+            step = NF4_WIDEST_GAP
         rounding = torch.finfo(dtype).eps + (
             2**-10 if kind == "int8" else 0.05
         )  # fp16 first; nf4's scales in 8 bits
@@ -168,7 +171,8 @@ def test_a_quantised_unet_computes_with_its_dequantised_weights(kind, tolerance)
     plain = model().load_unet(torch.float32)
     before = {name: dequantised_weight(linear).clone() for name, linear in linears.items()}
     with torch.no_grad():
-        output, expected = call(unet), call(plain)
+        output = call(unet)
+        expected = call(plain)
     assert (output - expected).norm() <= tolerance * expected.norm()
     for name, linear in linears.items():
         assert torch.equal(dequantised_weight(linear), before[name])  # a forward pass leaves them

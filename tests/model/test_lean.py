@@ -76,7 +76,8 @@ def test_queries_keys_and_values_come_from_one_node():
     unet = new_unet(True)
     attentions = [module for module in unet.modules() if isinstance(module, Attention)]
     assert attentions
-    met, queue = set(), [predict(unet).grad_fn]
+    met = set()
+    queue = [predict(unet).grad_fn]
     while queue:
         node = queue.pop()
         if node is not None and node not in met:
@@ -87,14 +88,16 @@ def test_queries_keys_and_values_come_from_one_node():
 
 
 def test_names_and_weights_stay_what_they_are():
-    plain, lean = new_unet(False), new_unet(True)
+    plain = new_unet(False)
+    lean = new_unet(True)
     assert plain.state_dict().keys() == lean.state_dict().keys()
     assert all(torch.equal(value, lean.state_dict()[name]) for name, value in plain.state_dict().items())
     assert get_peft_model_state_dict(plain).keys() == get_peft_model_state_dict(lean).keys()
 
 
 def test_the_adapter_can_be_turned_off_and_merged_and_changed():
-    unet, base = new_unet(True), UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").double()
+    unet = new_unet(True)
+    base = UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").double()
     adapted = predict(unet)
     unet.disable_adapters()
     torch.testing.assert_close(predict(unet), predict(base), rtol=0, atol=1e-12)
