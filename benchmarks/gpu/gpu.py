@@ -1,12 +1,13 @@
 """The step on a CUDA card: ``python -m benchmarks gpu``. Random SDXL-shaped weights; nothing is downloaded.
 
-Our step against what others' scripts do, every case in a process of its own: milliseconds by events, summed kernel
-time, launches, memory beside its forecast; then all other stages and checks of the arithmetic. Results are kept in
-benchmarks/results/gpu_<card>.json after every case, beside those of earlier runs.
+Our step against what others' scripts do, every case in a process of its own: milliseconds by events, summed
+kernel time, launches, memory beside its forecast; then all other stages and checks of the arithmetic. Results
+are kept in benchmarks/results/gpu_<card>.json after every case, beside those of earlier runs.
 
---micro measures the card's rates alone, in about a minute. --caps finds the largest batch and picture that the forecast
-allows under each cap and runs them. --emulate sm75 --vram-gib 14.3 is a T4's memory and choice of kernels on a larger
-card, not its speed. --rehearse runs everything on the CPU with small shapes, and keeps nothing.
+--micro measures the card's rates alone, in about a minute. --caps finds the largest batch and picture that
+the forecast allows under each cap and runs them. --emulate sm75 --vram-gib 14.3 is a T4's memory and choice
+of kernels on a larger card, not its speed. --rehearse runs everything on the CPU with small shapes, and keeps
+nothing.
 """
 
 import argparse
@@ -85,13 +86,13 @@ class Book:
         self._gpu = card["gpu"]
         self._options = options
         self.usable_gib: float = options.vram_gib or card.get("usable_gib") or T4_GIB
-        kind = "micro_" if options.micro else "caps_" if options.caps else ""
+        prefix = "micro_" if options.micro else "caps_" if options.caps else ""
         name = re.sub(r"nvidia|tesla|geforce", "", self._gpu["name"].lower()) if self._gpu else "rehearsal"
-        self._name = f"gpu_{kind}{'-'.join(name.split())}" + (
+        self._name = f"gpu_{prefix}{'-'.join(name.split())}" + (
             f"_{options.emulate}" if options.emulate else ""
         )
-        known = None if options.rehearse else results.read(self._name)
-        self.records: dict[str, dict[str, Any]] = known["figures"]["records"] if known else {}
+        earlier = None if options.rehearse else results.read(self._name)
+        self.records: dict[str, dict[str, Any]] = earlier["figures"]["records"] if earlier else {}
 
     def add(self, name: str, record: dict[str, Any]) -> None:
         """Print and keep."""
@@ -145,8 +146,8 @@ def _run_caps(workers: Workers, book: Book, options: argparse.Namespace) -> None
 
 def _record(workers: Workers, job: Job, forecast: dict[str, Any], **changes: Any) -> dict[str, Any]:
     plan = forecast.pop("plan", None)
-    kind = "case" if isinstance(job, Case) else "stage"
-    record = {"job": asdict(job)} | workers.run(TIMEOUT_SECONDS, kind, job, plan, **changes)
+    function = "case" if isinstance(job, Case) else "stage"
+    record = {"job": asdict(job)} | workers.run(TIMEOUT_SECONDS, function, job, plan, **changes)
     if forecast:
         record["forecast"] = forecast
     if forecast and record.get("allocated_gib") and record["status"] == "ok":

@@ -1,4 +1,4 @@
-"""Training steps that really run: ours, and what others' scripts do, on an SDXL-shaped U-Net with random weights.
+"""Training steps that really run: ours, and what others' scripts do, on an SDXL-shaped, random U-Net.
 
 The others are models, built of diffusers' modules with each one's adapter, autocast and checkpointing, as
 ``peer_graphs`` counts them. All ways share the loss scaler, the clipping and the optimiser; masters are fp32.
@@ -104,9 +104,9 @@ def peer_step(case: Case, device: torch.device) -> Step:
         noisy = diffusion.add_noise(latents, batch.noise, batch.timesteps, alphas_cumprod).half()
         noisy.requires_grad_(peer.recompute == "reentrant")  # else nothing of a reentrant checkpoint learns
         added = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids}
-        told = {"encoder_hidden_states": batch.prompt_embeds, "added_cond_kwargs": added}
+        conditioning = {"encoder_hidden_states": batch.prompt_embeds, "added_cond_kwargs": added}
         with torch.autocast(device.type, torch.float16):
-            prediction = unet(noisy, batch.timesteps, **told).sample
+            prediction = unet(noisy, batch.timesteps, **conditioning).sample
         return functional.mse_loss(prediction.float(), batch.noise)
 
     return updating(unet, loss, config, device)
@@ -149,7 +149,7 @@ def _add_plain_lora(unet: UNet2DConditionModel, case: Case, device: torch.device
 
 
 def random_unet(base: Base, dtype: torch.dtype, device: torch.device, seed: int = 0) -> UNet2DConditionModel:
-    """SDXL's U-Net, made on the device; its values are initialised as torch does, so that fp16 stays finite."""
+    """SDXL's U-Net, made on the device; its values are initialised as torch does: fp16 stays finite."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(architectures.UNET)
     if base != "fp16":
@@ -179,8 +179,8 @@ def text_encoders(dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
     first, second = (
         CLIPTextConfig(**shape) for shape in (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2)
     )
-    kinds = (partial(CLIPTextModel, first), partial(CLIPTextModelWithProjection, second))
-    return [_made(kind, dtype, device) for kind in kinds]
+    builders = (partial(CLIPTextModel, first), partial(CLIPTextModelWithProjection, second))
+    return [_made(build, dtype, device) for build in builders]
 
 
 def _made(make: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> Any:

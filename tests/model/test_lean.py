@@ -60,8 +60,8 @@ def test_outputs_and_gradients_are_pefts(adapter, dtype, tolerance):
     torch.testing.assert_close(ours, theirs, rtol=100 * tolerance, atol=10 * tolerance)
     assert len(our_gradients) > 10
     scale = max(gradient.abs().max() for gradient in their_gradients)
-    for one, other in zip(our_gradients, their_gradients, strict=True):
-        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=tolerance)
+    for gradient, other in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(gradient / scale, other / scale, rtol=0, atol=tolerance)
 
 
 def test_fp16_gives_fp32_gradients_close_to_fp32s():
@@ -124,9 +124,9 @@ def test_fifty_steps_go_the_same_way_by_any_road(make_config, tmp_path, options)
     assert other == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["other strength", "rsLoRA", "DoRA", "feed-forward", "convolutions"])
-def test_a_saved_adapter_does_the_same_in_diffusers(kind, tmp_path, fresh_pipeline):
-    unet = new_unet(True, torch.float32, **ADAPTERS[kind]).eval()
+@pytest.mark.parametrize("adapter", ["other strength", "rsLoRA", "DoRA", "feed-forward", "convolutions"])
+def test_a_saved_adapter_does_the_same_in_diffusers(adapter, tmp_path, fresh_pipeline):
+    unet = new_unet(True, torch.float32, **ADAPTERS[adapter]).eval()
     lora.save_lora(unet, tmp_path)
     fresh_pipeline.load_lora_weights(tmp_path, weight_name=lora.WEIGHTS_NAME)
     theirs = predict(fresh_pipeline.unet.eval(), torch.float32)
