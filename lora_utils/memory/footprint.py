@@ -125,7 +125,9 @@ def _vae_footprint(
         base = bytes_added_by(simulation, lambda: simulation.hold([*vae.parameters(), *vae.buffers()]))
         pixels_or_latents = torch.empty(shape, dtype=dtype, device=META)
         simulation.start("forward")
-        getattr(vae, method)(pixels_or_latents)
+        getattr(vae, method)(
+            pixels_or_latents
+        )  # the public method, which cuts tiles where they are turned on
     return footprint_of(simulation, {"base": base}, vae)
 
 

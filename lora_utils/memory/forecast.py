@@ -158,6 +158,27 @@ def forecast(
     return Forecast(card, precision, by_name, step.plan, step.prices, budget, architecture.is_assumed)
 
 
+def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
+    """Another plan after the first real step, if that was more than 3 % off; None where the plan can stay.
+
+    Args:
+        forecast: What was expected.
+        measured_bytes: Most that tensors really took.
+        budget_gib: What may be reserved; the forecast's when not given.
+    """
+    expected = forecast.plan.predicted_bytes
+    if not forecast.prices.units or abs(measured_bytes / expected - 1) <= OFF_BY:
+        return None
+
+    # The allocator's share was forecast and not measured; by what tensors were off, the new plan is to be as
+    # well.
+    stage = forecast.stages["train"]
+    overhead = max(0.0, stage.reserved_gib - stage.allocated_gib) * GIB
+    budget = (budget_gib or forecast.budget_gib) * GIB
+    plan = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
+    return None if plan == forecast.plan else plan
+
+
 def captions_forecast(context: StageContext) -> StageForecast:
     """Both text encoders on a batch of captions."""
     encoders = context.architecture.text_encoders
@@ -316,24 +337,3 @@ def _vae_card_gib(card: Card) -> float | None:
 
 def _download(context: StageContext, file_gib: float) -> float:
     return 0.0 if context.architecture.is_local else file_gib
-
-
-def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
-    """Another plan after the first real step, if that was more than 3 % off; None where the plan can stay.
-
-    Args:
-        forecast: What was expected.
-        measured_bytes: Most that tensors really took.
-        budget_gib: What may be reserved; the forecast's when not given.
-    """
-    expected = forecast.plan.predicted_bytes
-    if not forecast.prices.units or abs(measured_bytes / expected - 1) <= OFF_BY:
-        return None
-
-    # The allocator's share was forecast and not measured; by what tensors were off, the new plan is to be as
-    # well.
-    stage = forecast.stages["train"]
-    overhead = max(0.0, stage.reserved_gib - stage.allocated_gib) * GIB
-    budget = (budget_gib or forecast.budget_gib) * GIB
-    plan = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
-    return None if plan == forecast.plan else plan

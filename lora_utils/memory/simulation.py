@@ -120,6 +120,7 @@ class Simulation(TorchDispatchMode):
     def watch(self, name: str, module: nn.Module) -> None:
         """Remember the span of a module's forward; it must run once."""
 
+        # Serial numbers, not storages: a reference of its own would keep alive what is to be counted.
         def before(module: nn.Module, args: Any) -> None:
             given = [self._serial(tensor) for tensor in args if isinstance(tensor, Tensor)]
             self.spans[name] = Span(self.operators, given, len(self._sizes))
@@ -169,6 +170,7 @@ class Simulation(TorchDispatchMode):
 
     def __enter__(self) -> "Simulation":
         super().__enter__()
+        # In the module, where diffusers looks it up at each call: a dispatch mode sees it only taken apart.
         self._attention = functional.scaled_dot_product_attention
         functional.scaled_dot_product_attention = _fused_attention
         return self
@@ -222,6 +224,7 @@ class Simulation(TorchDispatchMode):
         self._sizes.append(size)
         if size:
             self.trace.append((address, size))
+        # The only place where memory grows, and so the only one where a peak can be.
         self.live_bytes += size
         if self.live_bytes > self.phases.get(self._phase, 0):
             self.phases[self._phase] = self.live_bytes

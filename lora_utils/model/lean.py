@@ -115,7 +115,7 @@ class LeanLinears:
             not layer.disable_adapters and not layer.merged and layer.active_adapters == [ADAPTER]
             for layer in self.layers
         )
-        dropout = self.layers[0].lora_dropout[ADAPTER]
+        dropout = self.layers[0].lora_dropout[ADAPTER]  # an Identity, without a p, where there is none
         self._dropout = dropout if dropout.training and getattr(dropout, "p", 0) > 0 else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _attention_forward(
     query, key, value = (
         projection.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for projection in projections
     )
-    out = F.scaled_dot_product_attention(query, key, value)
+    out = F.scaled_dot_product_attention(query, key, value)  # scale and softmax as diffusers' processor
     return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
 
