@@ -22,13 +22,16 @@ from lora_utils.data.findings import as_csv
 from lora_utils.data.inspection import inspect_examples
 from lora_utils.memory.advice import JudgedForecast, judge_run
 from lora_utils.memory.cards import card_here, find_card
+from lora_utils.memory.forecast import Forecast
 from lora_utils.memory.machine import describe
+from lora_utils.memory.simulation import SimulationError
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import find_lora
+from lora_utils.model.vae import encoding_dtype
 from lora_utils.precompute.data_report import DataReport, report_on_data
 from lora_utils.precompute.fill import Encoding, Precomputed, cache_folder, fill_cache, warn_of_findings
 from lora_utils.storage.mirror_restore import restore_if_wanted
-from lora_utils.system.device import DTYPES, Precision, choose_precision, compute_capability
+from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.files import write_atomically
 from lora_utils.training import loop
 from lora_utils.training.loop import StepReport
@@ -43,9 +46,21 @@ class Check:
 
     machine: str
     """Card, precision, memory, disk, data, versions; empty where another card was asked about."""
-    judged: JudgedForecast
+    judged: JudgedForecast | SimulationError
+    """What will fit, or why that cannot be said with this torch."""
     config: str
     """Every setting, as YAML; empty likewise."""
+
+    @property
+    def forecast(self) -> Forecast:
+        """What every stage needs on the card.
+
+        Raises:
+            SimulationError: This torch cannot be simulated.
+        """
+        if isinstance(self.judged, SimulationError):
+            raise self.judged
+        return self.judged.forecast
 
     def __str__(self) -> str:
         return "\n\n".join(part for part in (self.machine, str(self.judged), self.config) if part)
@@ -66,8 +81,12 @@ def check(config: RunConfig, card: str | None = None) -> Check:
     examples = len(found.examples) if found else None
     if card:
         return Check("", judge_run(config, find_card(card), examples), "")
-    machine = describe(config, describe_data(config.data, found))
-    judged = judge_run(config, card_here(_precision(config).dtype), examples)
+    machine = describe(config.model, config.paths, describe_data(config.data, found))
+    here = card_here(_precision(config).dtype)
+    try:
+        judged = judge_run(config, here, examples)
+    except SimulationError as error:  # all the rest of the check is worth having without a forecast
+        judged = error
     return Check(machine, judged, dump_config(config))
 
 
@@ -158,7 +177,7 @@ def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -
     folder = cache_folder(config.paths)
     # Before the cache is opened: what the mirror has of it need not be encoded again.
     restore_if_wanted(config.checkpoint, output_dir, folder)
-    encoding = Encoding(precision.dtype, DTYPES[config.model.vae_precision])
+    encoding = Encoding(precision.dtype, encoding_dtype(config.model))
     precomputed = fill_cache(folder, inspected, found.findings + findings, base, config.data, encoding)
     write_atomically(output_dir / REPORT_NAME, as_csv(precomputed.findings))
     return precomputed

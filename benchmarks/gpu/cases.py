@@ -1,9 +1,10 @@
-"""What ``gpu`` runs, by importance, and the bars that its figures have to pass. No heavy imports: workers do those."""
+"""What ``gpu`` runs, by importance, and the bars that its figures have to pass; without heavy imports."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-BATCHES, SIDES_PX = (1, 2, 3, 4, 6, 8, 10, 12, 16), (512, 768, 1024, 1280, 1536, 1792, 2048)
+BATCHES = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+SIDES_PX = (512, 768, 1024, 1280, 1536, 1792, 2048)
 REHEARSED_SHARE = 16  # a rehearsal's pictures have a 16th of the side
 
 
@@ -39,6 +40,8 @@ class Stage:
 
 
 Job = Case | Stage
+
+# In this order: where the minutes run out, the end is left out.
 CORE: list[Job] = [
     Case("ours"),
     Case("ours, all recomputed", plan="full"),
@@ -87,14 +90,14 @@ def chosen(only: list[str], quick: bool) -> list[Job]:
     jobs = CORE if quick else CORE + REST
     if not only:
         return jobs
-    found = [job for job in CORE + REST if job.name in only] or [
+    matching = [job for job in CORE + REST if job.name in only] or [
         job for job in CORE + REST if any(text in job.name for text in only)
     ]
-    if not found:
+    if not matching:
         raise SystemExit(
             f"no case is called {' or '.join(only)}; there are: {'; '.join(job.name for job in jobs)}"
         )
-    return found
+    return matching
 
 
 def rehearsed(jobs: list[Job]) -> list[Job]:
@@ -109,28 +112,28 @@ def rehearsed(jobs: list[Job]) -> list[Job]:
 
 
 def cap_grid(share: int) -> list[Case]:
-    """Batches and pictures that are tried under caps, all recomputed: what does not fit so does not fit at all.
+    """Batches and pictures that are tried under caps, all recomputed: what does not fit so does not fit.
 
     Args:
         share: Sides are divided by it.
     """
-    kinds: list[Case] = []
+    grid: list[Case] = []
     for base in ("fp16", "nf4"):
         whole = Case(base, plan="full", base=base, side_px=1024 // share)
-        kinds += [replace(whole, name=f"{base}, batch", batch=batch) for batch in BATCHES]
-        kinds += [replace(whole, name=f"{base}, side", side_px=side // share) for side in SIDES_PX]
-    return kinds
+        grid += [replace(whole, name=f"{base}, batch", batch=batch) for batch in BATCHES]
+        grid += [replace(whole, name=f"{base}, side", side_px=side // share) for side in SIDES_PX]
+    return grid
 
 
 def largest(
     grid: list[Case], forecasts: list[dict[str, Any]], cap_gib: float, spare_gib: float
 ) -> list[Case]:
     """Of each kind, the largest that fits with everything recomputed; to be planned anew."""
-    found: dict[str, Case] = {}
+    fitting: dict[str, Case] = {}
     for case, forecast in zip(grid, forecasts, strict=True):
         if forecast and forecast["needed_gib"] <= cap_gib - spare_gib:
-            found[case.name] = replace(case, plan="auto")  # they are in order of size
-    return list(found.values())
+            fitting[case.name] = replace(case, plan="auto")  # they are in order of size
+    return list(fitting.values())
 
 
 def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -148,8 +151,8 @@ def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("all recomputed / ours", "ours, all recomputed", 1.3),
         ("example script / ours", "example script", 1.6),
     ):
-        for figure, kind in (("ms", "events"), ("kernel_ms", "kernels alone")):
-            rows.append(_bar(f"{label}, {kind}", ratio(records, slow, "ours", figure), bar))
+        for figure, how in (("ms", "events"), ("kernel_ms", "kernels alone")):
+            rows.append(_bar(f"{label}, {how}", ratio(records, slow, "ours", figure), bar))
     return rows
 
 
@@ -161,8 +164,8 @@ def _worst(records: list[dict[str, Any]]) -> float | None:
 
 def ratio(records: dict[str, dict[str, Any]], first: str, second: str, figure: str) -> float | None:
     """Of one figure of two cases."""
-    one, other = (records.get(name, {}).get(figure) for name in (first, second))
-    return one / other if one and other else None
+    numerator, denominator = (records.get(name, {}).get(figure) for name in (first, second))
+    return numerator / denominator if numerator and denominator else None
 
 
 def _bar(what: str, value: float | None, bar: float, at_most: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""That the card computes what it should: gradients against peft's, fp16 against fp32, losses under every plan."""
+"""That the card computes what it should: gradients as peft's, fp16 as fp32, losses under every plan."""
 
 from typing import Any
 
@@ -19,12 +19,13 @@ MIDDLE = {
     "attention_head_dim": [2, 4, 8],
     "transformer_layers_per_block": [1, 2, 4],
 }
-LOSSES, REHEARSED_LOSSES = 20, 2
+LOSSES = 20
+REHEARSED_LOSSES = 2
 ADAPTED = LoraConfig(rank=8, target_modules=["attn+ff"])
 
 
 def check_gradients(stage: Stage, settings: Settings) -> dict[str, Any]:
-    """Of the mid-size model's adapters: relative error in fp32 against peft's own, and cosine of fp16's with fp32's."""
+    """Of a mid-size model's adapters: relative error in fp32 against peft's, cosine of fp16's with fp32's."""
     _shrink(settings)
     peft = _gradients(torch.float32, False, stage, settings)
     lean = _gradients(torch.float32, True, stage, settings)
@@ -38,22 +39,27 @@ def check_gradients(stage: Stage, settings: Settings) -> dict[str, Any]:
 
 
 def check_losses(stage: Stage, settings: Settings) -> dict[str, Any]:
-    """Of 20 steps on the mid-size model, in fp16 with nothing, something and everything recomputed, and in fp32."""
+    """Of 20 steps on it, in fp16 with nothing, something and everything recomputed, and in fp32."""
     _shrink(settings)
     runs = {label: _losses(torch.float16, label, stage, settings) for label in ("none", "auto", "full")}
     exact = _losses(torch.float32, "none", stage, settings)
     figures: dict[str, Any] = {
         f"{label}_off_by": max(
-            abs(one / other - 1) for one, other in zip(runs[label], runs["none"], strict=True)
+            abs(loss / reference - 1) for loss, reference in zip(runs[label], runs["none"], strict=True)
         )
         for label in ("auto", "full")
     }
-    figures["fp16_off_by"] = max(abs(one / other - 1) for one, other in zip(runs["none"], exact, strict=True))
+    figures["fp16_off_by"] = max(
+        abs(loss / reference - 1) for loss, reference in zip(runs["none"], exact, strict=True)
+    )
     return figures | {"first_loss": runs["none"][0], "last_loss": runs["none"][-1]}
 
 
 def _shrink(settings: Settings) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # What is compared must differ by what is tested alone, not by TF32's ten bits or by the choice of
+    # kernels.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     if not settings.rehearse:
         architectures.UNET.update(MIDDLE)
@@ -75,28 +81,31 @@ def _gradients(dtype: torch.dtype, is_lean: bool, stage: Stage, settings: Settin
     if is_lean:
         make_lean(unet)
     batch = random_batch(2, stage.side_px, settings.device)
-    scale = 2.0**12 if dtype == torch.float16 else 1.0
+    scale = (
+        2.0**12 if dtype == torch.float16 else 1.0
+    )  # as GradScaler does, or small gradients are zero in fp16
     with attention(settings):
         (training_losses(unet, batch, noise_schedule(), TrainConfig()).mean() * scale).backward()
-    found = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
-    return torch.cat([grad.flatten() for grad in found if grad is not None]) / scale
+    gradients = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
+    return torch.cat([grad.flatten() for grad in gradients if grad is not None]) / scale
 
 
 def _losses(dtype: torch.dtype, label: str, stage: Stage, settings: Settings) -> list[float]:
-    unet, schedule = _unet(dtype, settings), noise_schedule()
+    unet = _unet(dtype, settings)
+    schedule = noise_schedule()
     make_lean(unet)
-    apply_plan(unet, Plan(_some(unet), "auto") if label == "auto" else Plan((), label))
+    apply_plan(unet, Plan(_half_of_the_blocks(unet), "auto") if label == "auto" else Plan((), label))
     config = TrainConfig(learning_rate=1e-3)
     batches = [random_batch(2, stage.side_px, settings.device, seed) for seed in range(4)]
     turn = iter(batches * LOSSES)
-    step = updating(
+    update = updating(
         unet, lambda: training_losses(unet, next(turn), schedule, config).mean(), config, settings.device
     )
     with attention(settings):
-        return [float(step()) for _ in range(REHEARSED_LOSSES if settings.rehearse else LOSSES)]
+        return [float(update()) for _ in range(REHEARSED_LOSSES if settings.rehearse else LOSSES)]
 
 
-def _some(unet: torch.nn.Module) -> tuple[str, ...]:
+def _half_of_the_blocks(unet: torch.nn.Module) -> tuple[str, ...]:
     """Every second block whole, and the feed-forwards of the others."""
     blocks = [name for name, module in unet.named_modules() if type(module).__name__ == BLOCK]
-    return tuple(name if place % 2 else f"{name}.ff" for place, name in enumerate(blocks))
+    return tuple(name if index % 2 else f"{name}.ff" for index, name in enumerate(blocks))

@@ -56,9 +56,9 @@ def prepare(settings: Settings) -> None:
 
 
 def attention(settings: Settings) -> AbstractContextManager[Any]:
-    """What attention may run on: a T4 has no flash attention, so torch takes the memory-efficient kernel there.
+    """What attention may run on: a T4 has no flash attention, so torch takes the memory-efficient kernel.
 
-    Where that refuses a shape, the plain one stands in, as on a T4; ``kernels_of`` counts how often it did not.
+    Where that refuses a shape, the plain one stands in, as on a T4; ``kernels_of`` counts how often not.
     """
     if settings.emulate != "sm75" or settings.rehearse:
         return nullcontext()
@@ -93,12 +93,8 @@ def measure(run: Callable[[], object], settings: Settings) -> dict[str, Any]:
     }
     try:
         return figures | kernels_of(run, settings)
-    except (
-        RuntimeError,
-        AssertionError,
-        OSError,
-        ValueError,
-    ) as error:  # of memory, of the profiler, of its file
+    except (RuntimeError, AssertionError, OSError, ValueError) as error:
+        # Of memory, of the profiler or of its file: the times were measured, and are worth keeping.
         return figures | {"kernels": None, "kernel_ms": None, "profiler": str(error)[:MESSAGE_LENGTH]}
 
 
@@ -106,7 +102,8 @@ def peaks() -> dict[str, float | None]:
     """Most that tensors took, and that torch reserved, since the last reset, in GiB; None on a CPU."""
     if not torch.cuda.is_initialized():
         return {"allocated_gib": None, "reserved_gib": None}
-    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    allocated = torch.cuda.max_memory_allocated()
+    reserved = torch.cuda.max_memory_reserved()
     return {"allocated_gib": allocated / GIB, "reserved_gib": reserved / GIB}
 
 
@@ -120,12 +117,12 @@ def kernels_of(run: Callable[[], object], settings: Settings) -> dict[str, float
         trace = Path(folder, "trace.json")
         recorded.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    kind = "kernel" if on_gpu else "cpu_op"
-    found = [event for event in events if event.get("cat") == kind]
+    category = "kernel" if on_gpu else "cpu_op"
+    launches = [event for event in events if event.get("cat") == category]
     return {
-        "kernels": len(found),
-        "kernel_ms": sum(event["dur"] for event in found) / 1000,
-        "efficient_attention_kernels": sum("fmha" in event["name"] for event in found),
+        "kernels": len(launches),
+        "kernel_ms": sum(event["dur"] for event in launches) / 1000,
+        "efficient_attention_kernels": sum("fmha" in event["name"] for event in launches),
     }
 
 

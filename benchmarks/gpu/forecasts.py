@@ -17,13 +17,12 @@ from lora_utils.memory.footprint import (
     encoding_footprint,
 )
 from lora_utils.memory.gradient_checkpointing import Plan
-from lora_utils.memory.operators import Work
+from lora_utils.memory.operators import NO_WORK, Work
 from lora_utils.memory.planning import plan_step
 from lora_utils.memory.unet_footprint import StepShape, sampling_footprint, training_footprint
 from lora_utils.model import architectures
 from lora_utils.system.device import DTYPES, GIB
 
-NOTHING = Work(0, {}, 0)
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
 
 
@@ -42,8 +41,8 @@ class Counted:
 
     def seconds(self, card: Card) -> float:
         """By the card's roofline."""
-        parts = [self.work] if self.exact_work is None else [self.work, self.exact_work]
-        times = [card.seconds(part.flops, part.streamed_bytes, part.kernels) for part in parts]
+        works = [self.work] if self.exact_work is None else [self.work, self.exact_work]
+        times = [card.seconds(work.flops, work.streamed_bytes, work.kernels) for work in works]
         return sum(times[:1]) + FP32_SLOWDOWN * sum(times[1:])
 
 
@@ -53,20 +52,20 @@ def forecast(job: Job, cap_gib: float) -> dict[str, Any]:
     Nothing of what is measured by the clock alone.
     """
     budget_gib = cap_gib - WORKSPACE_GIB
-    found = count(job, budget_gib)
-    if found is None:
+    counted = count(job, budget_gib)
+    if counted is None:
         return {}
     return {
-        "allocated_gib": found.peak_bytes / GIB,
-        "reserved_gib": found.reserved_bytes / GIB,
-        "needed_gib": found.needed_bytes / GIB,
-        "fits": found.needed_bytes <= budget_gib * GIB,
-        "kernels": found.work.kernels + (found.exact_work.kernels if found.exact_work else 0),
-        "tflop": found.work.tflop + (found.exact_work.tflop if found.exact_work else 0),
-        "t4_seconds": found.seconds(T4),
+        "allocated_gib": counted.peak_bytes / GIB,
+        "reserved_gib": counted.reserved_bytes / GIB,
+        "needed_gib": counted.needed_bytes / GIB,
+        "fits": counted.needed_bytes <= budget_gib * GIB,
+        "kernels": counted.work.kernels + (counted.exact_work.kernels if counted.exact_work else 0),
+        "tflop": counted.work.tflop + (counted.exact_work.tflop if counted.exact_work else 0),
+        "t4_seconds": counted.seconds(T4),
         **(
-            {"plan": found.plan, "recomputes": str(found.plan), "share": found.plan.share}
-            if found.plan
+            {"plan": counted.plan, "recomputes": str(counted.plan), "share": counted.plan.share}
+            if counted.plan
             else {}
         ),
     }
@@ -75,21 +74,22 @@ def forecast(job: Job, cap_gib: float) -> dict[str, Any]:
 def count(job: Job, budget_gib: float) -> Counted | None:
     """Simulate it; plans are made for the budget."""
     if isinstance(job, Stage):
-        found = _stage_footprint(job)
-        if found and job.dtype == "fp32":
-            return replace(_counted(found), work=NOTHING, exact_work=found.work)
-        return _counted(found) if found else None
+        # Of fp32 the whole work is slower than the card's rates, which are half precision's.
+        footprint = _stage_footprint(job)
+        if footprint and job.dtype == "fp32":
+            return replace(_counted(footprint), work=NO_WORK, exact_work=footprint.work)
+        return _counted(footprint) if footprint else None
     if job.way != "ours":
         return _count_peer(job)
-    planned = plan_step(training_step(job), T4, budget_gib, job.plan)
+    planned = plan_step(training_shape(job), T4, budget_gib, job.plan)
     return replace(_counted(planned.planned), plan=planned.plan)
 
 
-def _counted(found: Footprint) -> Counted:
-    return Counted(found.peak_bytes, found.reserved_bytes, found.needed_bytes, found.work)
+def _counted(footprint: Footprint) -> Counted:
+    return Counted(footprint.peak_bytes, footprint.reserved_bytes, footprint.needed_bytes, footprint.work)
 
 
-def training_step(case: Case) -> StepShape:
+def training_shape(case: Case) -> StepShape:
     """Of ours."""
     return StepShape(
         architectures.UNET,
@@ -104,7 +104,8 @@ def training_step(case: Case) -> StepShape:
 
 
 def _count_peer(case: Case) -> Counted:
-    peer, size = PEERS[case.way], (case.side_px, case.side_px)
+    peer = PEERS[case.way]
+    size = (case.side_px, case.side_px)
     graph = peer_graphs.Graph(
         lora=peer.adapter,
         autocast=True,
@@ -119,22 +120,23 @@ def _count_peer(case: Case) -> Counted:
     simulation, reserved = peer_graphs.count(graph)
     peak = simulation.peak_bytes
     needed = least_limit(simulation.trace, peak, reserved)
-    found = Counted(peak, reserved, needed, simulation.work())
+    training = Counted(peak, reserved, needed, simulation.work())
     if not peer.encodes:
-        return found
+        return training
     encoding = cached_on_disk(encoding_footprint, architectures.VAE, size, case.batch, DTYPES["fp32"], None)
-    at_rest = simulation.phases[""] - encoding.held_bytes["base"]  # the VAE is resident already
+    at_rest = simulation.phases[""] - encoding.resident_bytes["base"]  # the VAE is resident already
     return Counted(
-        max(found.peak_bytes, at_rest + encoding.peak_bytes),
+        max(training.peak_bytes, at_rest + encoding.peak_bytes),
         max(reserved, at_rest + encoding.reserved_bytes),
         max(needed, at_rest + encoding.needed_bytes),
-        found.work,
+        training.work,
         encoding.work,
     )
 
 
 def _stage_footprint(stage: Stage) -> Footprint | None:
-    size, dtype = (stage.side_px, stage.side_px), DTYPES[stage.dtype]
+    size = (stage.side_px, stage.side_px)
+    dtype = DTYPES[stage.dtype]
     if stage.function == "vae_encode":
         return cached_on_disk(encoding_footprint, architectures.VAE, size, stage.batch, dtype, stage.tile_px)
     if stage.function == "vae_decode":
@@ -144,6 +146,6 @@ def _stage_footprint(stage: Stage) -> Footprint | None:
             captions_footprint, (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2), stage.batch, dtype
         )
     if stage.function == "sampling":
-        step = replace(training_step(Case("sampling")), size_px=size)
-        return sampling_footprint(step, stage.batch, cached_on_disk(training_footprint, step))
+        shape = replace(training_shape(Case("sampling")), size_px=size)
+        return sampling_footprint(shape, stage.batch, cached_on_disk(training_footprint, shape))
     return None

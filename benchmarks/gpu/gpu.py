@@ -1,12 +1,13 @@
 """The step on a CUDA card: ``python -m benchmarks gpu``. Random SDXL-shaped weights; nothing is downloaded.
 
-Our step against what others' scripts do, every case in a process of its own: milliseconds by events, summed kernel
-time, launches, memory beside its forecast; then all other stages and checks of the arithmetic. Results are kept in
-benchmarks/results/gpu_<card>.json after every case, beside those of earlier runs.
+Our step against what others' scripts do, every case in a process of its own: milliseconds by events, summed
+kernel time, launches, memory beside its forecast; then all other stages and checks of the arithmetic. Results
+are kept in benchmarks/results/gpu_<card>.json after every case, beside those of earlier runs.
 
---micro measures the card's rates alone, in about a minute. --caps finds the largest batch and picture that the forecast
-allows under each cap and runs them. --emulate sm75 --vram-gib 14.3 is a T4's memory and choice of kernels on a larger
-card, not its speed. --rehearse runs everything on the CPU with small shapes, and keeps nothing.
+--micro measures the card's rates alone, in about a minute. --caps finds the largest batch and picture that
+the forecast allows under each cap and runs them. --emulate sm75 --vram-gib 14.3 is a T4's memory and choice
+of kernels on a larger card, not its speed. --rehearse runs everything on the CPU with small shapes, and keeps
+nothing.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from benchmarks.gpu import cases
 from benchmarks.gpu.cases import Case, Job
 from benchmarks.gpu.workers import Workers
 
-T4_GIB, SPARE_GIB = 14.3, 0.1  # what torch can reserve there, and what libraries take of that
+T4_GIB = 14.3
+SPARE_GIB = 0.1  # what torch can reserve there, and what libraries take of that
 TIMEOUT_SECONDS = 240
 
 
@@ -81,15 +83,16 @@ class Book:
     """The records so far; written after each."""
 
     def __init__(self, card: dict[str, Any], options: argparse.Namespace) -> None:
-        self._gpu, self._options = card["gpu"], options
+        self._gpu = card["gpu"]
+        self._options = options
         self.usable_gib: float = options.vram_gib or card.get("usable_gib") or T4_GIB
-        kind = "micro_" if options.micro else "caps_" if options.caps else ""
+        prefix = "micro_" if options.micro else "caps_" if options.caps else ""
         name = re.sub(r"nvidia|tesla|geforce", "", self._gpu["name"].lower()) if self._gpu else "rehearsal"
-        self._name = f"gpu_{kind}{'-'.join(name.split())}" + (
+        self._name = f"gpu_{prefix}{'-'.join(name.split())}" + (
             f"_{options.emulate}" if options.emulate else ""
         )
-        known = None if options.rehearse else results.read(self._name)
-        self.records: dict[str, dict[str, Any]] = known["figures"]["records"] if known else {}
+        earlier = None if options.rehearse else results.read(self._name)
+        self.records: dict[str, dict[str, Any]] = earlier["figures"]["records"] if earlier else {}
 
     def add(self, name: str, record: dict[str, Any]) -> None:
         """Print and keep."""
@@ -115,7 +118,8 @@ class Book:
 
 
 def _run_cases(workers: Workers, book: Book, options: argparse.Namespace) -> None:
-    started, jobs = time.monotonic(), cases.chosen(options.only, options.quick)
+    started = time.monotonic()
+    jobs = cases.chosen(options.only, options.quick)
     if options.rehearse:
         jobs = cases.rehearsed(jobs)
     forecasts = workers.forecasts(jobs, [book.usable_gib] * len(jobs))
@@ -129,7 +133,8 @@ def _run_cases(workers: Workers, book: Book, options: argparse.Namespace) -> Non
 
 def _run_caps(workers: Workers, book: Book, options: argparse.Namespace) -> None:
     share = cases.REHEARSED_SHARE if options.rehearse else 1
-    caps, grid = [float(cap) for cap in options.caps.split(",")], cases.cap_grid(share)
+    caps = [float(cap) for cap in options.caps.split(",")]
+    grid = cases.cap_grid(share)
     leanest = workers.forecasts(grid, [max(caps)] * len(grid))
     tried = [(cap, case) for cap in caps for case in cases.largest(grid, leanest, cap, SPARE_GIB)]
     forecasts = workers.forecasts([case for _, case in tried], [cap for cap, _ in tried])
@@ -141,8 +146,8 @@ def _run_caps(workers: Workers, book: Book, options: argparse.Namespace) -> None
 
 def _record(workers: Workers, job: Job, forecast: dict[str, Any], **changes: Any) -> dict[str, Any]:
     plan = forecast.pop("plan", None)
-    kind = "case" if isinstance(job, Case) else "stage"
-    record = {"job": asdict(job)} | workers.run(TIMEOUT_SECONDS, kind, job, plan, **changes)
+    function = "case" if isinstance(job, Case) else "stage"
+    record = {"job": asdict(job)} | workers.run(TIMEOUT_SECONDS, function, job, plan, **changes)
     if forecast:
         record["forecast"] = forecast
     if forecast and record.get("allocated_gib") and record["status"] == "ok":

@@ -1,4 +1,4 @@
-"""What the processes of ``gpu`` do. Importing this takes seconds: it brings everything that a job needs along."""
+"""What the processes of ``gpu`` do. Importing this takes seconds: it brings along all that a job needs."""
 
 from typing import Any
 
@@ -26,11 +26,11 @@ SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2
 
 def answer(settings: dict[str, Any], function: str, *arguments: Any) -> dict[str, Any]:
     """Prepare the device, do one job, and say how it ended."""
-    found = _settings(settings)
+    prepared = _settings(settings)
     if function != "describe":
-        prepare(found)
+        prepare(prepared)
     try:
-        return {"status": "ok"} | FUNCTIONS[function](found, *arguments)
+        return {"status": "ok"} | FUNCTIONS[function](prepared, *arguments)
     except torch.OutOfMemoryError as error:
         return {"status": "out of memory", "message": str(error)[:MESSAGE_LENGTH], **peaks()}
 
@@ -42,13 +42,13 @@ def forecast(settings: dict[str, Any], job: Job, cap_gib: float) -> dict[str, An
 
 
 def _settings(settings: dict[str, Any]) -> Settings:
-    found = Settings(**settings)
-    if found.rehearse:
+    parsed = Settings(**settings)
+    if parsed.rehearse:  # in place: the shapes are read wherever a model is built or counted
         architectures.UNET.update(SMALL_UNET)
         architectures.VAE.update(SMALL_VAE)
         architectures.TEXT_ENCODER.update(SMALL_TEXT)
         architectures.TEXT_ENCODER_2.update(SMALL_TEXT)
-    return found
+    return parsed
 
 
 def _describe(settings: Settings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The rates that decide an SDXL step: matrix products, convolutions, attention, unpacking, launches. About a minute.
+"""The rates that decide an SDXL step: products, convolutions, attention, unpacking, launches. A minute or so.
 
-Sizes are SDXL's own at 1024x1024, fp16. A prediction of whole steps follows from them by the forecast's roofline.
+Sizes are SDXL's own at 1024x1024, fp16. A prediction of whole steps follows from them by the forecast's
+roofline.
 """
 
 import statistics
@@ -39,7 +40,7 @@ def micro(settings: Settings) -> dict[str, Any]:
     """All rates, and what they predict."""
     bench = _Bench(settings)
     figures: dict[str, Any] = {"launch_us": bench.launch_us()}
-    for name, part in (
+    for name, measure in (
         ("gemm", bench.gemms),
         ("conv", bench.convolutions),
         ("attention", bench.attentions),
@@ -47,17 +48,19 @@ def micro(settings: Settings) -> dict[str, Any]:
         ("unpack", bench.unpacking),
         ("sustained", bench.sustained),
     ):
-        figures[name] = part()
+        figures[name] = measure()
     figures["predicted_step_seconds"] = bench.predict(figures)
-    for name, part in figures.items():
-        for key, value in part.items() if isinstance(part, dict) else [("", part)]:
+    for name, figure in figures.items():
+        rows = figure.items() if isinstance(figure, dict) else [("", figure)]
+        for key, value in rows:
             print(f"{name} {key}: {'not measured' if value is None else f'{value:.3g}'}", flush=True)
     return figures
 
 
 class _Bench:
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.device = settings, settings.device
+        self.settings = settings
+        self.device = settings.device
         self.share = 16 if settings.rehearse else 1
         self.dtype = torch.float16
 
@@ -66,7 +69,7 @@ class _Bench:
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Of one run: the median of five groups, a third of a second in all, by events on a GPU."""
-        run()
+        run()  # the first one chooses and loads kernels
         once = self._group(run, 1)
         runs = max(1, min(1000, int((0.001 if self.settings.rehearse else 0.06) / once)))
         return statistics.median(self._group(run, runs) / runs for _ in range(5))
@@ -78,7 +81,8 @@ class _Bench:
             for _ in range(runs):
                 run()
             return time.perf_counter() - started
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(runs):
             run()
@@ -88,25 +92,28 @@ class _Bench:
 
     def launch_us(self) -> float:
         """From one tiny kernel to the next."""
-        one = self.draw(1)
+        number = self.draw(1)
         with torch.no_grad():
-            return 1e6 * self.seconds(lambda: [one.add_(1) for _ in range(100)]) / 100
+            return 1e6 * self.seconds(lambda: [number.add_(1) for _ in range(100)]) / 100
 
     def gemms(self) -> dict[str, float]:
         """TFLOPS, rows x inputs x outputs."""
-        found = {}
+        rates = {}
         for shape in GEMMS:
             rows, inputs, outputs = (max(1, side // self.share) for side in shape)
-            left, right = self.draw(rows, inputs), self.draw(outputs, inputs)
+            left = self.draw(rows, inputs)
+            right = self.draw(outputs, inputs)
             seconds = self.seconds(lambda left=left, right=right: functional.linear(left, right))
-            found["x".join(map(str, shape))] = 2e-12 * rows * inputs * outputs / seconds
-        return found
+            rates["x".join(map(str, shape))] = 2e-12 * rows * inputs * outputs / seconds
+        return rates
 
     def convolutions(self) -> dict[str, float]:
         """TFLOPS of 3x3 kernels, forward and the gradient of the input, in both layouts."""
-        found, rest = {}, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
+        rates = {}
+        rest = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])
         for channels, side in CONVOLUTIONS:
-            width, size = channels // self.share, side // self.share
+            width = channels // self.share
+            size = side // self.share
             for layout in (torch.contiguous_format, torch.channels_last):
                 x = self.draw(1, width, size, size).to(memory_format=layout)
                 kernel = self.draw(width, width, 3, 3).to(memory_format=layout)
@@ -119,12 +126,12 @@ class _Bench:
                 name = "NHWC" if layout is torch.channels_last else "NCHW"
                 for direction, run in runs.items():
                     tflop = 2e-12 * width * width * 9 * size * size
-                    found[f"{channels}@{side} {name} {direction}"] = tflop / self.seconds(run)
-        return found
+                    rates[f"{channels}@{side} {name} {direction}"] = tflop / self.seconds(run)
+        return rates
 
     def attentions(self) -> dict[str, float]:
         """TFLOPS of the memory-efficient kernel; its backward pass is counted as 2.5 times the forward."""
-        found = {}
+        rates = {}
         backend = SDPBackend.MATH if self.device.type == "cpu" else SDPBackend.EFFICIENT_ATTENTION
         for heads, queries, keys in ATTENTIONS:
             shapes = [(1, heads, tokens // self.share, HEAD) for tokens in (queries, keys, keys)]
@@ -134,18 +141,18 @@ class _Bench:
                 run = partial(functional.scaled_dot_product_attention, q, k, v)
                 out = run()
                 back = partial(torch.autograd.grad, out, (q, k, v), torch.randn_like(out), retain_graph=True)
-                forward, backward = self.seconds(run), self.seconds(back)
-            found[f"{heads}x{queries}x{keys} forward"] = tflop / forward
-            found[f"{heads}x{queries}x{keys} backward"] = 2.5 * tflop / backward
-        return found
+                forward = self.seconds(run)
+                backward = self.seconds(back)
+            rates[f"{heads}x{queries}x{keys} forward"] = tflop / forward
+            rates[f"{heads}x{queries}x{keys} backward"] = 2.5 * tflop / backward
+        return rates
 
     def streams(self) -> dict[str, float]:
         """GB/s, bytes of input and output once each."""
-        big, picture = self.draw(2**27 // self.share**2), self.draw(1, 320, 128 // self.share, 128)
-        tokens, norm = (
-            self.draw(4096 // self.share, 5120),
-            torch.nn.GroupNorm(32, 320).to(self.device, self.dtype),
-        )
+        big = self.draw(2**27 // self.share**2)
+        picture = self.draw(1, 320, 128 // self.share, 128)
+        tokens = self.draw(4096 // self.share, 5120)
+        norm = torch.nn.GroupNorm(32, 320).to(self.device, self.dtype)
         with torch.no_grad():
             rows = {
                 "copy": (2 * big.nbytes, lambda: big.clone()),
@@ -159,8 +166,9 @@ class _Bench:
     def unpacking(self) -> dict[str, float | None]:
         """GB/s of fp16 weights that come out of 8 and 4 bits; None where bitsandbytes cannot."""
         weight = self.draw(10240 // self.share, 1280)
-        codes, scale = weight.to(torch.int8), torch.rand(len(weight), 1, device=self.device)
-        found: dict[str, float | None] = {
+        codes = weight.to(torch.int8)
+        scale = torch.rand(len(weight), 1, device=self.device)
+        rates: dict[str, float | None] = {
             "int8": 1e-9
             * weight.nbytes
             / self.seconds(lambda: torch.mul(codes, scale, out=torch.empty_like(weight)))
@@ -170,13 +178,16 @@ class _Bench:
 
             packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
         except (ImportError, AttributeError, OSError, RuntimeError):  # no package, library, kernel
-            return found | {"nf4": None}
-        return found | {"nf4": 1e-9 * weight.nbytes / self.seconds(lambda: dequantize_4bit(packed, state))}
+            return rates | {"nf4": None}
+        return rates | {"nf4": 1e-9 * weight.nbytes / self.seconds(lambda: dequantize_4bit(packed, state))}
 
     def sustained(self) -> dict[str, float]:
-        """TFLOPS of a large product in the first second and in the last of eight: power and heat slow some cards."""
-        side, duration = 4096 // self.share, 0.02 if self.settings.rehearse else 8.0
-        square, rates, started = self.draw(side, side), [], time.monotonic()
+        """TFLOPS of a large product in the first and in the last of eight seconds: heat slows some cards."""
+        side = 4096 // self.share
+        duration = 0.02 if self.settings.rehearse else 8.0
+        square = self.draw(side, side)
+        rates = []
+        started = time.monotonic()
         while time.monotonic() - started < duration or not rates:
             rates.append(2e-12 * side**3 * 10 / self._group(lambda: square @ square, 10))
         tenth = max(1, len(rates) // 8)
@@ -203,8 +214,8 @@ class _Bench:
             figures["launch_us"],
             True,
         )
-        found = {
+        steps = {
             case.name: count(case, T4.usable_gib)
             for case in PREDICTED[: 1 if self.settings.rehearse else None]
         }
-        return {name: counted.seconds(card) for name, counted in found.items() if counted}
+        return {name: counted.seconds(card) for name, counted in steps.items() if counted}

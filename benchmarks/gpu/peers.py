@@ -1,4 +1,4 @@
-"""Training steps that really run: ours, and what others' scripts do, on an SDXL-shaped U-Net with random weights.
+"""Training steps that really run: ours, and what others' scripts do, on an SDXL-shaped, random U-Net.
 
 The others are models, built of diffusers' modules with each one's adapter, autocast and checkpointing, as
 ``peer_graphs`` counts them. All ways share the loss scaler, the clipping and the optimiser; masters are fp32.
@@ -72,13 +72,15 @@ def our_step(case: Case, plan: Plan, device: torch.device) -> Step:
         for block in blocks if device.type == "cuda" else blocks[:1]:
             block.compile(backend="inductor" if device.type == "cuda" else "eager")
     config = TrainConfig(optimizer=case.optimizer)
-    batch, schedule = random_batch(case.batch, case.side_px, device), noise_schedule()
+    batch = random_batch(case.batch, case.side_px, device)
+    schedule = noise_schedule()
     return updating(unet, lambda: training_losses(unet, batch, schedule, config).mean(), config, device)
 
 
 def peer_step(case: Case, device: torch.device) -> Step:
     """A step as others do it, under autocast."""
-    peer, config = PEERS[case.way], TrainConfig(optimizer=case.optimizer)
+    peer = PEERS[case.way]
+    config = TrainConfig(optimizer=case.optimizer)
     unet = random_unet(case.base, torch.float16, device)
     if peer.adapter == "peft":
         lora.add_lora(unet, LoraConfig(rank=case.rank, target_modules=[case.targets]), seed=0)
@@ -102,9 +104,9 @@ def peer_step(case: Case, device: torch.device) -> Step:
         noisy = diffusion.add_noise(latents, batch.noise, batch.timesteps, alphas_cumprod).half()
         noisy.requires_grad_(peer.recompute == "reentrant")  # else nothing of a reentrant checkpoint learns
         added = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids}
-        told = {"encoder_hidden_states": batch.prompt_embeds, "added_cond_kwargs": added}
+        conditioning = {"encoder_hidden_states": batch.prompt_embeds, "added_cond_kwargs": added}
         with torch.autocast(device.type, torch.float16):
-            prediction = unet(noisy, batch.timesteps, **told).sample
+            prediction = unet(noisy, batch.timesteps, **conditioning).sample
         return functional.mse_loss(prediction.float(), batch.noise)
 
     return updating(unet, loss, config, device)
@@ -147,7 +149,7 @@ def _add_plain_lora(unet: UNet2DConditionModel, case: Case, device: torch.device
 
 
 def random_unet(base: Base, dtype: torch.dtype, device: torch.device, seed: int = 0) -> UNet2DConditionModel:
-    """SDXL's U-Net, made on the device; its values are initialised as torch does, so that fp16 stays finite."""
+    """SDXL's U-Net, made on the device; its values are initialised as torch does: fp16 stays finite."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(architectures.UNET)
     if base != "fp16":
@@ -156,7 +158,8 @@ def random_unet(base: Base, dtype: torch.dtype, device: torch.device, seed: int 
     generator = torch.Generator(device).manual_seed(seed)
     for name, old in list(unet.named_parameters()):
         path, _, leaf = name.rpartition(".")
-        module, tensor = unet.get_submodule(path), torch.zeros(old.shape, dtype=dtype, device=device)
+        module = unet.get_submodule(path)
+        tensor = torch.zeros(old.shape, dtype=dtype, device=device)
         if old.ndim > 1:
             bound = 1 / math.sqrt(math.prod(old.shape[1:]))
             tensor.uniform_(-bound, bound, generator=generator)
@@ -176,8 +179,8 @@ def text_encoders(dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
     first, second = (
         CLIPTextConfig(**shape) for shape in (architectures.TEXT_ENCODER, architectures.TEXT_ENCODER_2)
     )
-    kinds = (partial(CLIPTextModel, first), partial(CLIPTextModelWithProjection, second))
-    return [_made(kind, dtype, device) for kind in kinds]
+    builders = (partial(CLIPTextModel, first), partial(CLIPTextModelWithProjection, second))
+    return [_made(build, dtype, device) for build in builders]
 
 
 def _made(make: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> Any:
@@ -192,7 +195,9 @@ def _made(make: Callable[[], Any], dtype: torch.dtype, device: torch.device) -> 
 
 def random_batch(batch: int, side_px: int, device: torch.device, seed: int = 0) -> Batch:
     """Examples as the cache gives them, of one shape, drawn on the CPU so that every device gets the same."""
-    generator, side, config = torch.Generator().manual_seed(seed), side_px // SCALE, architectures.UNET
+    generator = torch.Generator().manual_seed(seed)
+    side = side_px // SCALE
+    config = architectures.UNET
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
 
     def draw(*shape: int) -> Tensor:

@@ -49,10 +49,12 @@ def sampling(stage: Stage, settings: Settings) -> dict[str, Any]:
     lora.add_lora(unet, LoraConfig(rank=32), seed=0)
     unet.to(DTYPES[stage.dtype])  # as pipelines load adapters
     batch = random_batch(stage.batch, stage.side_px, settings.device)
-    told = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids.to(DTYPES[stage.dtype])}
+    added = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids.to(DTYPES[stage.dtype])}
     latents = batch.latents.to(DTYPES[stage.dtype])
     return _measured(
-        lambda: unet(latents, 500, batch.prompt_embeds.to(latents.dtype), added_cond_kwargs=told), settings, 1
+        lambda: unet(latents, 500, batch.prompt_embeds.to(latents.dtype), added_cond_kwargs=added),
+        settings,
+        1,
     )
 
 

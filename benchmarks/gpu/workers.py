@@ -16,7 +16,9 @@ from typing import Any, Self
 
 from benchmarks.gpu.cases import Job
 
-AHEAD, CORES_FOR_AHEAD, GIB_FOR_AHEAD = 2, 8, 30
+AHEAD = 2
+CORES_FOR_AHEAD = 8
+GIB_FOR_AHEAD = 30
 MESSAGE_LENGTH = 300
 FORECASTERS = 12
 
@@ -37,7 +39,10 @@ class Workers:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        error_class: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for worker in self._waiting:
             worker.stop(0)

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lora_utils.config.training import LoraConfig
 from lora_utils.memory.cards import T4
-from lora_utils.memory.gradient_checkpointing import KINDS, Plan, Price, Prices, apply_plan, choose
+from lora_utils.memory.gradient_checkpointing import RECOMPUTABLE, Plan, Price, Prices, apply_plan, choose
 from lora_utils.memory.simulation import META, Simulation
 from lora_utils.model import architectures
 from lora_utils.model.lean import make_lean
@@ -26,8 +26,8 @@ MIDDLE = architectures.UNET | {
 }
 SETTINGS = [
     *(
-        (kind, label, 2, side)
-        for kind in ("lean", "peft")
+        (way, label, 2, side)
+        for way in ("lean", "peft")
         for label in ("none", "auto", "full")
         for side in (32, 64)
     ),
@@ -39,14 +39,14 @@ SETTINGS = [
 def measure(config: dict[str, Any] = MIDDLE, settings: Iterable[tuple] = SETTINGS) -> list[dict[str, Any]]:
     """Peak bytes of forward and backward, beside weights, adapters and their copies: real and simulated."""
     rows = []
-    for kind, label, batch, side in settings:
-        plan = _plan(config, kind, label, batch, side)
-        real = _real_peak(_unet(config, torch.device("cpu")), kind, plan, batch, side)
-        simulated = _simulated_peak(_unet(config, META), kind, plan, batch, side)
+    for way, label, batch, side in settings:
+        plan = _plan(config, way, label, batch, side)
+        real = _real_peak(_unet(config, torch.device("cpu")), way, plan, batch, side)
+        simulated = _simulated_peak(_unet(config, META), way, plan, batch, side)
         error = 100 * (simulated / real - 1)
         rows.append(
             {
-                "step": kind,
+                "step": way,
                 "recompute": label,
                 "batch": batch,
                 "latent": side,
@@ -66,11 +66,11 @@ def _unet(config: dict[str, Any], device: torch.device) -> UNet2DConditionModel:
     return unet
 
 
-def _step(unet: UNet2DConditionModel, batch: int, side: int, device: torch.device) -> None:
+def _forward_and_backward(unet: UNet2DConditionModel, batch: int, side: int, device: torch.device) -> None:
     config = unet.config
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     latents = torch.zeros(batch, 4, side, side, device=device)
-    told = {
+    conditioning = {
         "timestep": torch.zeros(batch, dtype=torch.long, device=device),
         "encoder_hidden_states": torch.zeros(batch, 77, config["cross_attention_dim"], device=device),
         "added_cond_kwargs": {
@@ -78,18 +78,19 @@ def _step(unet: UNet2DConditionModel, batch: int, side: int, device: torch.devic
             "time_ids": torch.zeros(batch, 6, device=device),
         },
     }
-    prediction = unet(latents, return_dict=False, **told)[0]
+    prediction = unet(latents, return_dict=False, **conditioning)[0]
     functional.mse_loss(prediction, latents).backward()
 
 
-def _plan(config: dict[str, Any], kind: str, label: str, batch: int, side: int) -> Plan:
+def _plan(config: dict[str, Any], way: str, label: str, batch: int, side: int) -> Plan:
     """For auto, what frees half of the activations."""
     if label != "auto":
         return Plan((), label)
-    unet, simulation = _unet(config, META), Simulation()
-    _prepare(unet, kind, Plan())
+    unet = _unet(config, META)
+    simulation = Simulation()
+    _prepare(unet, way, Plan())
     for name, module in unet.named_modules():
-        if type(module).__name__ in KINDS:
+        if type(module).__name__ in RECOMPUTABLE:
             simulation.watch(name, module)
     prices: list[Price] = []
 
@@ -100,34 +101,34 @@ def _plan(config: dict[str, Any], kind: str, label: str, batch: int, side: int) 
 
     unet.register_forward_hook(price)
     with simulation:
-        _step(unet, batch, side, META)
+        _forward_and_backward(unet, batch, side, META)
     return choose(Prices(simulation.peak_bytes, tuple(prices)), simulation.peak_bytes / 2)
 
 
-def _prepare(unet: UNet2DConditionModel, kind: str, plan: Plan) -> None:
-    if kind == "lean":
+def _prepare(unet: UNet2DConditionModel, way: str, plan: Plan) -> None:
+    if way == "lean":
         make_lean(unet)
     apply_plan(unet, plan)
 
 
-def _simulated_peak(unet: UNet2DConditionModel, kind: str, plan: Plan, batch: int, side: int) -> int:
+def _simulated_peak(unet: UNet2DConditionModel, way: str, plan: Plan, batch: int, side: int) -> int:
     simulation = Simulation()
     with simulation:
         simulation.hold([*unet.parameters(), *unet.buffers()])
-        _prepare(unet, kind, plan)
-        held = simulation.live_bytes
-        _step(unet, batch, side, META)
-    return simulation.peak_bytes - held
+        _prepare(unet, way, plan)
+        before = simulation.live_bytes
+        _forward_and_backward(unet, batch, side, META)
+    return simulation.peak_bytes - before
 
 
-def _real_peak(unet: UNet2DConditionModel, kind: str, plan: Plan, batch: int, side: int) -> int:
-    _prepare(unet, kind, plan)
-    _step(unet, batch, side, torch.device("cpu"))
+def _real_peak(unet: UNet2DConditionModel, way: str, plan: Plan, batch: int, side: int) -> int:
+    _prepare(unet, way, plan)
+    _forward_and_backward(unet, batch, side, torch.device("cpu"))
     for parameter in unet.parameters():
         parameter.grad = None
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _step(unet, batch, side, torch.device("cpu"))
+        _forward_and_backward(unet, batch, side, torch.device("cpu"))
     events = [(event.start_time_ns, event.extra_fields.alloc_size) for event in _memory_events(profiler)]
     live = peak = 0
     for _, size in sorted(events):

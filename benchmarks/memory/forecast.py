@@ -1,7 +1,8 @@
 """How good the forecast is: against a real allocator, against published figures, and as a planner.
 
-The published figures are those of issue 4: SDXL's U-Net, one step, adapters of rank 32 on attention, counted once
-with fake tensors on the CPU. Here the same graphs are rebuilt and counted anew, and then the project's own.
+The published figures are those of issue 4: SDXL's U-Net, one step, adapters of rank 32 on attention, counted
+once with fake tensors on the CPU. Here the same graphs are rebuilt and counted anew, and then the project's
+own.
 """
 
 import argparse
@@ -67,7 +68,8 @@ MATRIX = {  # batch 1, 2, 4: allocated, reserved, milliseconds
     ),
     "full": (Graph(recompute="full"), ((5.81, 6.40, 1321), (6.32, 7.04, 2588), (7.34, 8.36, 5120))),
 }
-RESOLUTIONS = {  # side: allocated, reserved, milliseconds with nothing and with everything recomputed; nf4 allocated
+# Side: allocated, reserved, milliseconds with nothing and with everything recomputed; allocated with nf4.
+RESOLUTIONS = {
     512: (6.47, 6.61, 239, 321, 3.4),
     768: (7.81, 8.17, 527, 697, 4.8),
     1024: (9.68, 10.1, 1010, 1321, 6.6),
@@ -96,14 +98,15 @@ def cost() -> dict[str, Any]:
     """Wall seconds and memory of one whole forecast, imports included and nothing remembered."""
     code = (
         "import tempfile, resource; from lora_utils.memory.forecast import forecast;"
-        "from lora_utils.memory.cards import card;"
+        "from lora_utils.memory.cards import find_card;"
         "from lora_utils.config.training import LoraConfig;"
         "from lora_utils.config.schema import RunConfig, PathsConfig;"
         "folder = tempfile.mkdtemp();"
         "config = RunConfig(paths=PathsConfig(cache_dir=folder), lora=LoraConfig(rank=32));"
-        "forecast(config, card('t4')); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+        "forecast(config, find_card('t4')); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     wall = time.monotonic() - started
     cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
@@ -136,38 +139,39 @@ def _row(name: str, graph: Graph, figures: tuple[float | None, ...]) -> dict[str
     simulation, reserved = count(graph)
     work = simulation.work()
     seconds = T4.seconds(work.flops, work.streamed_bytes, 0)
-    found = (simulation.peak_bytes / GIB, reserved / GIB, work.tflop, work.kernels, 1000 * seconds)
+    values = (simulation.peak_bytes / GIB, reserved / GIB, work.tflop, work.kernels, 1000 * seconds)
     row: dict[str, Any] = {"graph": name}
     names = ("allocated_gib", "reserved_gib", "tflop", "kernels", "t4_roofline_ms")
-    for key, here, there in zip(names, found, figures, strict=True):
-        row[key] = round(here, 3)
-        if there is not None:
-            row[f"{key}_published"], row[f"{key}_error_percent"] = there, round(100 * (here / there - 1), 2)
+    for key, counted, published in zip(names, values, figures, strict=True):
+        row[key] = round(counted, 3)
+        if published is not None:
+            row[f"{key}_published"] = published
+            row[f"{key}_error_percent"] = round(100 * (counted / published - 1), 2)
     print(row, flush=True)
     return row
 
 
 def own() -> list[dict[str, Any]]:
     """The project's own step."""
-    steps = {
-        "lean": _step(),
-        "lean, full": _step(plan=Plan((), "full")),
-        "lean, 722 linears": _step(lora=LoraConfig(rank=32, target_modules=["attn+ff"])),
-        "peft": _step(is_lean=False),
-        "lean, int8": _step(base="int8"),
-        "lean, nf4": _step(base="nf4"),
-        "lean, nf4, 1536 px": _step(base="nf4", size_px=(1536, 1536)),
-        "low memory: nf4, full, 8-bit Adam, rank 8": _step(
+    shapes = {
+        "lean": _shape(),
+        "lean, full": _shape(plan=Plan((), "full")),
+        "lean, 722 linears": _shape(lora=LoraConfig(rank=32, target_modules=["attn+ff"])),
+        "peft": _shape(is_lean=False),
+        "lean, int8": _shape(base="int8"),
+        "lean, nf4": _shape(base="nf4"),
+        "lean, nf4, 1536 px": _shape(base="nf4", size_px=(1536, 1536)),
+        "low memory: nf4, full, 8-bit Adam, rank 8": _shape(
             base="nf4",
             optimizer="adamw8bit",
             lora=LoraConfig(rank=8),
             plan=Plan((), "full"),
         ),
     }
-    return [{"step": name, **_figures(training_footprint(step))} for name, step in steps.items()]
+    return [{"step": name, **_figures(training_footprint(shape))} for name, shape in shapes.items()]
 
 
-def _step(**changes: Any) -> StepShape:
+def _shape(**changes: Any) -> StepShape:
     usual = {
         "unet": architectures.UNET,
         "lora": LoraConfig(rank=32),
@@ -181,12 +185,12 @@ def _step(**changes: Any) -> StepShape:
     return StepShape(**(usual | changes))
 
 
-def _figures(found: Footprint) -> dict[str, Any]:
-    work = found.work
+def _figures(footprint: Footprint) -> dict[str, Any]:
+    work = footprint.work
     row = {
-        "allocated_gib": round(found.peak_bytes / GIB, 3),
-        "reserved_gib": round(found.reserved_bytes / GIB, 3),
-        "needed_gib": round(found.needed_bytes / GIB, 3),
+        "allocated_gib": round(footprint.peak_bytes / GIB, 3),
+        "reserved_gib": round(footprint.reserved_bytes / GIB, 3),
+        "needed_gib": round(footprint.needed_bytes / GIB, 3),
         "tflop": round(work.tflop, 2),
         "kernels": work.kernels,
         "t4_roofline_ms": round(1000 * T4.seconds(work.flops, work.streamed_bytes, work.kernels)),
@@ -202,16 +206,16 @@ def planner() -> list[dict[str, Any]]:
         ("nf4", batch, 14.3) for batch in (1, 2, 4, 6)
     ]
     for base, batch, budget in [*cells, ("plain", 1, 8.0), ("nf4", 1, 3.55)]:
-        found = plan_step(_step(base=base, batch=batch), T4, budget)
-        figures = _figures(found.planned)
+        step = plan_step(_shape(base=base, batch=batch), T4, budget)
+        figures = _figures(step.planned)
         rows.append(
             {
                 "base": base,
                 "batch": batch,
                 "budget_gib": budget,
-                "plan": str(found.plan),
-                "recomputed_percent": round(100 * found.plan.share, 1),
-                "of_budget_percent": round(100 * found.planned.needed_bytes / GIB / budget, 2),
+                "plan": str(step.plan),
+                "recomputed_percent": round(100 * step.plan.share, 1),
+                "of_budget_percent": round(100 * step.planned.needed_bytes / GIB / budget, 2),
                 **figures,
             }
         )

@@ -1,9 +1,9 @@
 """Host memory that loading takes: ``python -m benchmarks loading``; every row in a process of its own.
 
-Writes an SDXL-shaped U-Net of 436 M parameters and a text encoder of 300 M, fp32, with random weights. What is counted
-is anonymous memory (RssAnon: what cannot be dropped, as the pages of a mapped file can), sampled every 3 ms, less what
-the finished model itself keeps on the host. The device is the GPU where there is one; else "meta", which takes tensors
-and keeps nothing, and for quantised weights the CPU.
+Writes an SDXL-shaped U-Net of 436 M parameters and a text encoder of 300 M, fp32, with random weights. What
+is counted is anonymous memory (RssAnon: what cannot be dropped, as the pages of a mapped file can), sampled
+every 3 ms, less what the finished model itself keeps on the host. The device is the GPU where there is one;
+else "meta", which takes tensors and keeps nothing, and for quantised weights the CPU.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+import lora_utils
 from benchmarks import record
 from lora_utils.config.schema import ModelConfig
 from lora_utils.model import architectures
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.system.device import GIB
 
-TINY = Path(architectures.__file__).parent / "tiny"
+TINY = Path(lora_utils.__file__).parent / "tiny"
 UNET = architectures.UNET | {"transformer_layers_per_block": [1, 1, 1], "layers_per_block": 1}
 TEXT = architectures.TEXT_ENCODER_2 | {"num_hidden_layers": 12}
 ROWS = [
@@ -67,8 +68,8 @@ def main() -> None:
 def write_models(work: Path) -> None:
     """The U-Net in one file and in shards, and the text encoders."""
     unet = UNet2DConditionModel(**UNET)
-    for kind, size in (("single", "99GB"), ("shards", "300MB")):
-        folder = work / kind
+    for files, size in (("single", "99GB"), ("shards", "300MB")):
+        folder = work / files
         folder.mkdir()
         for part in ("model_index.json", "tokenizer", "tokenizer_2", "scheduler"):
             (folder / part).symlink_to(TINY / part)
@@ -115,7 +116,9 @@ def measure(work: Path, files: str, loader: str, base_precision: str) -> dict[st
 
 def with_peak(work: Callable[[], list[nn.Module]]) -> tuple[list[nn.Module], int]:
     """The result of the work, and by how many bytes anonymous memory grew at most meanwhile."""
-    before, samples, done = anonymous_bytes(), [0], Event()
+    before = anonymous_bytes()
+    samples = [0]
+    done = Event()
 
     def watch() -> None:
         while not done.wait(0.003):

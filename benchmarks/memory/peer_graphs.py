@@ -1,4 +1,4 @@
-"""The graphs of others, rebuilt to be counted: what diffusers' script, sd-scripts and OneTrainer run for one step.
+"""The graphs of others, rebuilt to be counted: one step of diffusers' script, sd-scripts and OneTrainer.
 
 They are models: diffusers' modules with each one's adapter, autocast and checkpointing.
 """
@@ -37,7 +37,7 @@ class Graph:
     """GEGLU and GroupNorm with SiLU recomputed inside their node."""
     autocast: bool = False
     recompute: str = ""
-    """Nothing; full (diffusers' flag); reentrant (sd-scripts); else names of modules, as a regular expression."""
+    """Nothing; full (diffusers' flag); reentrant (sd-scripts); else modules, by a regular expression."""
     base: str = "fp16"
     targets: str = ATTENTION
     rank: int = 32
@@ -52,17 +52,19 @@ class Graph:
 def count(graph: Graph) -> tuple[Simulation, int]:
     """Forward and backward, counted; and the bytes reserved."""
     unet = build(graph)
-    simulation, learning = Simulation(), [one for one in unet.parameters() if one.requires_grad]
+    simulation = Simulation()
+    learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     cast = imitated_autocast(torch.float16) if graph.autocast else nullcontext({})
     with simulation, cast as casts:
         simulation.hold([*unet.parameters(), *unet.buffers()])
-        kept = [_state(one, graph.state_bytes) for one in learning]
+        states = [_state(parameter, graph.state_bytes) for parameter in learning]
         if graph.resident:
-            kept += [torch.empty(size, dtype=dtype, device=META) for size, dtype in RESIDENT.values()]
-        latents, told = inputs(graph)
+            states += [torch.empty(size, dtype=dtype, device=META) for size, dtype in RESIDENT.values()]
+        latents, conditioning = inputs(graph)
+        # A reentrant checkpoint gives gradients only where an input requires them.
         latents.requires_grad_(graph.recompute == "reentrant")
         simulation.start("forward")
-        prediction = unet(latents, return_dict=False, **told)[0]
+        prediction = unet(latents, return_dict=False, **conditioning)[0]
         casts.clear()
         loss = F.mse_loss(prediction.float(), torch.empty(latents.shape, device=META))
         del prediction
@@ -82,11 +84,11 @@ def build(graph: Graph) -> UNet2DConditionModel:
             names = [name for name, _ in unet.named_modules() if re.search(graph.targets, name)]
             unet.add_adapter(LoraConfig(r=graph.rank, lora_alpha=graph.rank, target_modules=names))
         else:
-            kind = {"plain": PlainLora, "node": NodeLora}[graph.lora]
-            _replace(unet, graph.targets, lambda linear: kind(linear, graph.rank))
-    for one in unet.parameters():
-        if one.requires_grad and graph.lora == "peft":
-            one.data = one.data.float()
+            adapter_class = {"plain": PlainLora, "node": NodeLora}[graph.lora]
+            _replace(unet, graph.targets, lambda linear: adapter_class(linear, graph.rank))
+    for parameter in unet.parameters():
+        if parameter.requires_grad and graph.lora == "peft":
+            parameter.data = parameter.data.float()
     if graph.fused:
         _fuse(unet)
     _recompute(unet, graph.recompute)
@@ -95,15 +97,17 @@ def build(graph: Graph) -> UNet2DConditionModel:
 
 def inputs(graph: Graph) -> tuple[Tensor, dict[str, Any]]:
     """Latents, and what else the U-Net is told."""
-    batch, side, half = graph.batch, graph.side_px // 8, {"dtype": torch.float16, "device": META}
+    batch = graph.batch
+    side = graph.side_px // 8
+    half = {"dtype": torch.float16, "device": META}
     embeds = torch.empty(batch, 77, 2048, **half)
     added = {"text_embeds": torch.empty(batch, 1280, **half), "time_ids": torch.empty(batch, 6, **half)}
-    told = {
+    conditioning = {
         "timestep": torch.zeros(batch, device=META),
         "encoder_hidden_states": embeds,
         "added_cond_kwargs": added,
     }
-    return torch.empty(batch, 4, side, side, **half), told
+    return torch.empty(batch, 4, side, side, **half), conditioning
 
 
 class PlainLora(nn.Module):
@@ -144,7 +148,9 @@ class _Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight, A, B = ctx.saved_tensors
-        flat, flat_x, grad_x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1]), None
+        flat = grad.reshape(-1, grad.shape[-1])
+        flat_x = x.reshape(-1, x.shape[-1])
+        grad_x = None
         grad_inner = flat.mm(B)
         if ctx.needs_input_grad[0]:
             grad_x = flat.mm(weight)
@@ -155,15 +161,17 @@ class _Node(torch.autograd.Function):
 class QuantisedLinear(nn.Module):
     """A frozen weight in int8 or nf4, unpacked while it is used: its memory, not its numbers."""
 
-    def __init__(self, linear: nn.Linear, kind: str) -> None:
+    def __init__(self, linear: nn.Linear, base: str) -> None:
         super().__init__()
-        count, self.bias = linear.weight.numel(), linear.bias
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        count = linear.weight.numel()
+        self.bias = linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
         self.register_buffer(
-            "packed", torch.empty(count if kind == "int8" else count // 2, dtype=torch.uint8)
+            "packed", torch.empty(count if base == "int8" else count // 2, dtype=torch.uint8)
         )
         self.register_buffer(
-            "scale", torch.empty(self.out_features * 2 if kind == "int8" else count // 64).byte()
+            "scale", torch.empty(self.out_features * 2 if base == "int8" else count // 64).byte()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,7 +208,8 @@ class _Geglu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
         out = torch.empty_like(both)
-        (value, gate), (grad_value, grad_gate) = both.chunk(2, -1), out.chunk(2, -1)
+        value, gate = both.chunk(2, -1)
+        grad_value, grad_gate = out.chunk(2, -1)
         torch.mul(grad, F.gelu(gate), out=grad_value)
         grad_gate.copy_(torch.ops.aten.gelu_backward(grad * value, gate))
         return out
@@ -217,7 +226,8 @@ class _NormSilu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x, mean, rstd), weight = ctx.saved_tensors, ctx.norm.weight
+        x, mean, rstd = ctx.saved_tensors
+        weight = ctx.norm.weight
         out = torch.ops.aten.native_group_norm(x, weight, ctx.norm.bias, *ctx.shape, ctx.norm.eps)[0]
         grad = torch.ops.aten.silu_backward(grad, out)
         del out

@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import ADAPTER, load_lora, read_lora
 from lora_utils.model.text import TextEmbeddings, cut_text, encode_captions, encode_negative, too_long
-from lora_utils.model.vae import DECODE_GIB, decode_latents, tile_vae, vae_tile
+from lora_utils.model.vae import decode_latents, plan_decoding, tile_vae
 from lora_utils.system.device import best_device, free_memory
 from lora_utils.system.progress import progress_bar
 
@@ -87,8 +87,9 @@ def draw_pairs(
     del pipeline
     free_memory()
 
-    vae = base.load_vae(device=best_device())
-    tile_vae(vae, vae_tile((settings.width, settings.height), torch.float32, DECODE_GIB))
+    plan = plan_decoding((settings.width, settings.height))
+    vae = base.load_vae(plan.dtype, best_device())
+    tile_vae(vae, plan.tile_px)
     return [_to_image(vae, latents) for latents in plain], [_to_image(vae, latents) for latents in tuned]
 
 

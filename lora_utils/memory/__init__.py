@@ -1,1 +1,16 @@
-"""The room memory."""
+"""What will fit: cards, a step counted without memory, what to recompute, advice.
+
+May use: system, config, model.
+
+machine                 describe, problems, free_disk_gib: what is here, before anything is downloaded
+cards                   Card, find_card, card_here: what a card holds, and how fast it computes
+forecast                forecast, Forecast, StageForecast, replan: what every stage of a run needs
+advice                  judge_run, suggest, JudgedForecast, Suggestion: whether it fits, and what would help
+planning                plan_step, step_shape, largest_batch: what a step recomputes to stay within a budget
+gradient_checkpointing  Plan, Prices, choose, tighter, apply_plan: which modules to recompute, best first
+footprint               Footprint, cached_on_disk: what running a model takes; of VAE and text encoders
+unet_footprint          StepShape, training_footprint, sampling_footprint, state_bytes: the same of the U-Net
+simulation              Simulation, imitated_autocast, on_meta, SimulationError: a model run without memory
+operators               Work, class_of, flops_of, bytes_of: torch's operators, as the simulation sees them
+allocator               replay, least_limit: how much CUDA's allocator takes for what tensors ask
+"""

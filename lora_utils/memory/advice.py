@@ -1,4 +1,4 @@
-"""Whether a run will fit a card: the forecast of every stage, judged, with what would help where it is tight."""
+"""Whether a run will fit a card: every stage's forecast, judged, with what would help where it is tight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,12 @@ from lora_utils.memory.planning import largest_batch, plan_step, step_shape
 from lora_utils.model.architectures import find_architecture
 from lora_utils.system.device import GIB
 
-TIGHT_FROM, EASY_TO = 0.93, 0.75  # of what can be used: by reserved blocks, by tensors alone
+# Of what can be used, a stage passes with either. Reserved blocks alone would be too strict: torch gives
+# empty ones back when the card is full.
+TIGHT_FROM = 0.93  # by reserved blocks
+EASY_TO = 0.75  # by tensors alone
+SMALLEST_SIDE_PX = 512  # of a resolution that is advised
+SIDE_STEP_PX = 64  # as of buckets
 Judgement = Literal["PASS", "TIGHT", "FAIL"]
 
 
@@ -21,9 +26,12 @@ class Suggestion:
     """A setting that would make training smaller, or spare recomputation."""
 
     setting: str
+    """As it is written: name=value."""
     reserved_gib: float
+    """What a step takes from the card then."""
     saves_gib: float
     plan: Plan
+    """What is still recomputed."""
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.reserved_gib:.1f} GiB, {self.saves_gib:.1f} less; {self.plan}"
@@ -36,32 +44,31 @@ class JudgedForecast:
     forecast: Forecast
     judgements: dict[str, Judgement]
     """By stage."""
-    helps: list[Suggestion]
+    suggestions: list[Suggestion]
     """Where training is not a PASS, best first."""
     largest_batch: int
     """Largest train_batch_size that fits without recomputing."""
     train_batch_size: int
+    """What the settings say."""
     steps: int | None
     """Of the whole run; None while the examples are not counted."""
 
     def __str__(self) -> str:
-        found, card = self.forecast, self.forecast.card
-        shapes = (
-            "; SDXL's own shapes are taken, the base model's config is not here yet"
-            if found.assumes_sdxl
-            else ""
-        )
-        lines = [f"{card.name}: {found.budget_gib:.1f} of {card.total_gib:.1f} GiB can be used{shapes}"]
-        lines += [self._line(stage) for stage in found.stages.values()]
-        lines.append(f"training: {found.plan}; {self._batches()}")
-        lines += [f"with {help}" for help in self.helps]
+        forecast = self.forecast
+        card = forecast.card
+        headline = f"{card.name}: {forecast.budget_gib:.1f} of {card.total_gib:.1f} GiB can be used"
+        if forecast.assumes_sdxl:
+            headline += "; SDXL's own shapes are taken, the base model's config is not here yet"
         how = "by rates measured here" if card.is_measured else "estimates by a roofline, not measured"
-        lines.append(
-            f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}"
+        return "\n".join(
+            [
+                headline,
+                *(self._line(stage) for stage in forecast.stages.values()),
+                f"training: {forecast.plan}; {self._batches()}",
+                *(f"with {suggestion}" for suggestion in self.suggestions),
+                f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}",
+            ]
         )
-        if not found.is_counted:
-            lines.append("this version of torch cannot be simulated: a rule of thumb, 10 % off")
-        return "\n".join(lines)
 
     @property
     def ram_gib(self) -> float:
@@ -77,9 +84,8 @@ class JudgedForecast:
         takes = f"{stage.seconds:.2g} s per {stage.per}" if stage.seconds else ""
         if stage.name == "train" and self.steps:
             takes += f", {self.steps * stage.seconds / 60:.0f} min for {self.steps} steps"
-        return (
-            f"{self.judgements[stage.name]:5} {stage.name:9} {stage.reserved_gib:5.1f} GiB   {takes}".rstrip()
-        )
+        judgement = self.judgements[stage.name]
+        return f"{judgement:5} {stage.name:9} {stage.reserved_gib:5.1f} GiB   {takes}".rstrip()
 
     def _batches(self) -> str:
         if self.largest_batch > self.train_batch_size:
@@ -92,18 +98,50 @@ def judge_run(config: RunConfig, card: Card, examples: int | None = None) -> Jud
     """Forecast a run on a card, judge each stage, and try what would help. Downloads nothing.
 
     Args:
-        config: Of the run.
-        card: From ``cards.card`` or ``cards.card_at_hand``.
+        config: All settings; every stage is judged.
+        card: From ``cards.find_card`` or ``cards.card_here``.
         examples: How many there are, where that is known.
+
+    Raises:
+        SimulationError: This version of torch cannot be simulated.
     """
-    found = forecast(config, card, {config.data.resolution: examples or 1})
-    judgements: dict[str, Judgement] = {
-        name: _judge(stage, found.budget_gib) for name, stage in found.stages.items()
-    }
-    helps = [] if judgements["train"] == "PASS" else suggest(config, found)
-    steps = config.train.max_train_steps or (config.train.total_steps(examples) if examples else None)
+    run = forecast(config, card, {config.data.resolution: examples or 1})
+    judgements: dict[str, Judgement] = {}
+    for name, stage in run.stages.items():
+        judgements[name] = _judge(stage, run.budget_gib)
+    suggestions = [] if judgements["train"] == "PASS" else suggest(config, run)
+
+    steps = config.train.max_train_steps
+    if steps is None and examples:
+        steps = config.train.total_steps(examples)
     largest = largest_batch(config, card)
-    return JudgedForecast(found, judgements, helps, largest, config.train.train_batch_size, steps)
+    return JudgedForecast(run, judgements, suggestions, largest, config.train.train_batch_size, steps)
+
+
+def suggest(config: RunConfig, current: Forecast) -> list[Suggestion]:
+    """Settings that would make a forecast step smaller, best first, each forecast itself.
+
+    Args:
+        config: All settings as they are.
+        current: What was forecast with them.
+    """
+    folder = config.paths.cache_dir
+    architecture = find_architecture(config.model, folder)
+    reserved_gib = current.stages["train"].reserved_gib
+    suggestions = []
+    for setting, section, changes in _candidates(config):
+        # A copy with one section changed: candidates are made of values that the schema allows.
+        changed_section = getattr(config, section).model_copy(update=changes)
+        changed = config.model_copy(update={section: changed_section})
+        shape = step_shape(changed, current.precision, architecture, changed.data.resolution)
+        checkpointing = changed.train.gradient_checkpointing
+        step = plan_step(shape, current.card, current.budget_gib, checkpointing, folder)
+
+        needed_gib = step.planned.needed_bytes / GIB
+        needs_gib = max(needed_gib, min(step.planned.reserved_bytes / GIB, current.budget_gib))
+        if needs_gib < reserved_gib or step.plan.share < current.plan.share:
+            suggestions.append(Suggestion(setting, needs_gib, reserved_gib - needs_gib, step.plan))
+    return sorted(suggestions, key=lambda suggestion: (suggestion.plan.share, suggestion.reserved_gib))
 
 
 def _judge(stage: StageForecast, budget_gib: float) -> Judgement:
@@ -112,44 +150,30 @@ def _judge(stage: StageForecast, budget_gib: float) -> Judgement:
     return "TIGHT" if stage.reserved_gib <= budget_gib else "FAIL"
 
 
-def suggest(config: RunConfig, found: Forecast) -> list[Suggestion]:
-    """Settings that would make a forecast step smaller, best first, each forecast itself."""
-    shape = find_architecture(config.model, config.paths.cache_dir)
-    before, helps = found.stages["train"].reserved_gib, []
-    for setting, section, changes in _candidates(config):
-        part = getattr(config, section).model_copy(update=changes)
-        other = config.model_copy(update={section: part})
-        step = step_shape(other, found.precision, shape, other.data.resolution)
-        checkpointing = other.train.gradient_checkpointing
-        planned = plan_step(step, found.card, found.budget_gib, checkpointing, config.paths.cache_dir)
-        footprint = planned.planned
-        needs = max(footprint.needed_bytes / GIB, min(footprint.reserved_bytes / GIB, found.budget_gib))
-        if needs < before or planned.plan.share < found.plan.share:
-            helps.append(Suggestion(setting, needs, before - needs, planned.plan))
-    return sorted(helps, key=lambda help: (help.plan.share, help.reserved_gib))
-
-
 def _candidates(config: RunConfig) -> list[tuple[str, str, Mapping[str, Any]]]:
     """Settings to try: how to write them, section, values."""
-    train, tried = config.train, []
+    train = config.train
+    candidates: list[tuple[str, str, Mapping[str, Any]]] = []
     if train.gradient_checkpointing == "none":
-        tried.append(("gradient_checkpointing=auto", "train", {"gradient_checkpointing": "auto"}))
+        candidates.append(("gradient_checkpointing=auto", "train", {"gradient_checkpointing": "auto"}))
     if not train.lean_step and not train.torch_compile and not config.lora.use_dora:
-        tried.append(("lean_step=true", "train", {"lean_step": True}))
+        candidates.append(("lean_step=true", "train", {"lean_step": True}))
+
     if train.train_batch_size > 1:
+        # The same number of examples in every update, so that the run learns as it would have.
         accumulation = train.gradient_accumulation_steps * train.train_batch_size
-        text = f"train_batch_size=1 with gradient_accumulation_steps={accumulation}"
-        tried.append((text, "train", {"train_batch_size": 1, "gradient_accumulation_steps": accumulation}))
+        changes = {"train_batch_size": 1, "gradient_accumulation_steps": accumulation}
+        setting = f"train_batch_size=1 with gradient_accumulation_steps={accumulation}"
+        candidates.append((setting, "train", changes))
+
     if config.model.base_precision in ("auto", "fp16"):
-        tried.append(("base_precision=nf4", "model", {"base_precision": "nf4"}))
+        candidates.append(("base_precision=nf4", "model", {"base_precision": "nf4"}))
     if train.optimizer in ("adamw", "prodigy") and not train.use_8bit_adam:
-        tried.append(("optimizer=adamw8bit", "train", {"optimizer": "adamw8bit"}))
-    smaller = tuple(side * 3 // 4 // 64 * 64 for side in config.data.resolution)
-    if min(smaller) >= 512:
-        text = (
-            f"resolution={smaller[0]}"
-            if smaller[0] == smaller[1]
-            else f"resolution={smaller[0]}x{smaller[1]}"
-        )
-        tried.append((text, "data", {"resolution": smaller}))
-    return tried
+        candidates.append(("optimizer=adamw8bit", "train", {"optimizer": "adamw8bit"}))
+
+    # Three quarters of each side, down to a bucket's.
+    width, height = (side * 3 // 4 // SIDE_STEP_PX * SIDE_STEP_PX for side in config.data.resolution)
+    if min(width, height) >= SMALLEST_SIDE_PX:
+        setting = f"resolution={width}" if width == height else f"resolution={width}x{height}"
+        candidates.append((setting, "data", {"resolution": (width, height)}))
+    return candidates

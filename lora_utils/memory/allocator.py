@@ -1,7 +1,8 @@
 """A model of CUDA's caching allocator: how much it takes from the card for what tensors ask of it.
 
-Best fit in two pools, blocks split and merged within their segment, and segments without tensors given back when the
-card is full, as torch's c10/cuda/CUDACachingAllocator.cpp does by default; ``expandable_segments`` need less.
+Best fit in two pools, blocks split and merged within their segment, and segments without tensors given back
+when the card is full, as torch's c10/cuda/CUDACachingAllocator.cpp does by default; ``expandable_segments``
+need less. A *segment* is what CUDA gave, a *block* a stretch of one that holds one storage or is free.
 """
 
 import math
@@ -10,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIB = 2**20
-SMALL_BYTES, LARGE_BYTES, STEP_BYTES = MIB, 10 * MIB, 2 * MIB
-SMALL_SEGMENT_BYTES, LARGE_SEGMENT_BYTES = 2 * MIB, 20 * MIB
-PRECISION_BYTES = 8 * MIB
+SMALL_BYTES = MIB  # storages up to this share the small pool
+SMALL_SEGMENT_BYTES = 2 * MIB
+LARGE_BYTES = 10 * MIB  # storages from this on get a segment of their own size
+LARGE_SEGMENT_BYTES = 20 * MIB  # of those between the two
+ROUND_BYTES = 2 * MIB  # segments of their own size are multiples of this
+PRECISION_BYTES = 8 * MIB  # of ``least_limit``
 Trace = Sequence[tuple[int, int]]
 
 
@@ -35,7 +39,8 @@ def least_limit(trace: Trace, live_bytes: int, reserved_bytes: int) -> int:
         live_bytes: Most that is alive at a time: no limit can be lower.
         reserved_bytes: What is reserved without a limit.
     """
-    low, high = live_bytes, reserved_bytes
+    low = live_bytes
+    high = reserved_bytes
     while high - low > PRECISION_BYTES:
         middle = (low + high) // 2
         if _run(trace, middle) is None:
@@ -47,30 +52,35 @@ def least_limit(trace: Trace, live_bytes: int, reserved_bytes: int) -> int:
 
 def _run(trace: Trace, limit_bytes: float) -> int | None:
     """As ``replay``; None when more than the limit is needed."""
-    pools = _Pool(is_small=True), _Pool(is_small=False)
+    small = _Pool(is_small=True)
+    large = _Pool(is_small=False)
     blocks: dict[int, _Block] = {}
     peak = 0
     for storage, size in trace:
-        pool = pools[abs(size) > SMALL_BYTES]
+        pool = large if abs(size) > SMALL_BYTES else small
         if size < 0:
             pool.give(blocks.pop(storage))
             continue
+
         block = pool.take(size)
         if block is None:
-            segment = pool.segment(size)
-            if sum(one.reserved for one in pools) + segment > limit_bytes:
-                for one in pools:
-                    one.release()
-                if sum(one.reserved for one in pools) + segment > limit_bytes:
+            segment = pool.segment_bytes(size)
+            if small.reserved + large.reserved + segment > limit_bytes:
+                # A full card: torch gives all empty segments back, of both pools, and tries once more.
+                small.release()
+                large.release()
+                if small.reserved + large.reserved + segment > limit_bytes:
                     return None
             block = pool.take_new(size, segment)
-            peak = max(peak, sum(one.reserved for one in pools))
+            peak = max(peak, small.reserved + large.reserved)
         blocks[storage] = block
     return peak
 
 
 @dataclass(eq=False)
 class _Block:
+    """A stretch of a segment, linked to its neighbours there."""
+
     size: int
     serial: int
     before: "_Block | None" = None
@@ -79,29 +89,40 @@ class _Block:
 
 
 class _Pool:
-    def __init__(self, is_small: bool) -> None:
-        self.is_small, self.reserved, self._serial = is_small, 0, 0
-        self._free: list[tuple[int, int]] = []
-        self._blocks: dict[int, _Block] = {}
+    """Segments for storages of one kind, and their free blocks."""
 
-    def segment(self, size: int) -> int:
+    def __init__(self, is_small: bool) -> None:
+        self.is_small = is_small
+        self.reserved = 0
+        self._serial = 0
+        self._free: list[tuple[int, int]] = []  # size and serial number, sorted: best fit is a bisection
+        self._blocks: dict[int, _Block] = {}  # the free ones, by serial number
+
+    def segment_bytes(self, size: int) -> int:
+        """What is asked of CUDA for a storage of this size."""
         if self.is_small:
             return SMALL_SEGMENT_BYTES
-        return LARGE_SEGMENT_BYTES if size < LARGE_BYTES else -(-size // STEP_BYTES) * STEP_BYTES
+        if size < LARGE_BYTES:
+            return LARGE_SEGMENT_BYTES
+        return -(-size // ROUND_BYTES) * ROUND_BYTES
 
     def take(self, size: int) -> _Block | None:
-        place = bisect_left(self._free, (size, -1))
-        if place == len(self._free):
+        """The smallest free block that is large enough, split if it is larger; None where there is none."""
+        index = bisect_left(self._free, (size, -1))
+        if index == len(self._free):
             return None
-        block = self._blocks.pop(self._free.pop(place)[1])
+        _, serial = self._free.pop(index)
+        block = self._blocks.pop(serial)
         block.free = False
         return self._split(block, size)
 
     def take_new(self, size: int, segment: int) -> _Block:
+        """A block of a new segment."""
         self.reserved += segment
         return self._split(self._new(segment), size)
 
     def give(self, block: _Block) -> None:
+        """Free a block, and merge it with what is free beside it."""
         for neighbour in (block.before, block.after):
             if neighbour and neighbour.free:
                 self._forget(neighbour)
@@ -110,6 +131,7 @@ class _Pool:
                     block.before = neighbour.before
                 else:
                     block.after = neighbour.after
+        # Only now the neighbours' own links: after both merges, whoever they are.
         if block.before:
             block.before.after = block
         if block.after:
@@ -117,16 +139,21 @@ class _Pool:
         self._add(block)
 
     def release(self) -> None:
+        """Give back the segments that are one free block."""
         for block in list(self._blocks.values()):
             if block.before is None and block.after is None:
                 self._forget(block)
                 self.reserved -= block.size
 
     def _split(self, block: _Block, size: int) -> _Block:
+        """Leave the rest free, where it is worth a block: in the large pool only what is above 1 MiB."""
         rest = block.size - size
         if rest > SMALL_BYTES or (self.is_small and rest):
-            block.size, follower = size, self._new(rest)
-            follower.before, follower.after, block.after = block, block.after, follower
+            block.size = size
+            follower = self._new(rest)
+            follower.before = block
+            follower.after = block.after
+            block.after = follower
             if follower.after:
                 follower.after.before = follower
             self._add(follower)

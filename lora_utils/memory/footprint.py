@@ -1,4 +1,8 @@
-"""Keeps footprints on disk: counting SDXL takes seconds, and depends on shapes and versions alone."""
+"""What running a model takes, counted by a simulation: of the VAE and the text encoders here, kept on disk.
+
+Counting SDXL takes seconds, and depends on shapes and versions alone: ``cached_on_disk`` remembers the
+results.
+"""
 
 import hashlib
 import os
@@ -17,10 +21,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lora_utils.config.section import Size
 from lora_utils.memory.allocator import least_limit, replay
 from lora_utils.memory.operators import META, Work
-from lora_utils.memory.simulation import Simulation, Unit, is_supported, on_meta
+from lora_utils.memory.simulation import Simulation, Unit, on_meta
 from lora_utils.model.vae import tile_vae
 from lora_utils.system.files import write_atomically
 from lora_utils.system.versions import versions
+
+PACKAGES = ["torch", "diffusers", "transformers", "peft"]  # whose graphs and layouts a footprint counts
+ROOMS = ("memory", "model")  # whose code decides what is counted
+PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,10 @@ class Footprint:
     """Most that torch's allocator takes for that from a card that is large enough."""
     needed_bytes: int
     """Least with which it still runs, torch giving empty blocks back whenever the card is full."""
-    held_bytes: dict[str, int]
-    """What is there before and after: base, adapter, gradients, optimiser."""
+    resident_bytes: dict[str, int]
+    """What is there before and after: base, adapter, gradients, optimizer."""
     phases: dict[str, int]
-    """Peak of each."""
+    """Peak of each phase, in bytes."""
     work: Work
     forward: Work
     """Of work, what the forward pass does."""
@@ -46,28 +54,44 @@ class Footprint:
     """Numbers in the base model's files."""
     trainable: int = 0
     """Parameters that learn."""
-    is_counted: bool = True
-    """False of a rule of thumb, where this torch cannot simulate."""
+
+
+FORMAT = TypeAdapter(Footprint)
 
 
 def encoding_footprint(
     vae_config: dict[str, Any], size_px: Size, batch: int, dtype: torch.dtype, tile_px: int | None = None
 ) -> Footprint:
-    """Images of one size through the VAE's encoder."""
+    """Images of one size through the VAE's encoder.
+
+    Args:
+        vae_config: config.json.
+        size_px: Width and height.
+        batch: Images at a time.
+        dtype: Of the VAE.
+        tile_px: Side of the tiles that images are cut into; None for whole images.
+    """
     return _vae_footprint(vae_config, dtype, tile_px, (batch, 3, size_px[1], size_px[0]), "encode")
 
 
 def decoding_footprint(
     vae_config: dict[str, Any], size_px: Size, dtype: torch.dtype, tile_px: int | None = None
 ) -> Footprint:
-    """One image out of the VAE's decoder."""
+    """One image out of the VAE's decoder; arguments as for ``encoding_footprint``."""
     scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    shape = (1, vae_config.get("latent_channels", 4), size_px[1] // scale, size_px[0] // scale)
+    latent_channels = vae_config.get("latent_channels", 4)
+    shape = (1, latent_channels, size_px[1] // scale, size_px[0] // scale)
     return _vae_footprint(vae_config, dtype, tile_px, shape, "decode")
 
 
 def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torch.dtype) -> Footprint:
-    """Rows of 77 tokens through both text encoders, which are loaded together."""
+    """Rows of 77 tokens through both text encoders, which are loaded together.
+
+    Args:
+        configs: Both config.json.
+        rows: Captions times the chunks of each.
+        dtype: Of the encoders.
+    """
     first, second = configs
     with on_meta(dtype):
         encoders = nn.ModuleList(
@@ -77,25 +101,17 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
             ]
         ).eval()
     encoders.requires_grad_(False)
-    if not is_supported():
-        return _rule_of_thumb(encoders, dtype, 8 * 2**20 * rows)
-    simulation, held = Simulation(), {}
+
+    simulation = Simulation()
     with simulation, torch.no_grad():
-        held["base"] = held_by(
+        base = bytes_added_by(
             simulation, lambda: simulation.hold([*encoders.parameters(), *encoders.buffers()])
         )
         ids = torch.zeros(rows, first.get("max_position_embeddings", 77), dtype=torch.long, device=META)
         simulation.start("forward")
         for encoder in encoders:
-            encoder(ids, output_hidden_states=True)
-    return footprint_of(simulation, held, encoders)
-
-
-def vae_encode_bytes(
-    vae_config: dict[str, Any], height_px: int, width_px: int, batch: int, dtype: torch.dtype
-) -> int:
-    """Most bytes that tensors take while a batch of images is encoded, the VAE's weights included."""
-    return encoding_footprint(vae_config, (width_px, height_px), batch, dtype).peak_bytes
+            encoder(ids, output_hidden_states=True)  # SDXL reads the last but one layer, so that all are kept
+    return footprint_of(simulation, {"base": base}, encoders)
 
 
 def _vae_footprint(
@@ -103,68 +119,69 @@ def _vae_footprint(
 ) -> Footprint:
     with on_meta(dtype):
         vae = cast(AutoencoderKL, AutoencoderKL.from_config(vae_config)).eval().requires_grad_(False)
-    if not is_supported():
-        pixels = shape[0] * shape[2] * shape[3] * (1 if method == "encode" else 64)
-        return _rule_of_thumb(vae, dtype, int(675 * dtype.itemsize * pixels))
     tile_vae(vae, tile_px)
-    simulation, held = Simulation(), {}
+    simulation = Simulation()
     with simulation, torch.no_grad():
-        held["base"] = held_by(simulation, lambda: simulation.hold([*vae.parameters(), *vae.buffers()]))
-        seen = torch.empty(shape, dtype=dtype, device=META)
+        base = bytes_added_by(simulation, lambda: simulation.hold([*vae.parameters(), *vae.buffers()]))
+        pixels_or_latents = torch.empty(shape, dtype=dtype, device=META)
         simulation.start("forward")
-        getattr(vae, method)(seen)
-    return footprint_of(simulation, held, vae)
+        getattr(vae, method)(
+            pixels_or_latents
+        )  # the public method, which cuts tiles where they are turned on
+    return footprint_of(simulation, {"base": base}, vae)
 
 
-def held_by(simulation: Simulation, make: Callable[[], object]) -> int:
-    """Bytes that are live afterwards and were not before."""
+def bytes_added_by(simulation: Simulation, action: Callable[[], object]) -> int:
+    """Bytes that are live after an action and were not before it."""
     before = simulation.live_bytes
-    make()
+    action()
     return simulation.live_bytes - before
 
 
 def footprint_of(
     simulation: Simulation,
-    held: dict[str, int],
+    resident_bytes: dict[str, int],
     model: nn.Module,
     first: int = 0,
     middle: int | None = None,
     units: dict[str, tuple[str, Unit]] | None = None,
 ) -> Footprint:
-    """What a simulation counted, from its first operator on; the forward pass ends at the middle one."""
-    work, forward = simulation.work(first), simulation.work(first, middle)
-    peak, reserved = simulation.peak_bytes, replay(simulation.trace)
+    """What a simulation counted.
+
+    Args:
+        simulation: Over; nothing runs any more.
+        resident_bytes: What was there before the first operator that counts.
+        model: What ran.
+        first: The operator from which on work is counted; what came before was preparation.
+        middle: The operator with which the forward pass ends; None where there is no other.
+        units: Modules that could be recomputed.
+    """
+    work = simulation.work(first)
+    forward = simulation.work(first, middle)
+    peak = simulation.peak_bytes
+    reserved = replay(simulation.trace)
     needed = least_limit(simulation.trace, peak, reserved)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    weights = sum(parameter.numel() for parameter in model.parameters()) - trainable
     return Footprint(
-        peak, reserved, needed, held, simulation.phases, work, forward, units or {}, *counts_of(model)
+        peak,
+        reserved,
+        needed,
+        resident_bytes,
+        simulation.phases,
+        work,
+        forward,
+        units or {},
+        weights,
+        trainable,
     )
-
-
-def counts_of(model: nn.Module) -> tuple[int, int]:
-    """Numbers that are frozen, and that learn."""
-    parameters = list(model.parameters())
-    trainable = sum(one.numel() for one in parameters if one.requires_grad)
-    return sum(one.numel() for one in parameters) - trainable, trainable
-
-
-def _rule_of_thumb(model: nn.Module, dtype: torch.dtype, activation_bytes: int) -> Footprint:
-    weights, trainable = counts_of(model)
-    held, nothing = weights * dtype.itemsize, Work(0, {}, 0)
-    peak = held + activation_bytes
-    return Footprint(
-        peak, peak, peak, {"base": held}, {}, nothing, nothing, {}, weights, trainable, is_counted=False
-    )
-
-
-FORMAT = TypeAdapter(Footprint)
-PACKAGES = ["torch", "diffusers", "transformers", "peft"]
 
 
 def cached_on_disk(function: Callable[..., Footprint], *args: Any, folder: Path | None = None) -> Footprint:
     """The function's result, from disk where it was counted before with the same versions and code.
 
     Args:
-        function: One of ``footprints`` or ``steps``.
+        function: One of this module's or of ``unet_footprint``'s, by its name.
         args: All that decides its result, by their ``repr``.
         folder: Where results are kept; ~/.cache when not given.
     """
@@ -172,16 +189,17 @@ def cached_on_disk(function: Callable[..., Footprint], *args: Any, folder: Path 
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     file = (folder or home / "lora_utils") / "forecasts" / f"{name}.json"
+    # Whatever else lies there under this name is counted anew and replaced: a forecast must not fail by its
+    # cache.
     with suppress(OSError, ValidationError):
         return FORMAT.validate_json(file.read_bytes())
-    found = function(*args)
+    footprint = function(*args)
     with suppress(OSError):  # a full or read-only disk costs some seconds the next time
-        write_atomically(file, FORMAT.dump_json(found))
-    return found
+        write_atomically(file, FORMAT.dump_json(footprint))
+    return footprint
 
 
 def _code() -> str:
     """Hash of the modules that a footprint depends on, so that editing one forgets what it counted."""
-    rooms = (Path(__file__).parents[1] / room for room in ("memory", "model"))
-    files = sorted(file for room in rooms for file in room.glob("*.py"))
+    files = sorted(file for room in ROOMS for file in (PACKAGE / room).glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

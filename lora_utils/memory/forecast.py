@@ -1,10 +1,12 @@
-"""What each stage needs: its models' footprints on the card, seconds, host memory and files.
+"""What every stage of a run needs: GPU memory, seconds, host memory and files; before anything is loaded.
 
-One function a stage; ``forecast`` puts them together.
+``forecast`` puts the stages together, one function for each. Peaks are counted on the models' own graphs
+(``footprint``, ``unet_footprint``), times are a roofline of the card (``cards``); host memory and disk are
+sums over files.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,20 @@ from lora_utils.memory.footprint import (
     encoding_footprint,
 )
 from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
-from lora_utils.memory.operators import Work
+from lora_utils.memory.operators import NO_WORK
 from lora_utils.memory.planning import plan_step, step_shape
+from lora_utils.memory.simulation import require_support
 from lora_utils.memory.unet_footprint import StepShape, sampling_footprint
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
-from lora_utils.model.vae import DECODE_GIB, ENCODE_GIB, vae_batch, vae_tile
+from lora_utils.model.vae import encoding_dtype, plan_decoding, plan_encoding
 from lora_utils.system.device import DTYPES, GIB, Precision, choose_precision
 
-LIBRARIES_GIB, CUDA_HOST_GIB = (
-    0.7,
-    1.5,
-)  # resident: Python with torch, diffusers and peft (measured); CUDA (allowance)
+LIBRARIES_GIB = 0.7  # resident: Python with torch, diffusers and peft; measured
+CUDA_HOST_GIB = 1.5  # resident: CUDA's own; an allowance
 LOADING_SHARE = 0.15  # of a weight file that is in host memory while it streams to a card
-PICTURE_GIB = 2e-3
+PICTURE_GIB = 2e-3  # of a PNG
+OFF_BY = 0.03  # how far a forecast may be from the first real step before training plans anew
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class StageForecast:
     allocated_gib: float
     """Most that tensors take."""
     reserved_gib: float
-    """Most that torch takes from this card for them; it gives empty blocks back where the card would be full."""
+    """Most that torch takes from this card for them; it gives empty blocks back where it would be full."""
     parts_gib: dict[str, float]
     """On the card, from the bottom up: base, adapter, optimizer, activations, allocator, context."""
     seconds: float
@@ -55,156 +57,6 @@ class StageForecast:
     host_ram_gib: float
     disk_gib: float
     """Downloaded and written."""
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What all stages share."""
-
-    config: RunConfig
-    card: Card
-    shape: Architecture
-    step: StepShape
-    shapes: Mapping[Size, int]
-    """Examples of each width and height."""
-
-    @property
-    def largest(self) -> Size:
-        return max(self.shapes, key=math.prod)
-
-    @property
-    def examples(self) -> int:
-        return sum(self.shapes.values())
-
-    def footprint(self, function: Any, *args: Any) -> Footprint:
-        return cached_on_disk(function, *args, folder=self.config.paths.cache_dir)
-
-    def file_gib(self, weights: int, itemsize: int | None = None) -> float:
-        """Of a weight file, as it is downloaded."""
-        return weights * (itemsize or (2 if self.config.model.variant == "fp16" else 4)) / GIB
-
-
-def captions_forecast(setting: StageContext) -> StageForecast:
-    """Both text encoders on a batch of captions."""
-    step, chunks = setting.step, setting.config.data.max_token_length // 75
-    dtype, rows = DTYPES[step.precision], text_module.CAPTIONS_PER_BATCH * chunks
-    found = setting.footprint(captions_footprint, setting.shape.text_encoders, rows, dtype)
-    file = setting.file_gib(found.weights)
-    width = sum(config["hidden_size"] for config in setting.shape.text_encoders)
-    record = (step.tokens * width + setting.shape.text_encoders[1]["projection_dim"]) * dtype.itemsize / GIB
-    disk = setting.examples * record + _download(setting, file)
-    return _stage(setting, "captions", found, file, disk, "caption", 1 / text_module.CAPTIONS_PER_BATCH)
-
-
-def images_forecast(setting: StageContext) -> StageForecast:
-    """The VAE's encoder on a batch of the largest images, cut into tiles as precompute does."""
-    model, data = setting.config.model, setting.config.data
-    dtype = DTYPES[model.vae_precision]
-    tile = vae_tile(setting.largest, dtype, ENCODE_GIB, setting.card.total_gib)
-    side = min(math.prod(setting.largest), tile**2) if tile else math.prod(setting.largest)
-    card_gib = None if setting.card.compute_capability is None else setting.card.total_gib
-    batch = data.vae_batch_size or vae_batch(side, dtype, card_gib)
-    found = setting.footprint(encoding_footprint, setting.shape.vae, setting.largest, batch, dtype, tile)
-    channels = 2 * setting.shape.vae.get("latent_channels", 4)
-    latents = (
-        sum(math.prod(size) * count for size, count in setting.shapes.items()) / setting.shape.scale_factor**2
-    )
-    own_vae = model.pretrained_vae_model_name_or_path
-    file = setting.file_gib(found.weights, 4 if own_vae else None)
-    variants = (2 if data.random_flip else 1) * (data.crop_variants if data.random_crop else 1)
-    disk = channels * latents * variants * (4 if setting.step.precision == "fp32" else 2) / GIB
-    disk += 0 if own_vae and Path(own_vae).is_dir() else _download(setting, file)
-    slowdown = FP32_SLOWDOWN if model.vae_precision == "fp32" and not setting.card.is_measured else 1.0
-    return _stage(setting, "images", found, file, disk, "image", slowdown / batch)
-
-
-def training_forecast(setting: StageContext, found: Footprint) -> StageForecast:
-    """The planned step, with all its micro-batches and the update."""
-    train, kept = (
-        setting.config.train,
-        setting.config.checkpoint.checkpoints_total_limit + 1,
-    )  # one is being written
-    file = setting.file_gib(found.weights)
-    checkpoints = kept * (found.trainable * 4 + found.held_bytes["optimizer"]) / GIB
-    return _stage(
-        setting,
-        "train",
-        found,
-        file,
-        checkpoints + _download(setting, file),
-        "step",
-        train.gradient_accumulation_steps,
-    )
-
-
-def save_forecast(setting: StageContext, found: Footprint) -> StageForecast:
-    """The adapter written: scaled into a copy on the card, then through host memory."""
-    copy = found.trainable * 4
-    held = {name: size for name, size in found.held_bytes.items() if name != "gradients"}
-    peak = sum(held.values()) + copy
-    nothing = Work(0, {}, 0)
-    saving = Footprint(peak, found.reserved_bytes, found.needed_bytes, held, {}, nothing, nothing)
-    return _stage(setting, "save", saving, 0.0, copy / GIB, "run", 0.0)
-
-
-def comparison_forecast(setting: StageContext, training: Footprint) -> StageForecast:
-    """The U-Net on one picture, with guidance on two latents; then the VAE's decoder in fp32, the U-Net gone."""
-    compare, size = setting.config.compare, setting.config.data.resolution
-    batch = 2 if compare.guidance_scale > 1 else 1
-    step = replace(setting.step, size_px=size)
-    sampling = sampling_footprint(step, batch, training)
-    area = math.prod(size) / math.prod(setting.step.size_px)
-    tile = vae_tile(size, DTYPES["fp32"], DECODE_GIB, setting.card.total_gib)
-    decoding = setting.footprint(decoding_footprint, setting.shape.vae, size, DTYPES["fp32"], tile)
-    largest = max(sampling, decoding, key=lambda one: one.peak_bytes)
-    pictures = 2 * len(compare.prompt) * len(compare.seeds)
-    drawn = _stage(
-        setting, "compare", largest, setting.file_gib(training.weights), pictures * PICTURE_GIB, "picture"
-    )
-    seconds = compare.num_inference_steps * area * _seconds(setting.card, sampling)
-    seconds += _seconds(setting.card, decoding) * (1 if setting.card.is_measured else FP32_SLOWDOWN)
-    tflop = compare.num_inference_steps * area * sampling.work.tflop + decoding.work.tflop
-    kernels = compare.num_inference_steps * sampling.work.kernels + decoding.work.kernels
-    return replace(drawn, seconds=seconds, tflop=tflop, kernels=kernels)
-
-
-def _stage(
-    setting: StageContext,
-    name: str,
-    found: Footprint,
-    file_gib: float,
-    disk_gib: float,
-    per: str,
-    times: float = 1.0,
-) -> StageForecast:
-    card, held = setting.card, {kind: size / GIB for kind, size in found.held_bytes.items()}
-    peak, reserved = found.peak_bytes / GIB, found.reserved_bytes / GIB
-    limit = (name == "train" and setting.config.train.vram_gib) or card.usable_gib
-    reserved = max(found.needed_bytes / GIB, min(reserved, limit))
-    gradients = held.get("gradients", 0.0) if setting.step.accumulates and name == "train" else 0.0
-    on_gpu = card.compute_capability is not None
-    parts = {
-        "base": held["base"],
-        "adapter": held.get("adapter", 0.0) + gradients,
-        "optimizer": held.get("optimizer", 0.0),
-    }
-    parts["activations"] = peak - sum(parts.values())
-    parts |= {"allocator": max(0.0, reserved - peak), "context": CONTEXT_GIB if on_gpu else 0.0}
-    host = LIBRARIES_GIB + (CUDA_HOST_GIB + LOADING_SHARE * file_gib if on_gpu else peak)
-    work, seconds = found.work, times * _seconds(card, found)
-    return StageForecast(name, peak, reserved, parts, seconds, per, work.kernels, work.tflop, host, disk_gib)
-
-
-def _seconds(card: Card, found: Footprint) -> float:
-    work = found.work
-    return card.seconds(work.flops, work.streamed_bytes, work.kernels)
-
-
-def _download(setting: StageContext, file_gib: float) -> float:
-    return 0.0 if setting.shape.is_local else file_gib
-
-
-OFF_BY = 0.03
 
 
 @dataclass(frozen=True)
@@ -224,42 +76,86 @@ class Forecast:
     """What training may reserve."""
     assumes_sdxl: bool
     """The base model's shapes are not here yet, and SDXL's own are taken."""
-    is_counted: bool
-    """False where this torch cannot simulate, and a rule of thumb has to do: 10 % off."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What all stages share."""
+
+    config: RunConfig
+    card: Card
+    architecture: Architecture
+    """Of the base model."""
+    shape: StepShape
+    """Of a micro-batch, with nothing recomputed."""
+    sizes: Mapping[Size, int]
+    """Examples of each width and height in pixels."""
+
+    @property
+    def largest(self) -> Size:
+        """The size of most pixels, which decides the peaks."""
+        return max(self.sizes, key=math.prod)
+
+    @property
+    def examples(self) -> int:
+        """How many there are in all."""
+        return sum(self.sizes.values())
+
+    def footprint(self, function: Callable[..., Footprint], *args: Any) -> Footprint:
+        """The function's result, from the run's own folder where it was counted before."""
+        return cached_on_disk(function, *args, folder=self.config.paths.cache_dir)
+
+    def file_gib(self, weights: int, itemsize: int | None = None) -> float:
+        """Of a weight file, as it is downloaded.
+
+        Args:
+            weights: How many numbers it holds.
+            itemsize: Bytes of each; as the variant says when not given.
+        """
+        if itemsize is None:
+            itemsize = 2 if self.config.model.variant == "fp16" else 4
+        return weights * itemsize / GIB
 
 
 def forecast(
     config: RunConfig,
     card: Card,
-    shapes: Mapping[Size, int] | None = None,
+    sizes: Mapping[Size, int] | None = None,
     precision: Precision | None = None,
 ) -> Forecast:
     """What every stage of a run needs on a card. Downloads nothing.
 
     Args:
-        config: Of the run.
-        card: From ``cards.card`` or ``cards.card_at_hand``.
-        shapes: How many examples there are of each width and height in pixels; one of the resolution when not given.
+        config: All settings; every stage is forecast.
+        card: From ``cards.find_card`` or ``cards.card_here``.
+        sizes: How many examples there are of each width and height in pixels; one of the resolution when not
+            given.
         precision: What the U-Net computes in; what the settings and the card say when not given.
+
+    Raises:
+        SimulationError: This version of torch cannot be simulated.
     """
-    shapes = shapes or {config.data.resolution: 1}
-    shape = find_architecture(config.model, config.paths.cache_dir)
+    require_support()
+    sizes = sizes or {config.data.resolution: 1}
+    architecture = find_architecture(config.model, config.paths.cache_dir)
     if precision is None:
         precision = choose_precision(config.model.mixed_precision, card.compute_capability)
-    step = step_shape(config, precision, shape, max(shapes, key=math.prod))
+
+    # Of the largest examples: a step that fits them fits all others.
+    shape = step_shape(config, precision, architecture, max(sizes, key=math.prod))
     budget = config.train.vram_gib or card.usable_gib
-    found = plan_step(step, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
-    setting = StageContext(config, card, shape, step, shapes)
+    step = plan_step(shape, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
+
+    context = StageContext(config, card, architecture, shape, sizes)
     stages = [
-        captions_forecast(setting),
-        images_forecast(setting),
-        training_forecast(setting, found.planned),
-        save_forecast(setting, found.planned),
-        comparison_forecast(setting, found.plain),
+        captions_forecast(context),
+        images_forecast(context),
+        training_forecast(context, step.planned),
+        save_forecast(context, step.planned),
+        comparison_forecast(context, step.plain),
     ]
     by_name = {stage.name: stage for stage in stages}
-    counted = found.plain.is_counted
-    return Forecast(card, precision, by_name, found.plan, found.prices, budget, shape.is_assumed, counted)
+    return Forecast(card, precision, by_name, step.plan, step.prices, budget, architecture.is_assumed)
 
 
 def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
@@ -273,8 +169,171 @@ def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = N
     expected = forecast.plan.predicted_bytes
     if not forecast.prices.units or abs(measured_bytes / expected - 1) <= OFF_BY:
         return None
+
+    # The allocator's share was forecast and not measured; by what tensors were off, the new plan is to be as
+    # well.
     stage = forecast.stages["train"]
     overhead = max(0.0, stage.reserved_gib - stage.allocated_gib) * GIB
     budget = (budget_gib or forecast.budget_gib) * GIB
-    found = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
-    return None if found == forecast.plan else found
+    plan = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
+    return None if plan == forecast.plan else plan
+
+
+def captions_forecast(context: StageContext) -> StageForecast:
+    """Both text encoders on a batch of captions."""
+    encoders = context.architecture.text_encoders
+    dtype = DTYPES[context.shape.precision]
+    # A caption of 150 or 225 tokens is two or three rows of 77, which go through the encoders side by side.
+    chunks = context.config.data.max_token_length // 75
+    rows = text_module.CAPTIONS_PER_BATCH * chunks
+    footprint = context.footprint(captions_footprint, encoders, rows, dtype)
+
+    file = context.file_gib(footprint.weights)
+    width = sum(config["hidden_size"] for config in encoders)
+    pooled_width = encoders[1]["projection_dim"]
+    record = (context.shape.tokens * width + pooled_width) * dtype.itemsize / GIB
+    disk = context.examples * record + _download(context, file)
+    return _stage(context, "captions", footprint, file, disk, "caption", 1 / text_module.CAPTIONS_PER_BATCH)
+
+
+def images_forecast(context: StageContext) -> StageForecast:
+    """The VAE's encoder on a batch of the largest images, cut into tiles as precompute does."""
+    model = context.config.model
+    data = context.config.data
+    vae_config = context.architecture.vae
+    vae = plan_encoding(
+        context.largest, encoding_dtype(model), data.vae_batch_size, _vae_card_gib(context.card)
+    )
+    footprint = context.footprint(
+        encoding_footprint, vae_config, context.largest, vae.batch, vae.dtype, vae.tile_px
+    )
+
+    # Moments, twice as many channels as latents, of every example in every variant that training will draw
+    # from.
+    channels = 2 * vae_config.get("latent_channels", 4)
+    pixels = sum(math.prod(size) * count for size, count in context.sizes.items())
+    latents = pixels / context.architecture.scale_factor**2
+    variants = 2 if data.random_flip else 1
+    if data.random_crop:
+        variants *= data.crop_variants
+    itemsize = 4 if context.shape.precision == "fp32" else 2
+    disk = channels * latents * variants * itemsize / GIB
+
+    own_vae = model.pretrained_vae_model_name_or_path
+    file = context.file_gib(footprint.weights, 4 if own_vae else None)  # the variant is the base model's
+    if not (own_vae and Path(own_vae).is_dir()):
+        disk += _download(context, file)
+
+    # The rates in the table of cards are half precision's.
+    is_slow = model.vae_precision == "fp32" and not context.card.is_measured
+    slowdown = FP32_SLOWDOWN if is_slow else 1.0
+    return _stage(context, "images", footprint, file, disk, "image", slowdown / vae.batch)
+
+
+def training_forecast(context: StageContext, footprint: Footprint) -> StageForecast:
+    """The planned step, with all its micro-batches and the update."""
+    file = context.file_gib(footprint.weights)
+    checkpoint = (footprint.trainable * 4 + footprint.resident_bytes["optimizer"]) / GIB
+    checkpoints = context.config.checkpoint.checkpoints_total_limit + 1  # one is being written
+    disk = checkpoints * checkpoint + _download(context, file)
+    micro_batches = context.config.train.gradient_accumulation_steps
+    return _stage(context, "train", footprint, file, disk, "step", micro_batches)
+
+
+def save_forecast(context: StageContext, footprint: Footprint) -> StageForecast:
+    """The adapter written: scaled into a copy on the card, then through host memory."""
+    copy = footprint.trainable * 4
+    resident = {name: size for name, size in footprint.resident_bytes.items() if name != "gradients"}
+    peak = sum(resident.values()) + copy
+    # What the allocator took for the step before, it still has.
+    saving = Footprint(peak, footprint.reserved_bytes, footprint.needed_bytes, resident, {}, NO_WORK, NO_WORK)
+    return _stage(context, "save", saving, 0.0, copy / GIB, "run", 0.0)
+
+
+def comparison_forecast(context: StageContext, training: Footprint) -> StageForecast:
+    """The U-Net on one picture, with guidance on two latents; then the VAE's decoder in fp32, the U-Net gone.
+
+    Args:
+        context: Its resolution is the picture's, which the largest example's need not be.
+        training: Of a micro-batch with nothing recomputed.
+    """
+    compare = context.config.compare
+    size = context.config.data.resolution
+    batch = 2 if compare.guidance_scale > 1 else 1
+    sampling = sampling_footprint(replace(context.shape, size_px=size), batch, training)
+    vae = plan_decoding(size, _vae_card_gib(context.card))
+    decoding = context.footprint(decoding_footprint, context.architecture.vae, size, vae.dtype, vae.tile_px)
+    larger = max(sampling, decoding, key=lambda footprint: footprint.peak_bytes)
+    pictures = 2 * len(compare.prompt) * len(compare.seeds)  # without the adapter, and with it
+    file = context.file_gib(training.weights)
+    stage = _stage(context, "compare", larger, file, pictures * PICTURE_GIB, "picture")
+
+    # Many denoising steps and one decoding. The sampling step's work is that of training's size: by pixels.
+    area = math.prod(size) / math.prod(context.shape.size_px)
+    denoising_steps = compare.num_inference_steps
+    seconds = denoising_steps * area * _seconds(context.card, sampling)
+    seconds += _seconds(context.card, decoding) * (1 if context.card.is_measured else FP32_SLOWDOWN)
+    tflop = denoising_steps * area * sampling.work.tflop + decoding.work.tflop
+    kernels = denoising_steps * sampling.work.kernels + decoding.work.kernels
+    return replace(stage, seconds=seconds, tflop=tflop, kernels=kernels)
+
+
+def _stage(
+    context: StageContext,
+    name: str,
+    footprint: Footprint,
+    file_gib: float,
+    disk_gib: float,
+    per: str,
+    times: float = 1.0,
+) -> StageForecast:
+    """From a footprint to what the card shows.
+
+    Args:
+        context: Card and settings.
+        name: Of the stage.
+        footprint: Of what runs at a time.
+        file_gib: The weight file that is read.
+        disk_gib: Downloaded and written.
+        per: What the seconds are told for.
+        times: How often the footprint's work is done for that.
+    """
+    card = context.card
+    resident = {name: size / GIB for name, size in footprint.resident_bytes.items()}
+    peak = footprint.peak_bytes / GIB
+
+    # torch keeps empty blocks until the card is full, but cannot do with less than it needs.
+    limit = (name == "train" and context.config.train.vram_gib) or card.usable_gib
+    reserved = max(footprint.needed_bytes / GIB, min(footprint.reserved_bytes / GIB, limit))
+
+    # Without accumulation gradients come while activations go, and are not there at the peak.
+    are_kept = name == "train" and context.shape.accumulates
+    gradients = resident.get("gradients", 0.0) if are_kept else 0.0
+    parts = {
+        "base": resident["base"],
+        "adapter": resident.get("adapter", 0.0) + gradients,
+        "optimizer": resident.get("optimizer", 0.0),
+    }
+    parts["activations"] = peak - sum(parts.values())
+    parts["allocator"] = max(0.0, reserved - peak)
+    is_gpu = card.compute_capability is not None
+    parts["context"] = CONTEXT_GIB if is_gpu else 0.0
+
+    host = LIBRARIES_GIB + (CUDA_HOST_GIB + LOADING_SHARE * file_gib if is_gpu else peak)
+    seconds = times * _seconds(card, footprint)
+    work = footprint.work
+    return StageForecast(name, peak, reserved, parts, seconds, per, work.kernels, work.tflop, host, disk_gib)
+
+
+def _seconds(card: Card, footprint: Footprint) -> float:
+    work = footprint.work
+    return card.seconds(work.flops, work.streamed_bytes, work.kernels)
+
+
+def _vae_card_gib(card: Card) -> float | None:
+    """None of a CPU, which is always the one that is here."""
+    return None if card.compute_capability is None else card.total_gib
+
+
+def _download(context: StageContext, file_gib: float) -> float:
+    return 0.0 if context.architecture.is_local else file_gib

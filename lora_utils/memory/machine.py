@@ -9,37 +9,54 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from packaging.version import Version
 
-from lora_utils.config.schema import RunConfig
+from lora_utils.config.schema import ModelConfig, PathsConfig
 from lora_utils.system.device import GIB, choose_precision, compute_capability
 from lora_utils.system.versions import versions
 
+PEFT_NEEDS_TORCHAO = Version("0.16")
 
-def describe(config: RunConfig, data: str) -> str:
-    """Card, precision, memory, disk, data and versions, as text. Downloads nothing."""
-    precision, ram = (
-        choose_precision(config.model.mixed_precision, compute_capability()),
-        psutil.virtual_memory(),
-    )
+
+def describe(model: ModelConfig, paths: PathsConfig, data: str) -> str:
+    """Card, precision, memory, disk, data and versions, as text. Downloads nothing.
+
+    Args:
+        model: The base model, and the precision that is wanted.
+        paths: Where results go, and where models are kept.
+        data: What is known of the examples, from ``data.dataset.describe_data``.
+
+    Raises:
+        MachineError: The precision cannot be had here.
+    """
+    precision = choose_precision(model.mixed_precision, compute_capability())
+    ram = psutil.virtual_memory()
+    installed = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
         f"card        {_card()}",
         f"precision   {precision.name}: {precision.reason}",
         f"RAM         {ram.available / GIB:.1f} of {ram.total / GIB:.1f} GiB free, {os.cpu_count()} cores",
-        f"disk        {free_disk_gib(config.paths.output_dir):.1f} GiB free for {config.paths.output_dir}",
-        f"base        {config.model.pretrained_model_name_or_path}: {_where(config)}",
+        f"disk        {free_disk_gib(paths.output_dir):.1f} GiB free for {paths.output_dir}",
+        f"base        {model.pretrained_model_name_or_path}: {_where(model, paths.cache_dir)}",
         f"data        {data}",
         *(f"attention   {problem}" for problem in problems()),
-        "versions    " + ", ".join(f"{name} {version}" for name, version in versions().items()),
+        f"versions    {installed}",
     ]
     return "\n".join(lines)
 
 
 def problems() -> list[str]:
     """What on this machine is known to break a run, each with its cure."""
-    found = []
+    problems = []
     torchao = versions(["torchao"])["torchao"]
-    if torchao != "not installed" and Version(torchao) < Version("0.16"):
-        found.append(f"torchao {torchao} makes every LoRA fail in peft: pip uninstall -y torchao")
-    return found
+    # Colab brings an old one along, which peft looks at as soon as it is installed.
+    if torchao != "not installed" and Version(torchao) < PEFT_NEEDS_TORCHAO:
+        problems.append(f"torchao {torchao} makes every LoRA fail in peft: pip uninstall -y torchao")
+    return problems
+
+
+def free_disk_gib(folder: Path) -> float:
+    """Space left where a folder is, or would be."""
+    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    return shutil.disk_usage(existing).free / GIB
 
 
 def _card() -> str:
@@ -49,19 +66,12 @@ def _card() -> str:
     return f"{card.name}, {card.total_memory / GIB:.1f} GiB, sm_{card.major}{card.minor}"
 
 
-def free_disk_gib(folder: Path) -> float:
-    """Space left where a folder is, or would be."""
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    return shutil.disk_usage(existing).free / GIB
-
-
-def _where(config: RunConfig) -> str:
-    name = config.model.pretrained_model_name_or_path
+def _where(model: ModelConfig, cache_dir: Path | None) -> str:
+    """Whether the base model is on this machine; its index alone is looked for, which every pipeline has."""
+    name = model.base
     if Path(name).is_dir():
         return "a folder here"
-    cached = try_to_load_from_cache(
-        name, "model_index.json", cache_dir=config.paths.cache_dir, revision=config.model.revision
-    )
-    return (
-        "already downloaded" if isinstance(cached, str) else "on the Hub, to be downloaded when it is needed"
-    )
+    index = try_to_load_from_cache(name, "model_index.json", cache_dir=cache_dir, revision=model.revision)
+    if isinstance(index, str):  # else None, or a mark that the file is known to be absent
+        return "already downloaded"
+    return "on the Hub, to be downloaded when it is needed"

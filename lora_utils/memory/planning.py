@@ -1,7 +1,7 @@
-"""What a run will need, before anything is downloaded: memory, disk and time of every stage, and what to recompute.
+"""What a training step recomputes to stay within a budget, and the largest batch that does without.
 
-Peaks are counted on the models' own graphs (``steps``, ``footprints``) and kept on disk; times are a roofline of the
-card (``cards``). Host memory and disk are sums over files.
+Peaks are counted on the model's own graph (``unet_footprint``) and kept on disk; times are a roofline of the
+card (``cards``).
 """
 
 import math
@@ -15,12 +15,15 @@ from lora_utils.config.section import Size
 from lora_utils.memory.cards import Card
 from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
+from lora_utils.memory.simulation import require_support
 from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.system.device import GIB, Precision, choose_precision
 
 LARGEST_BATCH = 64
-TRIES, CLOSE, AIM = 4, 0.98, 0.99
+TRIES = 4  # simulations of SDXL's step, of seconds each
+CLOSE = 0.98  # of the budget: a plan that uses as much is good enough
+AIM = 0.99  # of the budget: what plans are made for, so that the next count does not miss it by a hair
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,13 @@ class PlannedStep:
     plain: Footprint
     """With nothing recomputed."""
     planned: Footprint
+    """With the plan."""
     prices: Prices
     plan: Plan
 
 
 def plan_step(
-    step: StepShape,
+    shape: StepShape,
     card: Card,
     budget_gib: float,
     checkpointing: Literal["auto", "none", "full"] = "auto",
@@ -44,29 +48,33 @@ def plan_step(
     """Choose what to recompute, and count the step again with it.
 
     Args:
-        step: With nothing recomputed.
+        shape: Of the step, with nothing recomputed.
         card: Whose rates price recomputation.
         budget_gib: What torch may take.
         checkpointing: auto recomputes what does not fit.
-        folder: Where footprints are kept.
+        folder: Where footprints are kept; ~/.cache when not given.
     """
-    plain = cached_on_disk(training_footprint, step, folder=folder)
+    plain = cached_on_disk(training_footprint, shape, folder=folder)
     prices = _prices(plain, card)
     budget = budget_gib * GIB
     if checkpointing == "none" or (checkpointing == "auto" and plain.needed_bytes <= budget):
         return PlannedStep(plain, plain, prices, none_plan(prices))
 
     def count(plan: Plan) -> PlannedStep:
-        found = cached_on_disk(
-            training_footprint, replace(step, plan=Plan(plan.units, plan.label)), folder=folder
-        )
-        return PlannedStep(plain, found, prices, replace(plan, predicted_bytes=found.peak_bytes))
+        # Units and label alone: the plan is part of the file's name, and its figures differ from card to
+        # card.
+        recomputing = replace(shape, plan=Plan(plan.units, plan.label))
+        planned = cached_on_disk(training_footprint, recomputing, folder=folder)
+        return PlannedStep(plain, planned, prices, replace(plan, predicted_bytes=planned.peak_bytes))
 
     if checkpointing == "full" or not plain.units:
         return count(full_plan(prices))
+
+    # Plans are chosen by what tensors take; the allocator's share on top is known only once a plan is
+    # counted.
     tried: dict[Plan, PlannedStep] = {}
     overhead = plain.needed_bytes - plain.peak_bytes
-    for _ in range(TRIES):  # the allocator's share is known only once a plan is counted
+    for _ in range(TRIES):
         plan = choose(prices, AIM * budget - overhead)
         if plan in tried:
             break
@@ -75,39 +83,66 @@ def plan_step(
         if plan.label == "full" or CLOSE * budget <= needed <= budget:
             break
         overhead += needed - AIM * budget
-    fitting = [one for one in tried.values() if one.planned.needed_bytes <= budget]
-    return min(fitting, key=lambda one: one.plan.share) if fitting else count(full_plan(prices))
+
+    fitting = [step for step in tried.values() if step.planned.needed_bytes <= budget]
+    if not fitting:
+        return count(full_plan(prices))
+    return min(fitting, key=lambda step: step.plan.share)
 
 
-def largest_batch(config: RunConfig, card: Card, shapes: Mapping[Size, int] | None = None) -> int:
+def largest_batch(config: RunConfig, card: Card, sizes: Mapping[Size, int] | None = None) -> int:
     """The largest train_batch_size that fits; without recomputation, unless gradient_checkpointing is full.
 
     Few simulations do: what a step needs grows linearly with its batch. 0 when not even one fits, at most 64.
+
+    Args:
+        config: What a step is made of.
+        card: Whose memory is the budget, where vram_gib does not say.
+        sizes: How many examples there are of each width and height in pixels; the resolution when not given.
+
+    Raises:
+        SimulationError: This version of torch cannot be simulated.
     """
-    folder, shape = config.paths.cache_dir, find_architecture(config.model, config.paths.cache_dir)
+    require_support()
+    folder = config.paths.cache_dir
+    architecture = find_architecture(config.model, folder)
     precision = choose_precision(config.model.mixed_precision, card.compute_capability)
-    step = step_shape(config, precision, shape, max(shapes or {config.data.resolution: 1}, key=math.prod))
+    largest_size = max(sizes or {config.data.resolution: 1}, key=math.prod)
+    shape = step_shape(config, precision, architecture, largest_size)
     label = "full" if config.train.gradient_checkpointing == "full" else "none"
 
-    def counted(batch: int) -> Footprint:
-        whole = replace(step, batch=batch, plan=Plan((), label))
-        return cached_on_disk(training_footprint, whole, folder=folder)
+    def count(batch: int) -> Footprint:
+        batched = replace(shape, batch=batch, plan=Plan((), label))
+        return cached_on_disk(training_footprint, batched, folder=folder)
 
-    budget, one, two = (config.train.vram_gib or card.usable_gib) * GIB, counted(1), counted(2)
-    room = budget - one.needed_bytes
-    batch = 1 + math.floor(room / (two.peak_bytes - one.peak_bytes))
-    for _ in range(TRIES):  # the allocator's share is not quite linear
-        if batch <= 2 or (needed := counted(batch).needed_bytes) <= budget:
+    # Along a line from one example upwards, whose slope is what a second one adds to the tensors.
+    budget = (config.train.vram_gib or card.usable_gib) * GIB
+    single = count(1)
+    double = count(2)
+    room = budget - single.needed_bytes
+    batch = 1 + math.floor(room / (double.peak_bytes - single.peak_bytes))
+
+    # Counted itself, the batch can need more than the line says, for the allocator's share is not quite
+    # linear.
+    for _ in range(TRIES):
+        if batch <= 2:
             break
-        batch = min(batch - 1, 1 + math.floor((batch - 1) * room / (needed - one.needed_bytes)))
+        needed = count(batch).needed_bytes
+        if needed <= budget:
+            break
+        steeper = 1 + math.floor((batch - 1) * room / (needed - single.needed_bytes))
+        batch = min(batch - 1, steeper)
     return max(0, min(batch, LARGEST_BATCH))
 
 
-def step_shape(config: RunConfig, precision: Precision, shape: Architecture, size_px: Size) -> StepShape:
+def step_shape(
+    config: RunConfig, precision: Precision, architecture: Architecture, size_px: Size
+) -> StepShape:
     """The micro-batch that the settings ask for, with nothing recomputed."""
-    base, train = config.model.base_precision, config.train
+    train = config.train
+    base = config.model.base_precision
     return StepShape(
-        shape.unet,
+        architecture.unet,
         config.lora,
         precision.name,
         "plain" if base in ("auto", "fp16") else base,
@@ -118,18 +153,13 @@ def step_shape(config: RunConfig, precision: Precision, shape: Architecture, siz
         is_lean=train.lean_step,
         accumulates=train.gradient_accumulation_steps > 1,
         has_average=train.use_ema,
-        scale_factor=shape.scale_factor,
+        scale_factor=architecture.scale_factor,
     )
 
 
-def _prices(found: Footprint, card: Card) -> Prices:
-    units = [
-        Price(
-            name,
-            kind,
-            unit.freed_bytes,
-            card.seconds(unit.work.flops, unit.work.streamed_bytes, unit.work.kernels),
-        )
-        for name, (kind, unit) in found.units.items()
-    ]
-    return Prices(found.peak_bytes, tuple(units))
+def _prices(footprint: Footprint, card: Card) -> Prices:
+    units = []
+    for name, (module_class, unit) in footprint.units.items():
+        seconds = card.seconds(unit.work.flops, unit.work.streamed_bytes, unit.work.kernels)
+        units.append(Price(name, module_class, unit.freed_bytes, seconds))
+    return Prices(footprint.peak_bytes, tuple(units))

@@ -1,4 +1,9 @@
-"""What a training step and a sampling step of the U-Net need on a card: base, adapters, optimiser, activations."""
+"""What a training step and a sampling step of the U-Net need on a card: base, adapter, optimiser,
+activations.
+
+A step's own code runs on meta tensors: the same adapter, the same lean nodes, the same recomputation, on a
+U-Net without numbers. Only bitsandbytes' linears need a stand-in.
+"""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -13,48 +18,25 @@ from torch.nn import functional
 
 from lora_utils.config.section import Size
 from lora_utils.config.training import LoraConfig
-from lora_utils.memory.footprint import Footprint, counts_of, footprint_of, held_by
-from lora_utils.memory.gradient_checkpointing import KINDS, Plan, apply_plan
+from lora_utils.memory.footprint import Footprint, bytes_added_by, footprint_of
+from lora_utils.memory.gradient_checkpointing import RECOMPUTABLE, Plan, apply_plan
 from lora_utils.memory.operators import META, Work
-from lora_utils.memory.simulation import Simulation, imitated_autocast, is_supported, on_meta
+from lora_utils.memory.simulation import Simulation, imitated_autocast, on_meta
 from lora_utils.model import lean_ops
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
 from lora_utils.model.quantisation import dequantised_weight
 from lora_utils.system.device import DTYPES
 
+WHOLE_STATES = {"adamw": 8, "paged_adamw": 8, "schedulefree": 8, "prodigy": 16}
+"""Bytes per parameter, of optimisers whose states have its shape: two fp32 numbers, Prodigy's four."""
+EIGHT_BIT = ("adamw8bit", "paged_adamw8bit")
+EIGHT_BIT_FROM = 4096  # bitsandbytes keeps the states of smaller parameters in fp32
+EIGHT_BIT_BLOCK = 256  # numbers that share a scale
+EIGHT_BIT_MAPS = 2 * 256 * 4  # from 8 bits to fp32, one for each moment, shared by all parameters
 
-def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
-    """Bytes of the optimiser's state on the device, once a step was taken.
-
-    Args:
-        name: A value of the setting ``optimizer``. Paged states are counted whole: they leave the GPU only when it
-            is full. Prodigy's are an upper bound: of parameters that start as zeros it keeps a quarter less.
-        shapes: Of the trainable parameters, fp32.
-    """
-    shapes = list(shapes)
-    total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
-    quantised = name.endswith("8bit") and any(_size(shape) >= 4096 for shape in shapes)
-    return total + (2 * 256 * 4 if quantised else 0)  # the two maps from 8 bits to numbers, shared by all
-
-
-def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
-    size = _size(shape)
-    if name == "adafactor":
-        factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
-        return 4 * (factored + 1)  # and the root mean square
-    if name.endswith("8bit") and size >= 4096:
-        return 2 * (size + 4 * -(-size // 256))  # one scale for each block of 256
-    return size * (16 if name == "prodigy" else 8)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()
-
-
-NF4_SHARE = (
-    1 / 2 + 1 / 64 + 4 / 64 / 256
-)  # of a byte: 4 bits, a scale of 8 bits for 64, one of 32 for 256 of those
+# Of a byte: 4 bits, a scale of 8 bits for 64 of them, one of 32 bits for 256 of those (QLoRA, section 3).
+NF4_SHARE = 1 / 2 + 1 / 64 + 4 / 64 / 256
 
 
 @dataclass(frozen=True)
@@ -69,11 +51,15 @@ class StepShape:
     base: Literal["plain", "int8", "nf4"]
     """How the transformers' frozen weights are kept."""
     optimizer: str
+    """A value of the setting ``optimizer``."""
     batch: int
+    """Examples in the micro-batch."""
     size_px: Size
     """Width and height."""
     tokens: int
+    """Of a caption as the U-Net sees it: 77, 152 or 227."""
     is_lean: bool = True
+    """The lean step; else peft's forward under autocast."""
     accumulates: bool = False
     """Gradients of earlier micro-batches are there."""
     has_average: bool = False
@@ -81,184 +67,193 @@ class StepShape:
     scale_factor: int = 8
     """Pixels to a latent."""
     plan: Plan = field(default_factory=Plan)
+    """What is recomputed."""
 
 
-def training_footprint(step: StepShape) -> Footprint:
+def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Bytes of the optimiser's state on the device, once a step was taken.
+
+    Args:
+        name: A value of the setting ``optimizer``. Paged states are counted whole: they leave the GPU only
+            when it is full. Prodigy's are an upper bound: of parameters that start as zeros it keeps a
+            quarter less.
+        shapes: Of the trainable parameters, fp32.
+    """
+    shapes = list(shapes)
+    total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
+    if name in EIGHT_BIT and any(_size(shape) >= EIGHT_BIT_FROM for shape in shapes):
+        total += EIGHT_BIT_MAPS
+    return total
+
+
+def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
+    size = _size(shape)
+    if name == "adafactor":
+        # A matrix's second moment is kept as its rows' and columns' means alone (Shazeer & Stern, 2018).
+        factored = size // shape[-1] + size // shape[-2] if len(shape) > 1 else size
+        return 4 * (factored + 1)  # and the root mean square
+    if name in EIGHT_BIT:
+        if size < EIGHT_BIT_FROM:
+            return size * WHOLE_STATES["adamw"]
+        return 2 * (size + 4 * -(-size // EIGHT_BIT_BLOCK))  # two moments: codes, and a scale for each block
+    return size * WHOLE_STATES[name]
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def training_footprint(shape: StepShape) -> Footprint:
     """One micro-batch and one update of the adapter."""
-    if not is_supported():
-        return _rule_of_thumb(step)
-    dtype, held = DTYPES[step.precision], {}
-    unet, simulation = _build_unet(step), Simulation()
+    dtype = DTYPES[shape.precision]
+    unet = _build_base(shape).train()
+    add_lora(unet, shape.lora, seed=0)
     learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    autocast = not step.is_lean and step.precision != "fp32"
+    simulation = Simulation()
+    resident = {}
+    autocast = not shape.is_lean and shape.precision != "fp32"
     with simulation, imitated_autocast(dtype) if autocast else nullcontext({}) as casts:
-        held["base"] = held_by(simulation, lambda: _hold_base(simulation, unet, step.base))
-        held["adapter"] = held_by(simulation, lambda: simulation.hold(learning))
-        if step.is_lean:
-            held["adapter"] += held_by(simulation, lambda: make_lean(unet))
-        states = []
-        held["optimizer"] = held_by(simulation, lambda: states.extend(_states(step, learning)))
-        if step.accumulates:
+        # In the order of a real run: base, adapter, its compute copies; then the optimiser's states, which
+        # the first update makes, and with which every later step has to fit.
+        resident["base"] = bytes_added_by(simulation, lambda: _hold_base(simulation, unet, shape.base))
+        resident["adapter"] = bytes_added_by(simulation, lambda: simulation.hold(learning))
+        if shape.is_lean:
+            resident["adapter"] += bytes_added_by(simulation, lambda: make_lean(unet))
+        states = []  # named, so that they live to the end
+        resident["optimizer"] = bytes_added_by(simulation, lambda: states.extend(_states(shape, learning)))
+        if shape.accumulates:
             for parameter in learning:
                 parameter.grad = torch.empty_like(parameter)
-        apply_plan(unet, step.plan)
-        latents, told = _inputs(step, dtype)
-        if step.plan.label == "none":
+
+        apply_plan(unet, shape.plan)
+        latents, conditioning = _inputs(shape, dtype)
+        if shape.plan.label == "none":  # what a module keeps is seen only where nothing is recomputed already
             for name, module in unet.named_modules():
-                if type(module).__name__ in KINDS:
+                if type(module).__name__ in RECOMPUTABLE:
                     simulation.watch(name, module)
+
         first = simulation.operators
         simulation.start("forward")
-        prediction = unet(latents.to(dtype), return_dict=False, **told)[0]
-        casts.clear()
+        prediction = unet(latents.to(dtype), return_dict=False, **conditioning)[0]
+        casts.clear()  # as the real autocast forgets them at its end
         loss = functional.mse_loss(prediction.float(), latents)
         del prediction
-        kinds = {name: type(module).__name__ for name, module in unet.named_modules()}
-        units = {name: (kinds[name], unit) for name, unit in simulation.units().items()}
+        class_names = {name: type(module).__name__ for name, module in unet.named_modules()}
+        units = {name: (class_names[name], unit) for name, unit in simulation.units().items()}
+
         middle = simulation.operators
         simulation.start("backward")
         loss.backward()
-        casts.clear()
-        held["gradients"] = sum(4 * parameter.numel() for parameter in learning)
+        casts.clear()  # recomputation casts once more
+        resident["gradients"] = sum(4 * parameter.numel() for parameter in learning)
+
+        # What an update takes for a moment: the root of the second moment, of all parameters at once.
         simulation.start("update")
-        update = [
-            torch.empty_like(parameter) for parameter in learning
-        ]  # the root of the second moment, of all
-        del update
-    return footprint_of(simulation, held, unet, first, middle, units)
+        roots = [torch.empty_like(parameter) for parameter in learning]
+        del roots
+    return footprint_of(simulation, resident, unet, first, middle, units)
 
 
-def sampling_footprint(step: StepShape, batch: int, training: Footprint) -> Footprint:
+def sampling_footprint(shape: StepShape, batch: int, training: Footprint) -> Footprint:
     """One denoising step; batch is 2 for one image with guidance. The adapter's own activations are left out.
 
     Without gradients nothing outlives its layer, so the simulated U-Net has one transformer block everywhere.
 
     Args:
-        step: The training step's settings.
+        shape: The training step's, with the picture's size.
         batch: Latents at a time.
         training: The training step's footprint, whose weights and forward pass are taken over.
     """
-    if not training.is_counted:
-        return training
-    dtype, simulation, held = DTYPES[step.precision], Simulation(), {}
-    unet = _build_base(replace(step, unet=step.unet | {"transformer_layers_per_block": 1}))
+    dtype = DTYPES[shape.precision]
+    unet = _build_base(replace(shape, unet=shape.unet | {"transformer_layers_per_block": 1}))
+    simulation = Simulation()
     with simulation, torch.no_grad():
-        held["base"] = held_by(simulation, lambda: _hold_base(simulation, unet, step.base))
-        latents, told = _inputs(step, dtype, batch)
+        base = bytes_added_by(simulation, lambda: _hold_base(simulation, unet, shape.base))
+        latents, conditioning = _inputs(shape, dtype, batch)
         simulation.start("forward")
-        unet(latents.to(dtype), return_dict=False, **told)
-    shallow, times = footprint_of(simulation, held, unet), batch / step.batch
-    deeper = training.held_bytes["base"] - held["base"] + training.trainable * dtype.itemsize
-    forward = training.forward
-    flops = {kind: amount * times for kind, amount in forward.flops.items()}
+        unet(latents.to(dtype), return_dict=False, **conditioning)
+    shallow = footprint_of(simulation, {"base": base}, unet)
+
+    # The blocks that were left out bring weights alone, and the adapter is in the base's dtype as pipelines
+    # load it.
+    adapter = training.trainable * dtype.itemsize
+    deeper = training.resident_bytes["base"] - base + adapter
+    times = batch / shape.batch
+    flops = {operation: amount * times for operation, amount in training.forward.flops.items()}
+    streamed_bytes = int(training.forward.streamed_bytes * times)
     return replace(
         shallow,
         peak_bytes=shallow.peak_bytes + deeper,
         reserved_bytes=shallow.reserved_bytes + deeper,
         needed_bytes=shallow.needed_bytes + deeper,
-        held_bytes={"base": training.held_bytes["base"], "adapter": training.trainable * dtype.itemsize},
-        work=Work(forward.kernels, flops, int(forward.streamed_bytes * times)),
+        resident_bytes={"base": training.resident_bytes["base"], "adapter": adapter},
+        work=Work(training.forward.kernels, flops, streamed_bytes),
     )
 
 
 class Linear8bitLt(nn.Linear):
-    """Stands for bitsandbytes' linears, which do not run on meta: unpacked anew wherever the weight is used."""
+    """Stands for bitsandbytes' linears, which do not run on meta: unpacked anew wherever it is used."""
 
     def forward(self, input: Tensor) -> Tensor:
         return lean_ops.frozen_linear(input, partial(dequantised_weight, self), self.bias)
 
 
-def _build_base(step: StepShape) -> UNet2DConditionModel:
-    dtype = DTYPES[step.precision]
+def _build_base(shape: StepShape) -> UNet2DConditionModel:
+    """The U-Net on meta, frozen; its transformers' linears stand for quantised ones where they are to be."""
+    dtype = DTYPES[shape.precision]
     with on_meta(dtype):
-        unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(step.unet)).requires_grad_(False)
-    if step.base != "plain":
-        for name, module in unet.named_modules():
-            if ".attentions." in name and type(module) is nn.Linear:
-                codes = torch.empty(module.weight.shape, dtype=torch.int8, device=META)
-                module.__class__ = Linear8bitLt
-                module.weight = nn.Parameter(codes, requires_grad=False)
-                vars(module.weight)["SCB"] = torch.empty(module.out_features, device=META)
-                vars(module)["compute_dtype"] = dtype
-    return unet
-
-
-def _build_unet(step: StepShape) -> UNet2DConditionModel:
-    unet = _build_base(step).train()
-    add_lora(unet, step.lora, seed=0)
+        unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(shape.unet)).requires_grad_(False)
+    if shape.base == "plain":
+        return unet
+    for name, module in unet.named_modules():
+        if ".attentions." in name and type(module) is nn.Linear:
+            codes = torch.empty(module.weight.shape, dtype=torch.int8, device=META)
+            module.__class__ = Linear8bitLt
+            module.weight = nn.Parameter(codes, requires_grad=False)
+            # Where dequantised_weight looks for the scales and the dtype.
+            vars(module.weight)["SCB"] = torch.empty(module.out_features, device=META)
+            vars(module)["compute_dtype"] = dtype
     return unet
 
 
 def _hold_base(simulation: Simulation, unet: nn.Module, base: str) -> None:
+    """Count the frozen weights; codes of int8 stand for nf4's, which are smaller and have other scales."""
     for module in unet.modules():
-        if isinstance(module, Linear8bitLt):
+        if isinstance(module, Linear8bitLt):  # before its parameters are met below: a storage counts once
             simulation.hold([module.weight], NF4_SHARE if base == "nf4" else 1.0)
             simulation.hold([vars(module.weight)["SCB"]], 0.0 if base == "nf4" else 1.0)
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         simulation.hold(tensor for tensor in own if not tensor.requires_grad)
 
 
-def _states(step: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
+def _states(shape: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
     """The optimiser's, and the average; paged ones are in host memory as long as the card is full."""
-    name = step.optimizer
-    sizes = [state_bytes(name, [tuple(one.shape)]) for one in learning] if "paged" not in name else []
-    states = [
-        torch.empty(half, dtype=torch.uint8, device=META) for size in sizes for half in (size // 2, size // 2)
-    ]
-    return states + [torch.empty_like(one) for one in learning if step.has_average]
+    states = []
+    if "paged" not in shape.optimizer:
+        for parameter in learning:
+            size = state_bytes(shape.optimizer, [tuple(parameter.shape)])
+            for half in (size // 2, size // 2):  # two moments, two tensors: the allocator rounds each
+                states.append(torch.empty(half, dtype=torch.uint8, device=META))
+    if shape.has_average:
+        states += [torch.empty_like(parameter) for parameter in learning]
+    return states
 
 
-def _inputs(step: StepShape, dtype: torch.dtype, batch: int | None = None) -> tuple[Tensor, dict[str, Any]]:
-    """Latents, fp32, and what else the U-Net is told."""
-    batch, config = batch or step.batch, step.unet
-    width, height = (side // step.scale_factor for side in step.size_px)
-    time_width = 6 * config["addition_time_embed_dim"]
-    pooled = config["projection_class_embeddings_input_dim"] - time_width
-    half = {"dtype": dtype, "device": META}
+def _inputs(shape: StepShape, dtype: torch.dtype, batch: int | None = None) -> tuple[Tensor, dict[str, Any]]:
+    """Latents, (B, C, h, w), fp32, and the U-Net's other arguments by name."""
+    batch = batch or shape.batch
+    config = shape.unet
+    width, height = (side // shape.scale_factor for side in shape.size_px)
+    time_width = 6 * config["addition_time_embed_dim"]  # of the six time_ids, each embedded
+    pooled_width = config["projection_class_embeddings_input_dim"] - time_width
+    computed = {"dtype": dtype, "device": META}
     added = {
-        "text_embeds": torch.empty(batch, pooled, **half),
+        "text_embeds": torch.empty(batch, pooled_width, **computed),
         "time_ids": torch.empty(batch, 6, device=META),
     }
-    told = {
+    conditioning = {
         "timestep": torch.zeros(batch, dtype=torch.long, device=META),
-        "encoder_hidden_states": torch.empty(batch, step.tokens, config["cross_attention_dim"], **half),
+        "encoder_hidden_states": torch.empty(batch, shape.tokens, config["cross_attention_dim"], **computed),
         "added_cond_kwargs": added,
     }
-    return torch.empty(batch, config["in_channels"], height, width, device=META), told
-
-
-def _rule_of_thumb(step: StepShape) -> Footprint:
-    """Activations by the thousand latent pixels, as counted on SDXL's U-Net with adapters on attention; 10 % off."""
-    unet = _build_unet(step)
-    weights, trainable = counts_of(unet)
-    itemsize = DTYPES[step.precision].itemsize
-    gib_per_kilopixel = 0.03 if step.plan.label == "full" else 0.27 if step.is_lean else 0.45
-    pixels = step.size_px[0] * step.size_px[1] / step.scale_factor**2 * step.batch
-    learning = [one for one in unet.parameters() if one.requires_grad]
-    packed = {"plain": itemsize, "int8": 1.0, "nf4": NF4_SHARE}[step.base]
-    held = {
-        "base": int(weights * (0.86 * packed + 0.14 * itemsize)),
-        "adapter": trainable * (4 + itemsize),
-        "optimizer": sum(state.numel() * state.element_size() for state in _states(step, learning)),
-        "gradients": trainable * 4,
-    }
-    activations = int(gib_per_kilopixel * itemsize / 2 * pixels / 1000 * 2**30)
-    peak = sum(held.values()) - held["gradients"] * (not step.accumulates) + activations
-    forward = Work(
-        0, {"gemm": 0.27e9 * pixels, "conv": 0.1e9 * pixels, "attention": 0.05e9 * pixels}, int(6e5 * pixels)
-    )
-    flops = {"gemm": 0.54e9 * pixels, "conv": 0.19e9 * pixels, "attention": 0.17e9 * pixels}
-    work = Work(0, flops, int(1.7e6 * pixels))
-    return Footprint(
-        peak,
-        int(1.05 * peak),
-        int(1.05 * peak),
-        held,
-        {},
-        work,
-        forward,
-        {},
-        weights,
-        trainable,
-        is_counted=False,
-    )
+    return torch.empty(batch, config["in_channels"], height, width, device=META), conditioning

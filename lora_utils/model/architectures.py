@@ -1,4 +1,7 @@
-"""SDXL's shapes (Podell et al., 2023), for forecasts made before anything is downloaded; diffusers' config keys."""
+"""SDXL's shapes (Podell et al., 2023), for forecasts that are made before anything is downloaded.
+
+Keys are those of config.json, diffusers' and transformers'; what is not named has their default.
+"""
 
 import json
 from dataclasses import dataclass
@@ -81,20 +84,30 @@ class Architecture:
 
 
 def find_architecture(config: ModelConfig, cache_dir: Path | None) -> Architecture:
-    """The base model's shapes from its folder or from what was downloaded before; SDXL's own where there is nothing."""
-    name = config.pretrained_model_name_or_path
+    """The base model's shapes, from its folder or from what was downloaded before; nothing is downloaded.
+
+    Args:
+        config: Names the base model, and perhaps a VAE of its own.
+        cache_dir: Where downloads are kept; Hugging Face's own folder when not given.
+
+    Returns:
+        SDXL's own shapes for each part that is not here.
+    """
+    name = config.base
     own_vae = config.pretrained_vae_model_name_or_path
 
     def read(part: str) -> dict[str, Any] | None:
         return _read(name, f"{part}/config.json", cache_dir, config.revision)
 
-    unet, first, second = read("unet"), read("text_encoder"), read("text_encoder_2")
+    unet = read("unet")
+    first = read("text_encoder")
+    second = read("text_encoder_2")
     vae = _read(own_vae, "config.json", cache_dir, None) if own_vae else read("vae")
     return Architecture(
         unet or UNET,
         vae or VAE,
         (first or TEXT_ENCODER, second or TEXT_ENCODER_2),
-        is_assumed=unet is None,
+        is_assumed=unet is None,  # the U-Net decides: its step is what has to fit
         is_local=Path(name).is_dir(),
     )
 
@@ -104,7 +117,8 @@ def _read(name: str, filename: str, cache_dir: Path | None, revision: str | None
         file = Path(name, filename)
         return json.loads(file.read_text()) if file.is_file() else None
     try:
-        found = try_to_load_from_cache(name, filename, cache_dir=cache_dir, revision=revision)
+        cached = try_to_load_from_cache(name, filename, cache_dir=cache_dir, revision=revision)
     except HFValidationError:  # loading will explain it
         return None
-    return json.loads(Path(found).read_text()) if isinstance(found, str) else None
+    # Else None, or a mark that the Hub has no such file.
+    return json.loads(Path(cached).read_text()) if isinstance(cached, str) else None

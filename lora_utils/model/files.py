@@ -1,7 +1,9 @@
-"""Weights from safetensors into a model, one tensor at a time, without a copy of the file in memory.
+"""Model files: one part's configuration and weights, read with suspicion and streamed onto the device.
 
-A file is mapped, not read. Each tensor goes from the mapping to the device first, is cast there and quantised there, so
-that the host holds nothing when the device is a GPU. On a CPU, tensors of the wanted dtype stay in the mapping.
+A weight file is mapped, not read. Each tensor goes from the mapping to the device first, is cast there and
+quantised there, so that the host holds nothing when the device is a GPU. On a CPU, tensors of the wanted
+dtype stay in the mapping. Whatever a library raises on files that are damaged or made to do harm becomes a
+ModelError.
 """
 
 import json
@@ -24,68 +26,34 @@ from lora_utils import UserError
 from lora_utils.model.quantisation import frozen_parameter
 from lora_utils.system.files import file_hash
 
-SHOWN = 3
+SHOWN_NAMES = 3  # of missing tensors, in a message
+MOST_LAYERS = 32  # SDXL's second text encoder has as many
+MOST_ENTRIES = 16  # of a list, such as a U-Net's blocks
+GREATEST_NUMBER = 2**20
 FAILURES = (
-    *(
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-        AssertionError,
-    ),
-    *(ImportError, SafetensorError),
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    SafetensorError,
 )
 """What libraries raise on files that are damaged, of another kind, or made to do harm."""
 
-
-class WeightsError(UserError):
-    """Weight files do not fit the model that they are for."""
-
-
-def stream_weights(model: nn.Module, files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
-    """Fill a model that was built on the meta device; every parameter comes frozen.
-
-    Args:
-        model: Its quantised linears get quantised weights.
-        files: One or several (shards), safetensors, any float dtype.
-        dtype: Of what is not quantised, and what is quantised passes through it.
-        device: Where the model will stay.
-
-    Raises:
-        WeightsError: A tensor is missing or has another shape.
-        SafetensorError, OSError: A file is damaged or absent.
-    """
-    missing = dict(model.named_parameters())
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
-                old = missing.pop(name, None)
-                if old is None:
-                    continue
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if shape != tuple(old.shape):
-                    raise WeightsError(f"{name} has shape {shape}, and {tuple(old.shape)} was expected")
-                path, _, leaf = name.rpartition(".")
-                module = model.get_submodule(path)
-                parameter = frozen_parameter(module, leaf, tensors.get_tensor(name).to(device).to(dtype))
-                module.register_parameter(leaf, parameter)
-    if missing:
-        others = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        raise WeightsError(f"{', '.join(list(missing)[:SHOWN])}{others} are missing from the weight files")
-
-
-Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
 Model = TypeVar("Model", AutoencoderKL, UNet2DConditionModel)
-GREATEST_NUMBER = 2**20
-MOST_LAYERS = 32  # SDXL's second text encoder has as many
-MOST_PARTS = 16
 
 
 class ModelError(UserError):
     """A base model cannot be found, read or used."""
+
+
+class WeightsError(UserError):
+    """Weight files do not fit the model that they are for."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +65,29 @@ class Part:
     subfolder: str
     """In diffusers' layout; empty where the model is this part alone."""
     variant: str | None
+    """Infix of the weight files' names, such as fp16."""
     source: dict[str, Any]
     """cache_dir and perhaps revision."""
 
-    def config(self, kind: type[ConfigMixin]) -> dict[str, Any]:
+    def config(self, model_class: type[ConfigMixin]) -> dict[str, Any]:
         """The configuration of one of diffusers' classes."""
         subfolder = self.subfolder or None
-        found = explained(
-            self.model, lambda: kind.load_config(self.model, subfolder=subfolder, **self.source)
+        config = explained(
+            self.model, lambda: model_class.load_config(self.model, subfolder=subfolder, **self.source)
         )
-        return _plausible(found, self.model)
+        return _plausible(config, self.model)
 
     def plain_config(self) -> dict[str, Any]:
-        """The config.json of one of transformers' models, which would read more than that and safetensors files.
+        """The config.json of one of transformers' models, checked: transformers itself would go further.
 
         Quantised weights and adapters go through further libraries, and an index may name files of any kind.
         """
         return explained(self.model, self._read_plain_config)
 
-    def build(self, kind: type[Model], config: dict[str, Any]) -> Model:
+    def build(self, model_class: type[Model], config: dict[str, Any]) -> Model:
         """A model of this configuration on the meta device, without weights."""
         with torch.device("meta"):
-            return cast(Model, explained(self.model, lambda: kind.from_config(config)))
+            return cast(Model, explained(self.model, lambda: model_class.from_config(config)))
 
     def fill(self, model: Model, dtype: torch.dtype, device: torch.device) -> Model:
         """Stream the part's weights into a model on the meta device."""
@@ -126,14 +95,18 @@ class Part:
         return model.eval()
 
     def identity(self, config: str = "config.json") -> str:
-        """Hashes of a folder's files, or the commit on the Hub."""
+        """Hashes of a folder's files, or the commit on the Hub.
+
+        Args:
+            config: A file that the part has on the Hub.
+        """
         folder = Path(self.model, self.subfolder)
-        if folder.is_dir():
+        if folder.is_dir():  # its content, not its path: a copy elsewhere is the same model
             return explained(self.model, lambda: _hashes(folder))
+
         path = explained(self.model, lambda: self._fetch(config))
-        return (
-            f"{self.model}@{path.parents[1 if self.subfolder else 0].name}"  # .../snapshots/<commit>/<file>
-        )
+        commit = path.parents[1 if self.subfolder else 0].name  # .../snapshots/<commit>/<subfolder>/<file>
+        return f"{self.model}@{commit}"
 
     def _weight_files(self, stem: str = "diffusion_pytorch_model") -> list[Path]:
         """One file, or the shards that an index names."""
@@ -141,8 +114,10 @@ class Part:
         index = self._find(f"{stem}.safetensors.index{infix}.json")
         if index is None:
             return [self._fetch(f"{stem}{infix}.safetensors")]
+
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         for shard in shards:
+            # An index is data: it may point to a pickle, or out of the model's folder.
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
                 raise WeightsError(
                     f"{index.name} names {shard!s:.60}, which is no safetensors file beside it"
@@ -155,7 +130,7 @@ class Part:
             raise ModelError(
                 f"{self.subfolder} of {self.model} is quantised or adapted; choose the plain model"
             )
-        self._weight_files("model")
+        self._weight_files("model")  # transformers will read them; here an index of other files is refused
         return config
 
     def _find(self, filename: str) -> Path | None:
@@ -175,17 +150,18 @@ class Part:
         return path
 
 
-def load(kind: Any, name: str, **options: Any) -> Any:
+def load(library_class: Any, name: str, **options: Any) -> Any:
     """A library's ``from_pretrained``, its errors explained."""
-    return explained(name, lambda: kind.from_pretrained(name, **options))
+    return explained(name, lambda: library_class.from_pretrained(name, **options))
 
 
-def explained(name: str, work: Callable[[], Loaded]) -> Loaded:
-    """The result of work on a model's files.
+def explained(name: str, read: Callable[[], Result]) -> Result:
+    """What reading a model's files gives.
 
     Raises:
         ModelError: In place of what a library raises when a file is absent, damaged or does not fit.
     """
+    # Libraries take a folder that is not there for a Hub id, and then complain of its spelling.
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise ModelError(
             f"there is no folder {name}; give a folder in diffusers' layout or a Hub id such as owner/name"
@@ -196,25 +172,62 @@ def explained(name: str, work: Callable[[], Loaded]) -> Loaded:
         with warnings.catch_warnings():
             # From 0.42 the word is dtype, which diffusers 0.39 would ignore without a word.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
-            return work()
+            return read()
     except torch.OutOfMemoryError:
-        raise  # the card is too small, and nothing is wrong with the files
+        raise  # a RuntimeError too, but the card is too small, and nothing is wrong with the files
     except (WeightsError, HfHubHTTPError, StrictDataclassError, *FAILURES) as error:
-        kind = "" if isinstance(error, WeightsError | OSError) else f"{type(error).__name__}: "
-        reason = kind + " ".join(str(error).split())[:300]
+        # These two explain themselves; the text of others, of a KeyError say, means little without its class.
+        prefix = "" if isinstance(error, WeightsError | OSError) else f"{type(error).__name__}: "
+        reason = prefix + " ".join(str(error).split())[:300]
         raise ModelError(
             f"cannot load {name}: {reason} (check pretrained_model_name_or_path, variant and the connection)"
         ) from error
 
 
+def stream_weights(model: nn.Module, files: Iterable[Path], dtype: torch.dtype, device: torch.device) -> None:
+    """Fill a model that was built on the meta device; every parameter comes frozen.
+
+    Args:
+        model: Its quantised linears get quantised weights.
+        files: One or several (shards), safetensors, any float dtype.
+        dtype: Of what is not quantised, and what is quantised passes through it.
+        device: Where the model will stay.
+
+    Raises:
+        WeightsError: A tensor is missing or has another shape.
+        SafetensorError, OSError: A file is damaged or absent.
+    """
+    missing = dict(model.named_parameters())
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (it is no dict)
+                expected = missing.pop(name, None)
+                if expected is None:  # the model has no use for it
+                    continue
+                shape = tuple(tensors.get_slice(name).get_shape())  # from the header, before anything is read
+                if shape != tuple(expected.shape):
+                    raise WeightsError(f"{name} has shape {shape}, and {tuple(expected.shape)} was expected")
+
+                # To the device first and cast there: the other way round, the host would hold the cast copy.
+                tensor = tensors.get_tensor(name).to(device).to(dtype)
+                path, _, leaf = name.rpartition(".")
+                module = model.get_submodule(path)
+                module.register_parameter(leaf, frozen_parameter(module, leaf, tensor))
+    if missing:  # else they would stay on meta, and the first forward pass would fail without a name
+        others = f" and {len(missing) - SHOWN_NAMES} more" if len(missing) > SHOWN_NAMES else ""
+        names = ", ".join(list(missing)[:SHOWN_NAMES])
+        raise WeightsError(f"{names}{others} are missing from the weight files")
+
+
 def _plausible(config: Any, model: str) -> dict[str, Any]:
     """A configuration that builds in a moment: a number can ask for more memory than there is."""
-    for name, value in config.items():
-        values, most = [value], MOST_LAYERS if "layers" in name else GREATEST_NUMBER
-        while values:
-            value = values.pop()
-            if isinstance(value, list) and (len(value) <= MOST_PARTS or name == "trained_betas"):
-                values += value
+    for name, setting in config.items():
+        most = MOST_LAYERS if "layers" in name else GREATEST_NUMBER
+        unchecked = [setting]
+        while unchecked:  # a loop, not a recursion: lists can be nested as deep as the file is long
+            value = unchecked.pop()
+            if isinstance(value, list) and (len(value) <= MOST_ENTRIES or name == "trained_betas"):
+                unchecked += value  # of betas there are as many as timesteps
             elif isinstance(value, list) or (isinstance(value, int) and abs(value) > most):
                 raise ModelError(
                     f"cannot load {model}: its {name} is larger than SDXL's can be; choose another"

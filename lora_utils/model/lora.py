@@ -25,10 +25,10 @@ WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LINEARS = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]  # what sd-scripts adapts too
-DOWN = (".lora_A.weight", ".lora.down.weight")
 CONVOLUTIONS = ["conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv"]
 TARGETS = {"attn": ATTENTION, "attn+ff": LINEARS, "full": [*LINEARS, *CONVOLUTIONS]}
-logger = logging.getLogger(__name__)
+DOWN_ENDINGS = (".lora_A.weight", ".lora.down.weight")  # of the tensor A: peft's name, diffusers' name
+LOGGER = logging.getLogger(__name__)
 
 
 class LoraError(UserError):
@@ -36,9 +36,15 @@ class LoraError(UserError):
 
 
 def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[torch.nn.Parameter]:
-    """Freeze the U-Net, attach adapters, return the adapters' parameters.
+    """Freeze the U-Net, attach adapters, return the adapters' parameters, fp32.
 
-    The base keeps its dtype. A is Gaussian and B zero (Hu et al., 2021, section 4.1), so the model starts unchanged.
+    The base keeps its dtype. A is Gaussian and B zero (Hu et al., 2021, section 4.1), so that the model
+    starts unchanged.
+
+    Args:
+        unet: The base model's, without an adapter.
+        config: Rank, scale and targets.
+        seed: Decides A.
 
     Raises:
         LoraError: A target module matches no layer.
@@ -47,11 +53,15 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
     targets = [name for target in config.target_modules for name in TARGETS.get(target, [target])]
     names = [name for name, _ in unet.named_modules()]
     for target in targets:
-        known = any(target in group for group in TARGETS.values())  # not every SDXL-shaped base has them all
-        if not known and not any(name == target or name.endswith(f".{target}") for name in names):
+        is_ours = any(
+            target in group for group in TARGETS.values()
+        )  # not every SDXL-shaped base has them all
+        if not is_ours and not any(name == target or name.endswith(f".{target}") for name in names):
             raise LoraError(
                 f"target_modules: no layer of the U-Net is called '{target}'; the usual word is attn"
             )
+
+    # peft draws from the global generator: seeded here, and given back as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet.add_adapter(
@@ -75,7 +85,8 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
     """Write the adapter in diffusers' format, whole or not at all; readable by ``load_lora_weights``.
 
-    The update's scale is multiplied into B: readers that take alpha for rank then apply the right strength too.
+    The update's scale is multiplied into B: readers that take alpha for rank then apply the right strength
+    too.
 
     Raises:
         LoraError: The adapter holds NaN or infinity, and is not written.
@@ -87,17 +98,23 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:
             raise LoraError(
                 f"{name} is not finite, so the adapter was not saved; train again with less learning_rate"
             )
+
     scale = adapter.lora_alpha / (math.sqrt(adapter.r) if adapter.use_rslora else adapter.r)
     state = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
-    state = convert_state_dict_to_diffusers(state)
-    # It renames attention layers alone, and of a file with both names diffusers reads one kind and drops the other.
-    state = {
-        name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up."): state[name]
-        for name in state
-    }
+
+    # diffusers renames attention layers alone, and of a file with both names it reads one kind and drops the
+    # other.
+    renamed = {}
+    for name, tensor in convert_state_dict_to_diffusers(state).items():
+        renamed[name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.")] = tensor
+
+    # diffusers writes in place: into a folder of its own first, so that a half-written file never has the
+    # name.
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as staging:
-        StableDiffusionXLPipeline.save_lora_weights(staging, unet_lora_layers=state, weight_name=WEIGHTS_NAME)
+        StableDiffusionXLPipeline.save_lora_weights(
+            staging, unet_lora_layers=renamed, weight_name=WEIGHTS_NAME
+        )
         write_atomically(folder / WEIGHTS_NAME, Path(staging, WEIGHTS_NAME).read_bytes())
     return folder / WEIGHTS_NAME
 
@@ -122,8 +139,11 @@ class LoraWeights:
 
     file: Path
     state: dict[str, Tensor]
+    """By diffusers' names."""
     alphas: dict[str, float] | None
+    """Of kohya's files, by layer."""
     metadata: dict[str, Any] | None
+    """Of peft's configuration what ``_Strength`` lets through."""
 
 
 class _Strength(pydantic.BaseModel):
@@ -156,7 +176,7 @@ def read_lora(pipeline: StableDiffusionXLPipeline, file: Path) -> LoraWeights:
         reason = f"{type(error).__name__}: " + " ".join(str(error).split())[:300]
         raise LoraError(f"{file} cannot be read as a LoRA ({reason}); train or download it again") from error
     if any(name.startswith("text_encoder") for name in state):
-        logger.warning("%s also changes the text encoders; that part is left out here", file)
+        LOGGER.warning("%s also changes the text encoders; that part is left out here", file)
     return LoraWeights(file, state, alphas, metadata)
 
 
@@ -171,7 +191,7 @@ def load_lora(pipeline: StableDiffusionXLPipeline, weights: LoraWeights) -> None
             weights.state, weights.alphas, pipeline.unet, adapter_name=ADAPTER, metadata=weights.metadata
         )
     except torch.OutOfMemoryError:
-        raise
+        raise  # a RuntimeError too, but nothing is wrong with the file
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise LoraError(
@@ -180,15 +200,18 @@ def load_lora(pipeline: StableDiffusionXLPipeline, weights: LoraWeights) -> None
 
 
 def _peft_settings(metadata: dict[str, Any], downs: dict[str, Tensor]) -> dict[str, Any] | None:
-    """Of the settings in a file those that decide what its tensors mean; None where they are not for the U-Net."""
+    """Of the settings in a file those that decide what its tensors mean; None if none is for the U-Net."""
     given = {
         name.removeprefix("unet."): value for name, value in metadata.items() if name.startswith("unet.")
     }
     if not given:
         return None
     strength = _Strength.model_validate(given)
-    if len(strength.alpha_pattern) > len(downs):
+    if len(strength.alpha_pattern) > len(downs):  # peft tries every pattern on every layer
         raise ValueError(f"{len(strength.alpha_pattern)} alphas for {len(downs)} layers")
+
+    # Ranks and layers from the tensors themselves: a file could claim others, and ask for any amount of
+    # memory.
     ranks = {module: tensor.shape[0] for module, tensor in downs.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {module: rank for module, rank in ranks.items() if rank != usual}
@@ -203,19 +226,18 @@ def _check_fit(state: dict[str, Tensor], unet: UNet2DConditionModel, file: Path)
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise LoraError(f"{name} in {file} is not finite; train it again with less learning_rate")
-        if name.startswith("unet.") and (
-            ending := next((ending for ending in DOWN if name.endswith(ending)), None)
-        ):
-            downs[name.removeprefix("unet.").removesuffix(ending)] = tensor
+        for ending in DOWN_ENDINGS:
+            if name.startswith("unet.") and name.endswith(ending):
+                downs[name.removeprefix("unet.").removesuffix(ending)] = tensor
     if not downs:
         raise LoraError(f"{file} holds no LoRA for an SDXL U-Net; choose another file as lora_path")
     for module, tensor in downs.items():
         layer = layers.get(module)  # not the weight's shape: quantised weights are packed
         inputs = getattr(layer, "in_features", getattr(layer, "in_channels", None))
         if inputs != tensor.shape[1]:
-            there = "does not exist" if inputs is None else f"takes {inputs} inputs, not {tensor.shape[1]}"
+            reason = "does not exist" if inputs is None else f"takes {inputs} inputs, not {tensor.shape[1]}"
             raise LoraError(
-                f"{file} was made for another base model: {module} {there} here; set "
+                f"{file} was made for another base model: {module} {reason} here; set "
                 "pretrained_model_name_or_path to the model that it was trained on"
             )
     return downs

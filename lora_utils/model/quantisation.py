@@ -1,7 +1,8 @@
 """Linears whose frozen weights are kept in 8 or 4 bits, by bitsandbytes, and back to numbers.
 
-int8: one scale per output row, absmax / 127 (Dettmers et al., 2022, LLM.int8()). nf4: the 16 quantiles of a normal
-distribution, one scale per 64 values, the scales in 8 bits themselves (Dettmers et al., 2023, QLoRA, section 3).
+int8: one scale per output row, absmax / 127 (Dettmers et al., 2022, LLM.int8()). nf4: the 16 quantiles of a
+normal distribution, one scale per 64 values, the scales in 8 bits themselves (Dettmers et al., 2023, QLoRA,
+section 3).
 """
 
 from typing import Any, Literal
@@ -12,20 +13,20 @@ from torch import Tensor, nn
 from lora_utils import UserError
 
 Quantised = Literal["int8", "nf4"]
-NF4_BLOCK = 64
+NF4_BLOCK = 64  # values that share a scale
 
 
 class QuantisationError(UserError):
     """Weights cannot be quantised on this machine."""
 
 
-def quantise_linears(model: nn.Module, names: list[str], kind: Quantised, dtype: torch.dtype) -> None:
+def quantise_linears(model: nn.Module, names: list[str], precision: Quantised, dtype: torch.dtype) -> None:
     """Replace linears of a model on the meta device by bitsandbytes' own, still without weights.
 
     Args:
         model: Marked too, as peft, accelerate and diffusers expect of a quantised model.
-        names: Of the linears.
-        kind: int8 or nf4.
+        names: Of the linears; what nf4 cannot hold stays as it is.
+        precision: int8 or nf4.
         dtype: What they compute in; bitsandbytes' own default, fp32, is slow in silence.
 
     Raises:
@@ -35,38 +36,37 @@ def quantise_linears(model: nn.Module, names: list[str], kind: Quantised, dtype:
         from bitsandbytes.nn import Linear4bit, Linear8bitLt
     except ImportError as error:
         raise QuantisationError(
-            f"base_precision={kind} needs bitsandbytes: pip install bitsandbytes, or set base_precision=auto"
+            f"base_precision={precision} needs bitsandbytes: pip install bitsandbytes, "
+            "or set base_precision=auto"
         ) from error
     for name in names:
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
-        if kind == "nf4" and old.in_features % NF4_BLOCK:
+        if precision == "nf4" and old.in_features % NF4_BLOCK:
             continue  # bitsandbytes 0.50 reads scales that span rows wrongly on a CPU; SDXL has none
         shape = (old.in_features, old.out_features, old.bias is not None)
-        if kind == "nf4":
+        if precision == "nf4":
             new = Linear4bit(*shape, dtype, compress_statistics=True, quant_type="nf4", device="meta")
             new.support_avx512bf16_for_cpu = False  # it would repack weights that others read too
         else:
             new = Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
             vars(new)["compute_dtype"] = dtype
         model.set_submodule(name, new.requires_grad_(False))
-    setattr(model, "is_loaded_in_4bit" if kind == "nf4" else "is_loaded_in_8bit", True)
+    setattr(model, "is_loaded_in_4bit" if precision == "nf4" else "is_loaded_in_8bit", True)
 
 
 def frozen_parameter(module: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
     """What a module keeps of one of its tensors: quantised where it is the weight of a quantised linear.
 
     Args:
-        module: Of any kind.
-        name: Of the tensor in the module.
+        module: Any; its parameter of this name may be on meta.
+        name: weight, bias and so on.
         tensor: In the module's compute dtype, on the device where it will stay.
     """
     old: Any = module.get_parameter(name)
     if hasattr(old, "quant_type"):  # Params4bit
         return type(old)(tensor, requires_grad=False, quant_type="nf4", module=module).to(tensor.device)
-    if hasattr(
-        old, "has_fp16_weights"
-    ):  # Int8Params, which would quantise only on the way from the CPU to a GPU
+    if hasattr(old, "has_fp16_weights"):  # Int8Params would quantise only on the way from the CPU to a GPU
         from bitsandbytes.functional import int8_vectorwise_quant
 
         codes, scales, _ = int8_vectorwise_quant(tensor.half())
@@ -86,10 +86,8 @@ def dequantised_weight(linear: nn.Linear) -> Tensor:
         return dequantize_4bit(weight.data, weight.quant_state)
     if weight.dtype != torch.int8:
         return weight
-    kept: Any = linear
-    row_max = (
-        kept.state.SCB if weight.SCB is None else weight.SCB
-    )  # bitsandbytes moves it in the first forward
-    matrix = torch.empty(weight.shape, dtype=kept.compute_dtype, device=weight.device)
+    quantised: Any = linear
+    row_max = quantised.state.SCB if weight.SCB is None else weight.SCB  # moved there by the first forward
+    matrix = torch.empty(weight.shape, dtype=quantised.compute_dtype, device=weight.device)
     # The scale stays fp32, because fp16 has few digits below 6e-5.
     return torch.mul(weight.data, (row_max / 127).unsqueeze(1), out=matrix)

@@ -23,7 +23,7 @@ from lora_utils.model.text import (
     encode_negative,
     too_long,
 )
-from lora_utils.model.vae import encode_images, tile_vae, vae_batch, vae_tile
+from lora_utils.model.vae import VaePlan, encode_images, plan_encoding, tile_vae
 from lora_utils.precompute.cache import Cache, CacheError
 from lora_utils.system.device import best_device, free_memory
 from lora_utils.system.progress import progress_bar
@@ -170,15 +170,14 @@ class _Encoder:
 
     def batch_for(self, crop: Crop) -> int:
         """Images of this size that are encoded together."""
-        area_px = crop.size[0] * crop.size[1]
-        tile = vae_tile(crop.size, self._dtype)
-        return self._batch or vae_batch(min(area_px, tile**2) if tile else area_px, self._dtype)
+        return self._plan(crop).batch
 
     def encode(self, pictures: Sequence[Picture]) -> Tensor:
         """Moments of at most a batch of images of one size, (N, 2C, h, w), fp32."""
         crop = pictures[0].crop
-        batch = self.batch_for(crop)
-        tile_vae(self._vae, vae_tile(crop.size, self._dtype))
+        plan = self._plan(crop)
+        batch = plan.batch
+        tile_vae(self._vae, plan.tile_px)
         try:
             starts = range(0, len(pictures), batch)
             return torch.cat([self._full_batch(pictures[start : start + batch], batch) for start in starts])
@@ -194,6 +193,9 @@ class _Encoder:
         # Outside of the except clause: until it is left, the error holds what did not fit.
         free_memory()
         return self.encode(pictures)
+
+    def _plan(self, crop: Crop) -> VaePlan:
+        return plan_encoding(crop.size, self._dtype, self._batch)
 
     def _full_batch(self, pictures: Sequence[Picture], batch: int) -> Tensor:
         # Always a full batch, for the same reason as with captions.

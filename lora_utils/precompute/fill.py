@@ -13,7 +13,7 @@ from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Finding, fixed, refused, table
 from lora_utils.data.inspection import InspectedExample, held_out_hashes, require_training
 from lora_utils.model.base import PretrainedSdxl
-from lora_utils.model.vae import vae_tile
+from lora_utils.model.vae import plan_encoding
 from lora_utils.precompute.cache import Cache, record_key
 from lora_utils.precompute.encoding import ImageTask, encode_image_tasks, encode_texts
 from lora_utils.precompute.examples import Entry, write_index
@@ -80,7 +80,7 @@ def plan_entries(
             "precisions": precisions,
             # Of images with transparency alone: another colour need not encode the others anew.
             "background": config.alpha_background if example.has_alpha else None,
-            "tile": vae_tile(example.size, encoding.vae_dtype),
+            "tile": plan_encoding(example.size, encoding.vae_dtype).tile_px,
         }
         entries.append(
             Entry(

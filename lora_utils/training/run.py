@@ -1,5 +1,6 @@
 """One training run, put together: examples, base model, adapter, precision."""
 
+import logging
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from lora_utils.config.section import Size
 from lora_utils.config.training import TrainConfig
 from lora_utils.memory.cards import T4, card_here
 from lora_utils.memory.forecast import Forecast, forecast
+from lora_utils.memory.simulation import SimulationError
 from lora_utils.model.base import NoiseSchedule, PretrainedSdxl
 from lora_utils.precompute.examples import CachedExamples, Record
 from lora_utils.precompute.fill import Precomputed
@@ -23,6 +25,8 @@ from lora_utils.system.device import Precision
 from lora_utils.training.objective import training_schedule
 from lora_utils.training.unet import PlannedUnet
 from lora_utils.training.validation import HeldOutLoss
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,18 @@ def prepare(
 def _forecast(
     config: RunConfig, shapes: Counter[Size], precision: Precision, accelerator: Accelerator
 ) -> Forecast | None:
-    """A step's forecast on the card here; None on a CPU, which has memory enough to recompute nothing."""
+    """A step's forecast on the card here; None on a CPU, which has memory enough to recompute nothing.
+
+    None also where this torch cannot be simulated, which is told.
+    """
     if accelerator.device.type == "cuda":
-        return forecast(config, card_here(precision.dtype), shapes, precision)
-    if config.train.vram_gib is not None:  # a budget without a card: as if there were a T4 with so much
-        return forecast(config, T4, shapes, precision)
-    return None
+        card = card_here(precision.dtype)
+    elif config.train.vram_gib is not None:  # a budget without a card: as if there were a T4 with so much
+        card = T4
+    else:
+        return None
+    try:
+        return forecast(config, card, shapes, precision)
+    except SimulationError as error:
+        LOGGER.warning("%s", error)
+        return None

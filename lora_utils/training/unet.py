@@ -42,6 +42,10 @@ class PlannedUnet:
         self.unet = _load(base, lora, config, precision.dtype, device)
         if forecast is not None:
             self.plan = forecast.plan
+        elif config.gradient_checkpointing == "auto" and device.type == "cuda":
+            self.plan = Plan(
+                label="full"
+            )  # nobody can say what fits: slower, but it runs where anything does
         else:
             self.plan = Plan(label="full" if config.gradient_checkpointing == "full" else "none")
         apply_plan(self.unet, self.plan)

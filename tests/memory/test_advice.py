@@ -20,12 +20,12 @@ def card_of(usable_gib):
 
 
 def test_what_fits_passes_and_says_what_a_larger_batch_would_do(config):
-    outlook = judge_run(config, cards.T4, examples=20)
-    assert set(outlook.judgements.values()) == {"PASS"}
-    assert list(outlook.forecast.stages) == ["captions", "images", "train", "save", "compare"]
-    assert outlook.helps == []
-    assert outlook.largest_batch > config.train.train_batch_size
-    assert "min for 3 steps" in str(outlook)
+    judged = judge_run(config, cards.T4, examples=20)
+    assert set(judged.judgements.values()) == {"PASS"}
+    assert list(judged.forecast.stages) == ["captions", "images", "train", "save", "compare"]
+    assert judged.suggestions == []
+    assert judged.largest_batch > config.train.train_batch_size
+    assert "min for 3 steps" in str(judged)
 
 
 def test_what_does_not_fit_fails_and_what_would_help_helps(make_config, tmp_path):
@@ -33,16 +33,18 @@ def test_what_does_not_fit_fails_and_what_would_help_helps(make_config, tmp_path
         cache_dir=tmp_path, train_batch_size=8, mixed_precision="fp16", gradient_checkpointing="none"
     )
     needed = judge_run(config, cards.T4).forecast.stages["train"].reserved_gib
-    outlook = judge_run(config, card_of(needed / 2))
-    assert outlook.judgements["train"] == "FAIL"
-    settings = [help.setting for help in outlook.helps]
+    judged = judge_run(config, card_of(needed / 2))
+    assert judged.judgements["train"] == "FAIL"
+    settings = [suggestion.setting for suggestion in judged.suggestions]
     assert {"gradient_checkpointing=auto", "base_precision=nf4"} & set(settings)
-    assert all(help.saves_gib > 0 for help in outlook.helps)
+    assert all(suggestion.saves_gib > 0 for suggestion in judged.suggestions)
     assert any(setting.startswith("train_batch_size=1") for setting in settings)
     batch = replace_train(config, train_batch_size=1, gradient_accumulation_steps=8)
-    said = next(help for help in outlook.helps if help.setting.startswith("train_batch_size=1"))
+    smaller = next(
+        suggestion for suggestion in judged.suggestions if suggestion.setting.startswith("train_batch_size=1")
+    )
     assert judge_run(batch, cards.T4).forecast.stages["train"].reserved_gib == pytest.approx(
-        said.reserved_gib
+        smaller.reserved_gib
     )
 
 
@@ -53,10 +55,10 @@ def replace_train(config, **changes):
 def test_a_plan_that_fits_is_no_failure(make_config, tmp_path):
     config = make_config(cache_dir=tmp_path, rank=4, train_batch_size=8, mixed_precision="fp16")
     needed = judge_run(config, cards.T4).forecast.stages["train"].reserved_gib
-    outlook = judge_run(config, card_of(0.8 * needed))
-    assert outlook.forecast.plan.label == "auto"
-    assert outlook.judgements["train"] in ("PASS", "TIGHT")
-    assert "recomputed" in str(outlook)
+    judged = judge_run(config, card_of(0.8 * needed))
+    assert judged.forecast.plan.label == "auto"
+    assert judged.judgements["train"] in ("PASS", "TIGHT")
+    assert "recomputed" in str(judged)
 
 
 def test_the_command_answers_for_a_card_that_is_not_here(config, tmp_path, capsys):

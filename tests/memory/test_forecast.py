@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from lora_utils import UserError
 from lora_utils.config.training import LoraConfig
-from lora_utils.memory import unet_footprint
+from lora_utils.memory import simulation, unet_footprint
 from lora_utils.memory.cards import CARDS, CardError, card_here, find_card
-from lora_utils.memory.footprint import cached_on_disk, vae_encode_bytes
+from lora_utils.memory.footprint import cached_on_disk, encoding_footprint
 from lora_utils.memory.forecast import forecast, replan
 from lora_utils.memory.planning import largest_batch, plan_step, step_shape
+from lora_utils.memory.simulation import SimulationError
 from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model import architectures
 from lora_utils.system.device import GIB, choose_precision
@@ -24,48 +26,47 @@ def _own_cache(kept, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
 
 
-def tiny_step(make_config, **overrides):
+def tiny_shape(make_config, **overrides):
     config = make_config(**overrides)
-    shape = architectures.find_architecture(config.model, None)
-    return step_shape(config, choose_precision("auto", (7, 5)), shape, (256, 256))
+    architecture = architectures.find_architecture(config.model, None)
+    return step_shape(config, choose_precision("auto", (7, 5)), architecture, (256, 256))
 
 
 def tiny_footprint(make_config, **overrides):
-    return cached_on_disk(training_footprint, tiny_step(make_config, **overrides))
+    return cached_on_disk(training_footprint, tiny_shape(make_config, **overrides))
 
 
 def test_sdxl_trains_on_a_t4_with_nothing_recomputed():
-    step = StepShape(architectures.UNET, LoraConfig(rank=32), "fp16", "plain", "adamw", 1, (1024, 1024), 77)
-    found = training_footprint(step)
-    assert found.trainable == 46_448_640
-    assert found.weights == 2_567_463_684
-    assert found.peak_bytes / GIB == pytest.approx(9.5, abs=0.25)
-    assert found.reserved_bytes / GIB <= 10.3
-    assert found.work.kernels <= 7_100
-    assert found.work.tflop == pytest.approx(14.7, rel=0.02)
+    shape = StepShape(architectures.UNET, LoraConfig(rank=32), "fp16", "plain", "adamw", 1, (1024, 1024), 77)
+    footprint = training_footprint(shape)
+    assert footprint.trainable == 46_448_640
+    assert footprint.weights == 2_567_463_684
+    assert footprint.peak_bytes / GIB == pytest.approx(9.5, abs=0.25)
+    assert footprint.reserved_bytes / GIB <= 10.3
+    assert footprint.work.kernels <= 7_100
+    assert footprint.work.tflop == pytest.approx(14.7, rel=0.02)
 
 
 def test_every_stage_is_forecast_and_its_parts_add_up(make_config):
-    found = forecast(make_config(resolution=256), find_card("t4"))
-    assert list(found.stages) == ["captions", "images", "train", "save", "compare"]
-    for stage in found.stages.values():
+    run = forecast(make_config(resolution=256), find_card("t4"))
+    assert list(run.stages) == ["captions", "images", "train", "save", "compare"]
+    for stage in run.stages.values():
         on_card = stage.reserved_gib + 0.35
         assert sum(stage.parts_gib.values()) == pytest.approx(on_card, rel=1e-6)
-        assert 0 < stage.allocated_gib <= stage.reserved_gib <= found.card.usable_gib
+        assert 0 < stage.allocated_gib <= stage.reserved_gib <= run.card.usable_gib
         assert min(stage.parts_gib.values()) >= 0
         assert stage.host_ram_gib > 0
-    assert found.stages["train"].seconds > 0
-    assert found.stages["captions"].disk_gib < 1e-3  # a local folder is not downloaded
-    assert found.plan.label == "none"
-    assert not found.assumes_sdxl
-    assert found.is_counted
+    assert run.stages["train"].seconds > 0
+    assert run.stages["captions"].disk_gib < 1e-3  # a local folder is not downloaded
+    assert run.plan.label == "none"
+    assert not run.assumes_sdxl
 
 
 def test_a_model_that_is_not_here_is_taken_for_sdxl(make_config):
     config = make_config(pretrained_model_name_or_path="someone/something")
-    shape = architectures.find_architecture(config.model, None)
-    assert shape.is_assumed
-    assert shape.unet["cross_attention_dim"] == 2048
+    architecture = architectures.find_architecture(config.model, None)
+    assert architecture.is_assumed
+    assert architecture.unet["cross_attention_dim"] == 2048
 
 
 def test_a_forecast_is_counted_once(make_config, monkeypatch):
@@ -88,14 +89,14 @@ def test_what_keeps_more_needs_more(make_config):
 
 @pytest.mark.parametrize("share", [0.85, 0.6])
 def test_a_plan_keeps_its_budget(make_config, share):
-    step = tiny_step(make_config, train_batch_size=8)
+    shape = tiny_shape(make_config, train_batch_size=8)
     plain = tiny_footprint(make_config, train_batch_size=8)
     budget = share * plain.needed_bytes
-    found = plan_step(step, find_card("t4"), budget / GIB)
-    assert found.plan.label == "auto"
-    assert found.planned.needed_bytes <= budget
-    assert 0 < found.plan.share < 1
-    assert found.plan.predicted_bytes == found.planned.peak_bytes < plain.peak_bytes
+    planned = plan_step(shape, find_card("t4"), budget / GIB)
+    assert planned.plan.label == "auto"
+    assert planned.planned.needed_bytes <= budget
+    assert 0 < planned.plan.share < 1
+    assert planned.plan.predicted_bytes == planned.planned.peak_bytes < plain.peak_bytes
 
 
 def test_no_budget_means_the_card(make_config):
@@ -112,13 +113,13 @@ def test_gradient_checkpointing_can_be_decided_by_hand(make_config):
 
 
 def test_a_wrong_forecast_is_corrected(make_config):
-    step_gib = tiny_footprint(make_config, train_batch_size=8).needed_bytes / GIB
-    config = make_config(resolution=256, train_batch_size=8, vram_gib=0.8 * step_gib)
-    found = forecast(config, find_card("t4"))
-    expected = found.plan.predicted_bytes
-    assert replan(found, int(1.02 * expected)) is None
-    assert replan(found, int(1.2 * expected)).share > found.plan.share
-    assert replan(found, int(0.8 * expected)).share < found.plan.share
+    needed_gib = tiny_footprint(make_config, train_batch_size=8).needed_bytes / GIB
+    config = make_config(resolution=256, train_batch_size=8, vram_gib=0.8 * needed_gib)
+    run = forecast(config, find_card("t4"))
+    expected = run.plan.predicted_bytes
+    assert replan(run, int(1.02 * expected)) is None
+    assert replan(run, int(1.2 * expected)).share > run.plan.share
+    assert replan(run, int(0.8 * expected)).share < run.plan.share
 
 
 def test_the_largest_batch_fits_and_the_next_one_does_not(make_config):
@@ -129,19 +130,19 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(make_config):
     assert fits <= 0.4 * GIB < does_not
 
 
-def test_without_simulation_a_rule_of_thumb_says_so(make_config, monkeypatch):
-    counted = tiny_footprint(make_config)
-    monkeypatch.setattr(unet_footprint, "is_supported", lambda: False)
-    guessed = training_footprint(tiny_step(make_config))
-    assert not guessed.is_counted
-    assert guessed.held_bytes == pytest.approx(counted.held_bytes, rel=0.1)
-    assert training_footprint(tiny_step(make_config, train_batch_size=4)).peak_bytes > guessed.peak_bytes
+@pytest.mark.parametrize("ask", [forecast, largest_batch])
+def test_a_torch_that_cannot_be_simulated_is_named_with_what_to_do(make_config, monkeypatch, ask):
+    monkeypatch.setattr(simulation, "is_supported", lambda: False)
+    with pytest.raises(SimulationError, match=r"cannot be forecast; install an older torch, or .*=full$"):
+        ask(make_config(resolution=64), find_card("t4"))
+    assert issubclass(SimulationError, UserError)
 
 
 def test_the_vae_needs_more_for_more_pixels():
-    small, large = (vae_encode_bytes(architectures.VAE, side, side, 1, torch.float32) for side in (512, 1024))
-    assert large / GIB == pytest.approx(2.82, abs=0.02)
-    assert small < large / 2
+    small = encoding_footprint(architectures.VAE, (512, 512), 1, torch.float32)
+    large = encoding_footprint(architectures.VAE, (1024, 1024), 1, torch.float32)
+    assert large.peak_bytes / GIB == pytest.approx(2.82, abs=0.02)
+    assert small.peak_bytes < large.peak_bytes / 2
 
 
 def test_cards_have_names():

@@ -45,13 +45,13 @@ def gradients(unet):
     pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
     added = {"text_embeds": torch.zeros(1, pooled), "time_ids": torch.zeros(1, 6)}
     unet(latents, torch.tensor([3]), embeds, added_cond_kwargs=added).sample.square().sum().backward()
-    found = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
+    of_adapters = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
     unet.zero_grad()
-    return found
+    return of_adapters
 
 
-def names(unet, kind):
-    return tuple(name for name, module in unet.named_modules() if type(module).__name__ == kind)
+def names(unet, module_class):
+    return tuple(name for name, module in unet.named_modules() if type(module).__name__ == module_class)
 
 
 def test_no_plan_changes_a_gradient(unet):
@@ -59,7 +59,9 @@ def test_no_plan_changes_a_gradient(unet):
     mixed = (*names(unet, FEED_FORWARD)[::2], *names(unet, RESNET))
     for plan in (Plan(names(unet, BLOCK), "auto"), Plan(mixed, "auto"), Plan((), "full"), Plan()):
         apply_plan(unet, plan)
-        assert all(torch.equal(one, other) for one, other in zip(gradients(unet), plain, strict=True))
+        assert all(
+            torch.equal(gradient, other) for gradient, other in zip(gradients(unet), plain, strict=True)
+        )
 
 
 def test_a_plan_replaces_the_one_before_it(unet):
@@ -100,7 +102,8 @@ def test_a_smaller_budget_costs_more():
 
 
 def test_feed_forwards_go_first_and_resnets_last():
-    small, large = choose(prices(), 4700), choose(prices(), 4080)
+    small = choose(prices(), 4700)
+    large = choose(prices(), 4080)
     assert all(name.endswith(".ff") for name in small.units)
     assert sum(not name.endswith(".ff") for name in large.units) > 0
     assert "resnet" not in large.units
@@ -117,7 +120,8 @@ def test_what_cannot_fit_is_recomputed_whole():
 
 
 def test_tightening_ends_when_everything_is_recomputed():
-    plan, seen = choose(prices(), 4900), []
+    plan = choose(prices(), 4900)
+    seen = []
     while plan is not None:
         seen.append(plan)
         plan = tighter(plan, prices())

@@ -67,5 +67,5 @@ def test_the_check_loads_no_dataset():
     from lora_utils.data.dataset import describe_data
 
     config = load_config(None, {"dataset_name": "nobody/nothing"})
-    text = machine.describe(config, describe_data(config.data, None))
+    text = machine.describe(config.model, config.paths, describe_data(config.data, None))
     assert "nobody/nothing; check --data" in text

@@ -24,22 +24,22 @@ def tiny_unet_config():
 
 
 @pytest.mark.parametrize(
-    ("kind", "recompute", "percent"),
+    ("way", "recompute", "percent"),
     [("lean", "none", 0.5), ("peft", "none", 0.5), ("lean", "auto", 5), ("lean", "full", 5)],
 )
-def test_the_peak_is_what_the_real_allocator_takes(tiny_unet_config, kind, recompute, percent):
-    (row,) = accuracy.measure(tiny_unet_config, [(kind, recompute, 4, 32)])
+def test_the_peak_is_what_the_real_allocator_takes(tiny_unet_config, way, recompute, percent):
+    (row,) = accuracy.measure(tiny_unet_config, [(way, recompute, 4, 32)])
     assert abs(row["error_percent"]) <= percent
 
 
 def test_operations_are_those_that_torch_counts(tiny_unet_config):
     unet = UNet2DConditionModel(**tiny_unet_config)
     with FlopCounterMode(display=False) as counter:
-        accuracy._step(unet, 2, 16, torch.device("cpu"))
+        accuracy._forward_and_backward(unet, 2, 16, torch.device("cpu"))
     with on_meta(torch.float32):
         unet = UNet2DConditionModel(**tiny_unet_config)
     with Simulation() as simulated:
-        accuracy._step(unet, 2, 16, torch.device("meta"))
+        accuracy._forward_and_backward(unet, 2, 16, torch.device("meta"))
     counted = {str(name): amount for name, amount in counter.get_flop_counts()["Global"].items()}
     products = sum(amount for name, amount in counted.items() if "attention" not in name)
     work = simulated.work()
@@ -49,10 +49,10 @@ def test_operations_are_those_that_torch_counts(tiny_unet_config):
 def test_a_storage_lives_until_its_last_view_is_gone():
     with Simulation() as simulated:
         whole = torch.empty(MIB, dtype=torch.uint8, device="meta")
-        part = whole[: MIB // 2]
+        view = whole[: MIB // 2]
         del whole
         assert simulated.live_bytes == MIB
-        del part
+        del view
         assert simulated.live_bytes == 0
     assert simulated.peak_bytes == MIB
 
@@ -87,7 +87,8 @@ def test_a_unit_is_what_a_module_keeps_without_its_output_and_what_it_was_given(
         y = block(x * 2)
         unit = simulated.units()["block"]
         y.sum().backward()
-    kept_by_gelu, given = 4 * 64 * 1024, 4 * 64 * 256
+    kept_by_gelu = 4 * 64 * 1024
+    given = 4 * 64 * 256
     assert unit.freed_bytes == kept_by_gelu - given
     assert unit.work.flops["gemm"] == 2 * 64 * 256 * 1024  # nobody wants the second product again
 
@@ -115,3 +116,8 @@ def test_a_full_card_gets_its_empty_segments_back():
 
 def test_this_torch_can_simulate():
     assert is_supported()
+
+
+def test_a_torch_without_its_flash_kernel_cannot_simulate(monkeypatch):
+    monkeypatch.setattr(simulation, "FLASH", "a_kernel_that_was_renamed")
+    assert not is_supported()

@@ -1,4 +1,4 @@
-"""Base models and adapters that somebody made to harm, as changes of the tiny SDXL's files and of one small adapter."""
+"""Base models and adapters that somebody made to harm: changes of the tiny SDXL's files and of an adapter."""
 
 import json
 import shutil
@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from benchmarks.faults.malicious import CODE, DEEP, FORMS, PIPE
 from tests.conftest import TINY
 
-UNET, UNET_INDEX = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors.index.json",
-)
-TEXT, TEXT_CONFIG = "text_encoder/model.safetensors", "text_encoder/config.json"
-PARTS, NOISE = "model_index.json", "scheduler/scheduler_config.json"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+UNET_INDEX = "unet/diffusion_pytorch_model.safetensors.index.json"
+TEXT = "text_encoder/model.safetensors"
+TEXT_CONFIG = "text_encoder/config.json"
+PARTS = "model_index.json"
+NOISE = "scheduler/scheduler_config.json"
 ADAPTED = {"peft_type": "LORA", "base_model_name_or_path": "x", "target_modules": ["q_proj"], "r": 2}
 ADAPTED |= {"megatron_config": {"a": 1}, "megatron_core": "payload_module"}
 
@@ -31,15 +31,19 @@ REFUSED: dict[str, dict[str, Any]] = {
     **{f"a U-Net under a good name ({form})": {UNET: form} for form in FORMS},
     **{f"a text encoder ({form})": {TEXT: None, "text_encoder/pytorch_model.bin": form} for form in FORMS},
     "a text encoder under a good name": {"text_encoder_2/model.safetensors": "torch.save"},
-    "a VAE": {"vae/diffusion_pytorch_model.safetensors": None, "vae/diffusion_pytorch_model.bin": "torch.save"},
+    "a VAE": {
+        "vae/diffusion_pytorch_model.safetensors": None, "vae/diffusion_pytorch_model.bin": "torch.save"},
     "a shard": {UNET: None, "unet/x.bin": "torch.save", UNET_INDEX: index_of("x.bin")},
     "a text encoder's shard": {
-        TEXT: None, "text_encoder/x.bin": "torch.save", "text_encoder/model.safetensors.index.json": index_of("x.bin")},
+        TEXT: None, "text_encoder/x.bin": "torch.save",
+        "text_encoder/model.safetensors.index.json": index_of("x.bin")},
     "an adapter of the text encoder": {
-        "text_encoder/adapter_config.json": json.dumps(ADAPTED).encode(), "text_encoder/adapter_model.bin": "pickle"},
+        "text_encoder/adapter_config.json": json.dumps(ADAPTED).encode(),
+        "text_encoder/adapter_model.bin": "pickle"},
     "a class of a pipeline": {"own.py": CODE, PARTS: {"_class_name": ["own", "P"]}},
     "a class of a scheduler": {"scheduler/own.py": CODE, PARTS: {"scheduler": ["own", "P"]}},
-    "an installed module as scheduler": {"../payload_module.py": CODE, PARTS: {"scheduler": ["payload_module", "P"]}},
+    "an installed module as scheduler": {
+        "../payload_module.py": CODE, PARTS: {"scheduler": ["payload_module", "P"]}},
     "a function as scheduler": {PARTS: {"scheduler": ["os", "system"]}},
     "a vocabulary": {"tokenizer/vocab.json": "pickle", "tokenizer/tokenizer.json": "pickle"},
     "settings": {"unet/config.json": "pickle"},
@@ -52,7 +56,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "an index that is a list": {UNET_INDEX: b"[1]"},
     "a pipeline that is a list": {PARTS: b"[]"},
     "quantised weights": {TEXT_CONFIG: {"quantization_config": {"quant_method": "awq", "bits": 4}}},
-    **{f"a nesting of 100,000 in {name}": {name: DEEP.encode()} for name in (PARTS, "unet/config.json", TEXT_CONFIG)},
+    **{f"a nesting of 100,000 in {name}": {name: DEEP.encode()}
+       for name in (PARTS, "unet/config.json", TEXT_CONFIG)},
     "a nesting of 100,000 in an index": {UNET_INDEX: DEEP.encode()},
     "10**9 layers": {"unet/config.json": {"layers_per_block": 10**9}},
     "10**9 layers in a list": {"unet/config.json": {"transformer_layers_per_block": [[10**9]]}},
@@ -79,7 +84,8 @@ PASSED_OVER: dict[str, dict[str, Any]] = {
            for part in ("unet", "vae", "text_encoder")}},
     "a tokenizer of its own": {
         "tokenizer/own.py": CODE, PARTS: {"tokenizer": ["transformers", "AutoTokenizer"]},
-        "tokenizer/tokenizer_config.json": {"tokenizer_class": "P", "auto_map": {"AutoTokenizer": ["own.P", "own.P"]}}},
+        "tokenizer/tokenizer_config.json": {
+            "tokenizer_class": "P", "auto_map": {"AutoTokenizer": ["own.P", "own.P"]}}},
     "a pipe as an index": {UNET_INDEX: PIPE},
     "a kernel on the Hub": {TEXT_CONFIG: {"attn_implementation": "a/b", "_attn_implementation": "a/b"}},
     "pickles beside the weights": {

@@ -81,7 +81,8 @@ def test_weights_that_are_cut_off_are_an_error(tmp_path):
 
 
 def test_moments_are_the_vaes_and_decoding_is_the_pipelines(base, tiny_pipeline):
-    vae, pixels = base.load_vae(), torch.rand(2, 3, 64, 64) * 2 - 1
+    vae = base.load_vae()
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     moments = encode_images(vae, pixels)
     with torch.no_grad():
         posterior = tiny_pipeline.vae.encode(pixels).latent_dist

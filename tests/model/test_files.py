@@ -39,23 +39,26 @@ def model(folder=TINY, **settings):
 
 
 def same(mine, theirs):
-    mine, theirs = mine.state_dict(), theirs.state_dict()
+    mine = mine.state_dict()
+    theirs = theirs.state_dict()
     return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def quantised(kind, dtype=torch.float32):
-    unet = model().load_unet(dtype, CPU, kind)
-    return unet, {name: part for name, part in unet.named_modules() if "bit" in type(part).__name__}
+def quantised(precision, dtype=torch.float32):
+    unet = model().load_unet(dtype, CPU, precision)
+    return unet, {name: module for name, module in unet.named_modules() if "bit" in type(module).__name__}
 
 
 def call(unet):
-    generator, dtype = torch.Generator().manual_seed(0), unet.conv_in.weight.dtype
+    generator = torch.Generator().manual_seed(0)
+    dtype = unet.conv_in.weight.dtype
     latents, text, pooled = (
         torch.randn(*s, generator=generator) for s in ((1, 4, 16, 16), (1, 77, 128), (1, 64))
     )
     added = {"text_embeds": pooled.to(dtype), "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
-    text, steps = text.to(dtype), torch.tensor([500])
-    return unet(latents.to(dtype), steps, encoder_hidden_states=text, added_cond_kwargs=added).sample
+    text = text.to(dtype)
+    timesteps = torch.tensor([500])
+    return unet(latents.to(dtype), timesteps, encoder_hidden_states=text, added_cond_kwargs=added).sample
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -135,47 +138,48 @@ def test_loading_takes_no_host_memory_for_a_device_elsewhere(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_quantised_weights_are_as_near_as_their_steps_allow(kind, dtype):
-    unet, linears = quantised(kind, dtype)
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_quantised_weights_are_as_near_as_their_steps_allow(precision, dtype):
+    unet, linears = quantised(precision, dtype)
     plain = model().load_unet(torch.float32)
     assert len(linears) > 50
     for name, linear in linears.items():
-        weight, matrix = plain.get_submodule(name).weight, dequantised_weight(linear)
+        weight = plain.get_submodule(name).weight
+        matrix = dequantised_weight(linear)
         assert matrix.dtype == dtype
         assert matrix.shape == weight.shape
-        if kind == "int8":
-            largest, step = weight.abs().amax(dim=1, keepdim=True), 1 / 127
+        if precision == "int8":
+            largest = weight.abs().amax(dim=1, keepdim=True)
+            gap = 1 / 127
         else:
-            largest, step = (
-                weight.view(-1, 64).abs().amax(1).repeat_interleave(64).view(weight.shape),
-                NF4_WIDEST_GAP,
-            )
+            largest = weight.view(-1, 64).abs().amax(1).repeat_interleave(64).view(weight.shape)
+            gap = NF4_WIDEST_GAP
         rounding = torch.finfo(dtype).eps + (
-            2**-10 if kind == "int8" else 0.05
+            2**-10 if precision == "int8" else 0.05
         )  # fp16 first; nf4's scales in 8 bits
-        assert ((matrix.float() - weight).abs() <= largest * (step / 2 + rounding)).all(), name
+        assert ((matrix.float() - weight).abs() <= largest * (gap / 2 + rounding)).all(), name
     others = [
         parameter for name, parameter in unet.named_parameters() if name.rpartition(".")[0] not in linears
     ]
     assert {parameter.dtype for parameter in others} == {dtype}
-    assert not any(part in name for name in linears for part in ("conv", "norm", "emb"))
+    assert not any(word in name for name in linears for word in ("conv", "norm", "emb"))
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("int8", 0.02), ("nf4", 0.1)])
-def test_a_quantised_unet_computes_with_its_dequantised_weights(kind, tolerance):
-    unet, linears = quantised(kind)
+@pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.02), ("nf4", 0.1)])
+def test_a_quantised_unet_computes_with_its_dequantised_weights(precision, tolerance):
+    unet, linears = quantised(precision)
     plain = model().load_unet(torch.float32)
     before = {name: dequantised_weight(linear).clone() for name, linear in linears.items()}
     with torch.no_grad():
-        output, expected = call(unet), call(plain)
+        output = call(unet)
+        expected = call(plain)
     assert (output - expected).norm() <= tolerance * expected.norm()
     for name, linear in linears.items():
         assert torch.equal(dequantised_weight(linear), before[name])  # a forward pass leaves them
         plain.get_submodule(name).weight.data = before[name]
     with torch.no_grad():
         # LLM.int8() rounds the inputs of its products as well.
-        assert (output - call(plain)).norm() <= (1e-2 if kind == "int8" else 1e-5) * expected.norm()
+        assert (output - call(plain)).norm() <= (1e-2 if precision == "int8" else 1e-5) * expected.norm()
 
 
 def test_dequantised_weights_are_those_that_bitsandbytes_multiplies_with():
@@ -195,22 +199,22 @@ def test_a_plain_linear_gives_its_own_weight():
     assert dequantised_weight(linear) is linear.weight
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_peft_trains_on_a_quantised_base(kind, tmp_path):
-    unet, _ = quantised(kind)
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_peft_trains_on_a_quantised_base(precision, tmp_path):
+    unet, _ = quantised(precision)
     parameters = lora.add_lora(unet, LoraConfig(rank=2, target_modules=["to_q", "to_k", "to_v"]), seed=0)
-    assert "peft.tuners.lora.bnb" in {type(part).__module__ for part in unet.modules()}
+    assert "peft.tuners.lora.bnb" in {type(module).__module__ for module in unet.modules()}
     call(unet.train()).square().mean().backward()
     assert all(parameter.grad is not None for parameter in parameters)
     assert lora.save_lora(unet, tmp_path).exists()
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_an_adapter_draws_on_a_quantised_base(kind, tmp_path):
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_an_adapter_draws_on_a_quantised_base(precision, tmp_path):
     unet = model().load_unet(torch.float32)
     for parameter in lora.add_lora(unet, LoraConfig(rank=2, target_modules=["to_q", "to_v"]), seed=0):
         parameter.data += 0.05
-    pipeline = model().load_unet_pipeline(torch.float32, CPU, kind)
+    pipeline = model().load_unet_pipeline(torch.float32, CPU, precision)
     assert pipeline.vae is pipeline.text_encoder is None
     pipeline.vae_scale_factor = model().vae_scale_factor()
     text = text_module.encode_captions(model().load_text_pipeline(torch.float32), ["a red star"])
@@ -255,6 +259,18 @@ def test_the_vae_tiles_only_where_the_card_is_too_small(monkeypatch, card_gib, s
     monkeypatch.setattr(vae, "_device_gib", lambda: card_gib)
     assert vae.vae_tile(size, torch.float32) == encode
     assert vae.vae_tile(size, torch.float32, vae.DECODE_GIB) == decode
+
+
+def test_one_rule_plans_the_vae_here_and_on_a_card_that_is_not_here(monkeypatch):
+    monkeypatch.setattr(vae, "_device_gib", lambda: 3.9)
+    tiled = vae.plan_encoding((1024, 1024), torch.float32, card_gib=3.9)
+    assert tiled == vae.VaePlan(torch.float32, 512, vae.vae_batch(512 * 512, torch.float32, 3.9))
+    assert vae.plan_encoding((1024, 1024), torch.float32, batch=3).batch == 3
+    assert vae.plan_encoding((1024, 1024), torch.float32).tile_px == 512
+    whole = vae.plan_encoding((1024, 1024), torch.float32, card_gib=14.7)
+    assert whole == vae.VaePlan(torch.float32, None, vae.vae_batch(1024 * 1024, torch.float32, 14.7))
+    assert vae.plan_decoding((1024, 1024)) == vae.VaePlan(torch.float32, 512, 1)
+    assert vae.encoding_dtype(ModelConfig(vae_precision="fp16")) == torch.float16
 
 
 def test_records_of_tiled_images_are_kept_apart(make_config, data_dir, monkeypatch):

@@ -60,8 +60,8 @@ def test_outputs_and_gradients_are_pefts(adapter, dtype, tolerance):
     torch.testing.assert_close(ours, theirs, rtol=100 * tolerance, atol=10 * tolerance)
     assert len(our_gradients) > 10
     scale = max(gradient.abs().max() for gradient in their_gradients)
-    for one, other in zip(our_gradients, their_gradients, strict=True):
-        torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=tolerance)
+    for gradient, other in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(gradient / scale, other / scale, rtol=0, atol=tolerance)
 
 
 def test_fp16_gives_fp32_gradients_close_to_fp32s():
@@ -76,7 +76,8 @@ def test_queries_keys_and_values_come_from_one_node():
     unet = new_unet(True)
     attentions = [module for module in unet.modules() if isinstance(module, Attention)]
     assert attentions
-    met, queue = set(), [predict(unet).grad_fn]
+    met = set()
+    queue = [predict(unet).grad_fn]
     while queue:
         node = queue.pop()
         if node is not None and node not in met:
@@ -87,14 +88,16 @@ def test_queries_keys_and_values_come_from_one_node():
 
 
 def test_names_and_weights_stay_what_they_are():
-    plain, lean = new_unet(False), new_unet(True)
+    plain = new_unet(False)
+    lean = new_unet(True)
     assert plain.state_dict().keys() == lean.state_dict().keys()
     assert all(torch.equal(value, lean.state_dict()[name]) for name, value in plain.state_dict().items())
     assert get_peft_model_state_dict(plain).keys() == get_peft_model_state_dict(lean).keys()
 
 
 def test_the_adapter_can_be_turned_off_and_merged_and_changed():
-    unet, base = new_unet(True), UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").double()
+    unet = new_unet(True)
+    base = UNet2DConditionModel.from_pretrained(TINY, subfolder="unet").double()
     adapted = predict(unet)
     unet.disable_adapters()
     torch.testing.assert_close(predict(unet), predict(base), rtol=0, atol=1e-12)
@@ -121,9 +124,9 @@ def test_fifty_steps_go_the_same_way_by_any_road(make_config, tmp_path, options)
     assert other == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["other strength", "rsLoRA", "DoRA", "feed-forward", "convolutions"])
-def test_a_saved_adapter_does_the_same_in_diffusers(kind, tmp_path, fresh_pipeline):
-    unet = new_unet(True, torch.float32, **ADAPTERS[kind]).eval()
+@pytest.mark.parametrize("adapter", ["other strength", "rsLoRA", "DoRA", "feed-forward", "convolutions"])
+def test_a_saved_adapter_does_the_same_in_diffusers(adapter, tmp_path, fresh_pipeline):
+    unet = new_unet(True, torch.float32, **ADAPTERS[adapter]).eval()
     lora.save_lora(unet, tmp_path)
     fresh_pipeline.load_lora_weights(tmp_path, weight_name=lora.WEIGHTS_NAME)
     theirs = predict(fresh_pipeline.unet.eval(), torch.float32)

@@ -31,7 +31,9 @@ def _seed():
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
 def test_base_and_lora_in_one_node_are_base_plus_lora(count, dropout, scale):
-    x, weight, bias = random(2, 5, 8).requires_grad_(), random(6 * count, 8), random(6 * count)
+    x = random(2, 5, 8).requires_grad_()
+    weight = random(6 * count, 8)
+    bias = random(6 * count)
     downs = [random(3, 8).requires_grad_() for _ in range(count)]
     ups = [random(6, 3).requires_grad_() for _ in range(count)]
     dropped = F.dropout(x, 0.4) if dropout else None
@@ -47,7 +49,9 @@ def test_base_and_lora_in_one_node_are_base_plus_lora(count, dropout, scale):
 
 
 def test_a_frozen_linear_layer_is_a_linear_layer():
-    x, weight, bias = random(2, 5, 8).requires_grad_(), random(6, 8), random(6)
+    x = random(2, 5, 8).requires_grad_()
+    weight = random(6, 8)
+    bias = random(6)
     assert_same(lean_ops.frozen_linear(x, lambda: weight, bias), F.linear(x, weight, bias), [x])
 
 
@@ -75,7 +79,9 @@ def test_group_norm_and_silu_in_one_node_are_both_in_turn(layout):
 
 def test_what_is_not_wanted_gets_no_gradient():
     """The text's projections: their input is cached, and nothing goes back into it."""
-    weight, down, up = random(6, 8), random(3, 8).requires_grad_(), random(6, 3).requires_grad_()
+    weight = random(6, 8)
+    down = random(3, 8).requires_grad_()
+    up = random(6, 3).requires_grad_()
     projection = lean_ops.Projection(lambda: weight, None, down.detach(), up.detach()[None], 1.0)
     text = random(2, 5, 8)
     lean_ops.lora_linear(text, None, projection, [down, up]).sum().backward()

@@ -30,7 +30,8 @@ def test_longer_texts_are_chunks_between_the_first_bos_and_the_last_eos(
     tiny_pipeline, caption, limit, chunks
 ):
     ours = encode_captions(tiny_pipeline, [caption], limit)
-    parts, pooled = [], None
+    parts = []
+    pooled = None
     for tokenizer, encoder in (
         (tiny_pipeline.tokenizer, tiny_pipeline.text_encoder),
         (tiny_pipeline.tokenizer_2, tiny_pipeline.text_encoder_2),
