@@ -1,6 +1,6 @@
 """What will fit: cards, a step counted without memory, what to recompute, advice.
 
-May use: system, config, model.
+May use: model, config, system.
 
 machine                 describe, problems, free_disk_gib: what is here, before anything is downloaded
 cards                   Card, find_card, card_here: what a card holds, and how fast it computes

@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from lora_utils.config.schema import ModelConfig, PathsConfig
 from lora_utils.system.device import GIB, choose_precision, compute_capability
+from lora_utils.system.files import nearest_existing
 from lora_utils.system.versions import versions
 
 PEFT_NEEDS_TORCHAO = Version("0.16")
@@ -55,8 +56,7 @@ def problems() -> list[str]:
 
 def free_disk_gib(folder: Path) -> float:
     """Space left where a folder is, or would be."""
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    return shutil.disk_usage(existing).free / GIB
+    return shutil.disk_usage(nearest_existing(folder)).free / GIB
 
 
 def _card() -> str:

@@ -1,6 +1,6 @@
 """The frozen base and what is added to it: the only door to model files.
 
-May use: system, config.
+May use: config, system.
 
 architectures  Architecture, find_architecture, UNET, VAE: SDXL's shapes, known before anything is downloaded
 files          Part, load, explained, stream_weights, ModelError: files read with suspicion, and streamed

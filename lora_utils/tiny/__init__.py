@@ -1,6 +1,6 @@
 """The tiny SDXL that notebooks and tests run on: its world, how it was made, how well it draws.
 
-May use: nothing.
+May use: no other room.
 
 world         Scene, draw_plain, draw_ink, shape_mask: coloured shapes in the base style and in ink
 demo_data     draw_demo_data, demo_scenes, unseen_scenes: the data set of the demo, in ink
