@@ -1,9 +1,10 @@
-"""Whether the cache stays fast and small as it grows: ``python -m benchmarks cache_scale [--counts 1000 100000]``.
+"""Whether the cache stays fast and small as it grows:
+``python -m benchmarks cache_scale [--counts 1000 100000]``.
 
-Caches of SDXL-sized records (fp16 moments 8x128x128, prompt_embeds 77x2048, pooled 1280) whose tensors are zeros in
-sparse files, with true hashes: a fresh process opens each, and reads random batches with every check that a read
-has; medians of five such processes. Reading a hole costs no disk access, so what is measured is our own work, not the
-disk.
+Caches of SDXL-sized records (fp16 moments 8x128x128, prompt_embeds 77x2048, pooled 1280) whose tensors are
+zeros in sparse files, with true hashes: a fresh process opens each, and reads random batches with every check
+that a read has; medians of five such processes. Reading a hole costs no disk access, so what is measured is
+our own work, not the disk.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def build(folder: Path, count: int) -> None:
     entries = []
     for number in range(count):
         keys = (record_key(image=number),), (record_key(text=number),)
-        caption = f"photo number {number} of a street on a rainy night, with three cars, a traffic light and a person"
+        caption = f"photo number {number} of a street on a rainy night, with three cars and a traffic light"
         entries.append(Entry(f"pictures/{number:06d}.jpg", (caption,), *keys, (1024, 1024), 1, False))
     for kind, record, keys in (
         ("images", IMAGE, [entry.image_keys[0] for entry in entries]),

@@ -1,8 +1,9 @@
 """How much slower precompute is than its encoders alone: ``python -m benchmarks precompute [--images 1000]``.
 
-Side by side, alternating: the bare calls (weights loaded, every caption and every image through the encoders, in the
-batches that the stage uses, pixels already in memory) and the whole stage (finding, hashing, decoding, encoding,
-checking, writing). Then the stage again over unchanged data, and over data with one changed picture.
+Side by side, alternating: the bare calls (weights loaded, every caption and every image through the encoders,
+in the batches that the stage uses, pixels already in memory) and the whole stage (finding, hashing, decoding,
+encoding, checking, writing). Then the stage again over unchanged data, and over data with one changed
+picture.
 """
 
 import argparse
@@ -45,7 +46,9 @@ def main() -> None:
 
 
 def draw(folder: Path, count: int, side_px: int) -> None:
-    """Photographs' stand-ins: smooth noise, 1.5 times the resolution, JPEG; every one with a caption of its own."""
+    """Photographs' stand-ins: smooth noise, 1.5 times the resolution, JPEG; every one with a caption of its
+    own.
+    """
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):

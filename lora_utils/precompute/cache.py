@@ -1,9 +1,9 @@
 """The on-disk contract between precompute and training.
 
-An example is records of its image variants and of its caption variants; equal captions share theirs. A record is named
-after everything that shaped its contents (image bytes and crop, or text; the model that encoded it; dtype; SCHEMA), so
-a changed ingredient means another record and a stale one is never read. Records lie in packs, files that are written
-once.
+An example is records of its image variants and of its caption variants; equal captions share theirs. A record
+is named after everything that shaped its contents (image bytes and crop, or text; the model that encoded it;
+dtype; SCHEMA), so a changed ingredient means another record and a stale one is never read. Records lie in
+packs, files that are written once.
 """
 
 import hashlib
@@ -20,19 +20,21 @@ import torch
 from torch import Tensor
 
 from lora_utils import UserError
-from lora_utils.data.findings import Finding
+from lora_utils.data.findings import Finding, fixed
 from lora_utils.precompute.packs import Layout, Notes, Pack, PackError, Row, new_row, write_pack
 from lora_utils.system.files import allow_many_open_files, set_aside, sweep
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = 2
-PACK_BYTES = 512 * 2**20
-FEW_PACKS = 4
-MANY_PACKS = 64
-STALE_SECONDS = 3600
-FLUSH_BYTES = 64 * 2**20
-FLUSH_SHARE = 50
+"""Raised when equal ingredients give other contents: all records are then made anew."""
 PACK_NAME = re.compile(r"^(images|texts)-(\d{6,})-[0-9a-f]{8}\.safetensors$")
+PACK_BYTES = 512 * 2**20
+FEW_PACKS = 4  # of one layout, which are not worth joining
+MANY_PACKS = 64  # written since the last joining, after which the next one comes
+STALE_SECONDS = 3600.0
+"""Unfinished files that are younger may be another run's, in a cache that several share."""
+FLUSH_BYTES = 64 * 2**20
+FLUSH_SHARE = 50  # time between two writes over the time of one
 
 
 class CacheError(UserError):
@@ -49,35 +51,40 @@ class Cache:
     """A folder of packs. What ``add`` is given is safe after ``commit``, or when enough has come together."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the packs without reading their records; a damaged pack is set aside under the name ``.bad-…``."""
+        """Open the packs without reading their records; a damaged one is set aside as ``.bad-…``."""
         self.folder = folder
         self.findings: list[Finding] = []
         self._packs: dict[int, Pack] = {}
         self._opened = 0
-        self._places: dict[bytes, int] = {}  # pack number and row in one int: a third of a tuple's memory
+        # Pack number and row in one int: with 100,000 examples, a third of a tuple's memory.
+        self._locations: dict[bytes, int] = {}
         self._pending: dict[tuple[str, Layout], dict[bytes, tuple[Row, Sequence[Finding]]]] = {}
-        self._pending_bytes, self._last_flush, self._flush_seconds = 0, time.monotonic(), 0.0
+        self._pending_bytes = 0
+        self._last_flush = time.monotonic()
+        self._flush_seconds = 0.0
+
         allow_many_open_files()  # every pack holds one, so that another run can join packs under a reader
         for path in self._pack_paths():
             self._open(path)
         self._joined = len(self._packs)
 
     def __contains__(self, key: str) -> bool:
-        return bytes.fromhex(key) in self._places
+        return bytes.fromhex(key) in self._locations
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def read(self, key: str) -> dict[str, Tensor]:
         """One record, checked by hash and for NaN.
 
         Raises:
-            CacheError: It is absent or damaged. A damaged one's pack is set aside: the next precompute makes it anew.
+            CacheError: It is absent or damaged; then its pack is set aside, and the next precompute makes it
+                anew.
         """
         name = bytes.fromhex(key)
-        if name not in self._places:
+        if name not in self._locations:
             raise CacheError(f"{self.folder} lacks record {key}; run the precompute stage")
-        pack, row = self._place(name)
+        pack, row = self._locate(name)
         try:
             return pack.read(row)
         except (PackError, OSError) as error:
@@ -87,24 +94,28 @@ class Cache:
             ) from error
 
     def drop_damaged(self, keys: Iterable[str]) -> list[str]:
-        """Forget those of these records whose hash does not fit, so that they are made anew; returns their keys."""
+        """Forget those of these records whose hash does not fit, and return their keys: they are made
+        anew.
+        """
         damaged = []
         for key in keys:
             name = bytes.fromhex(key)
-            pack, row = self._place(name)
-            if not _is_sound(pack, row):
-                del self._places[name]
+            if not _is_sound(*self._locate(name)):
+                del self._locations[name]
                 damaged.append(key)
         return damaged
 
     def record_bytes(self, keys: Iterable[str]) -> int:
         """Bytes that these records take on disk."""
-        return sum(self._place(bytes.fromhex(key))[0].layout.row_bytes for key in keys)
+        return sum(self._locate(bytes.fromhex(key))[0].layout.row_bytes for key in keys)
 
     def notes(self, key: str) -> Sequence[Finding]:
         """What was found wrong with its image or caption when a record was made; without the source."""
         name = bytes.fromhex(key)
-        return self._place(name)[0].notes.get(key, []) if name in self._places else []
+        if name not in self._locations:
+            return []
+        pack, _ = self._locate(name)
+        return pack.notes.get(key, [])
 
     def add(self, kind: str, key: str, record: Mapping[str, Tensor], notes: Sequence[Finding] = ()) -> None:
         """Keep one record, refusing NaN and infinity.
@@ -112,9 +123,9 @@ class Cache:
         Args:
             kind: images or texts.
             key: From ``record_key``.
-            record: moments (2C, h, w), time_ids (6,) and perhaps loss_mask (1, h, w); or prompt_embeds (L, D) and
-                pooled_prompt_embeds (P,); fp32, fp16 or bf16, on the CPU.
-            notes: What was found wrong with its image or caption; equal records share them, so without source.
+            record: moments (2C, h, w), time_ids (6,) and perhaps loss_mask (1, h, w); or prompt_embeds (L, D)
+                and pooled_prompt_embeds (P,); fp32, fp16 or bf16, on the CPU.
+            notes: What was found wrong with its image or caption. Examples share records, so without source.
 
         Raises:
             CacheError: A tensor holds NaN or infinity.
@@ -123,11 +134,14 @@ class Cache:
             if not torch.isfinite(tensor).all():
                 raise CacheError(f"{name} not finite")
         row = new_row(bytes.fromhex(key), record)
-        self._pending.setdefault((kind, Layout.of(record)), {})[row.key] = (row, notes)
-        self._pending_bytes += Layout.of(record).row_bytes
+        layout = Layout.of(record)
+        self._pending.setdefault((kind, layout), {})[row.key] = (row, notes)
+        self._pending_bytes += layout.row_bytes
+
         # Writing takes a small share of the time, and a kill costs seconds of work.
-        waited = time.monotonic() - self._last_flush
-        if self._pending_bytes > FLUSH_BYTES or waited > max(0.2, FLUSH_SHARE * self._flush_seconds):
+        waited_seconds = time.monotonic() - self._last_flush
+        is_time = waited_seconds > max(0.2, FLUSH_SHARE * self._flush_seconds)
+        if self._pending_bytes > FLUSH_BYTES or is_time:
             self.commit()
 
     def commit(self) -> None:
@@ -136,7 +150,8 @@ class Cache:
         for (kind, layout), rows in self._pending.items():
             notes = {key.hex(): list(findings) for key, (_, findings) in rows.items() if findings}
             self._write(kind, layout, [row for row, _ in rows.values()], notes)
-        self._pending, self._pending_bytes = {}, 0
+        self._pending = {}
+        self._pending_bytes = 0
         if len(self._packs) - self._joined > MANY_PACKS:
             self.compact()
         self._last_flush = time.monotonic()
@@ -155,8 +170,10 @@ class Cache:
     def _compact(self) -> None:
         groups: dict[tuple[str, Layout], list[int]] = {}
         for number, pack in self._packs.items():
+            # Half of a full one or more: joining would move many bytes to save one file.
             if len(pack) * pack.layout.row_bytes < PACK_BYTES // 2:
-                groups.setdefault((pack.path.name.split("-")[0], pack.layout), []).append(number)
+                kind = pack.path.name.split("-")[0]
+                groups.setdefault((kind, pack.layout), []).append(number)
         for (kind, layout), numbers in groups.items():
             if len(numbers) >= FEW_PACKS:
                 self._join(kind, layout, set(numbers))
@@ -164,14 +181,18 @@ class Cache:
         sweep(self.folder, STALE_SECONDS)
 
     def _join(self, kind: str, layout: Layout, numbers: set[int]) -> None:
-        live = [key for key, place in self._places.items() if place >> 32 in numbers]
+        """Copy the records of some packs into as few as possible; the packs go when the copies were read
+        back.
+        """
+        live = [key for key, location in self._locations.items() if location >> 32 in numbers]
         damaged = set(self.drop_damaged(key.hex() for key in live))
         live = [key for key in live if key.hex() not in damaged]
         per_pack = max(1, PACK_BYTES // layout.row_bytes)
         for start in range(0, len(live), per_pack):
-            rows, notes = [], {}
+            rows = []
+            notes = {}
             for key in live[start : start + per_pack]:
-                pack, number = self._place(key)
+                pack, number = self._locate(key)
                 rows.append(pack.row(number))
                 if key.hex() in pack.notes:
                     notes[key.hex()] = pack.notes[key.hex()]
@@ -182,7 +203,8 @@ class Cache:
             self._packs.pop(number).path.unlink(missing_ok=True)
 
     def _write(self, kind: str, layout: Layout, rows: list[Row], notes: Notes) -> Pack:
-        last = max((int(path.name.split("-")[1]) for path in self._pack_paths()), default=0)
+        last = max((_pack_number(path) for path in self._pack_paths()), default=0)
+        # The random part keeps two runs that share a cache from writing the same name.
         path = self.folder / f"{kind}-{last + 1:06d}-{uuid.uuid4().hex[:8]}.safetensors"
         write_pack(path, layout, rows, notes)
         pack = Pack(path)
@@ -196,29 +218,34 @@ class Cache:
             pass  # another run has joined it to others meanwhile; what is missed here is made anew
         except (PackError, OSError) as error:
             self._set_aside(path)
-            self.findings.append(
-                Finding(path.name, str(error), "set aside; its records are made anew", "fixed")
-            )
+            self.findings.append(fixed(str(error), "set aside; its records are made anew").of(path.name))
 
     def _keep(self, pack: Pack) -> None:
-        number, self._opened = self._opened, self._opened + 1
+        number = self._opened
+        self._opened += 1
         self._packs[number] = pack
-        self._places.update((key, number << 32 | row) for row, key in enumerate(pack.keys()))
+        # Later packs win: of two records of one key, the one that was made last counts.
+        self._locations.update((key, number << 32 | row) for row, key in enumerate(pack.keys()))
 
-    def _place(self, key: bytes) -> tuple[Pack, int]:
-        place = self._places[key]
-        return self._packs[place >> 32], place & 0xFFFFFFFF
+    def _locate(self, key: bytes) -> tuple[Pack, int]:
+        """The pack and the row of a record."""
+        location = self._locations[key]
+        return self._packs[location >> 32], location & 0xFFFFFFFF
 
     def _set_aside(self, path: Path) -> None:
         with suppress(OSError):  # gone meanwhile, or in a folder that is read-only
             set_aside(path)
 
     def _pack_paths(self) -> list[Path]:
-        """In the order of their making: of two records of one key the later counts."""
+        """All packs, in the order of their making."""
         if not self.folder.is_dir():
             return []
         packs = [path for path in self.folder.iterdir() if PACK_NAME.match(path.name)]
-        return sorted(packs, key=lambda path: (int(path.name.split("-")[1]), path.name))
+        return sorted(packs, key=lambda path: (_pack_number(path), path.name))
+
+
+def _pack_number(path: Path) -> int:
+    return int(path.name.split("-")[1])
 
 
 def _is_sound(pack: Pack, row: int) -> bool:

@@ -1,4 +1,6 @@
-"""Looks at all of the data before anything heavy is loaded: what is used, what not, and how training will go."""
+"""Looks at all of the data before anything heavy is loaded: what is used, what not, and how training will
+go.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -49,6 +51,7 @@ class DataReport:
 
     def __str__(self) -> str:
         refused = sum(finding.kind == "refused" for finding in self.findings)
+        # By the same rule as in precompute, so that the counts here are those of the run.
         held_out = held_out_hashes(self.examples, self.data.validation_split)
         crops = sum(len(example.crops) for example in self.examples)
         captions = sum(len(example.captions) for example in self.examples)
@@ -107,6 +110,7 @@ def report_on_data(data: DataConfig, train: TrainConfig, base: PretrainedSdxl) -
     found = find_examples(data)
     inspected, findings = inspect_examples(found.examples, data)
     usable, decoding_findings = _decode(inspected, data)
+    # Equal captions are counted once, as they are encoded once.
     captions = list(dict.fromkeys(caption for example in usable for caption in example.captions))
     tokenizers = base.find_tokenizers()
     counts = None
@@ -140,6 +144,7 @@ def _decode(
         [picture] = decoded.pictures
         findings += picture.findings
         usable.append(examples[decoded.number])
+        # Of thumbnails: a hash of 64 bits needs no more, and memory stays small.
         hashes.append(perceptual_hash(Image.fromarray(picture.pixels)))
     return usable, findings + _twins(usable, hashes) + vanished
 
@@ -155,7 +160,9 @@ def _jobs(examples: Sequence[InspectedExample], config: DataConfig, vanished: li
 
 
 def _twins(examples: Sequence[InspectedExample], hashes: Sequence[tuple[int, bytes]]) -> list[Finding]:
-    """Pictures that are nearly the same; those that are exactly the same were told when they were inspected."""
+    """Pictures that are nearly the same; those that are exactly the same were told when they were
+    inspected.
+    """
     twins: dict[int, int] = {}
     for first, second in near_duplicates(hashes):
         if examples[first].content_hash != examples[second].content_hash:
@@ -190,6 +197,7 @@ def _rare_shapes(examples: Sequence[InspectedExample], batch: int) -> list[Findi
     visits: Counter[Size] = Counter()
     for example in examples:
         visits[example.size] += example.example.repeats
+    # With one shape, an epoch that is smaller than a batch runs on into the next.
     if len(visits) == 1:
         return []
     findings = []

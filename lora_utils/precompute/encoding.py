@@ -1,4 +1,6 @@
-"""Captions and images into the cache. Text encoders and VAE are loaded, used and freed, never both at once."""
+"""Captions and images into the cache. Text encoders and VAE are loaded, used and freed, never both at
+once.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -64,7 +66,8 @@ def encode_texts(
     for start in range(0, len(keys), CAPTIONS_PER_BATCH):
         batch = keys[start : start + CAPTIONS_PER_BATCH]
         texts = [captions[key] for key in batch]
-        # Always a full batch: the last bits of a row can depend on the batch's size, but not on its other rows.
+        # Always a full batch: the last bits of a row can depend on the batch's size, but not on its other
+        # rows.
         filled = texts + texts[-1:] * (CAPTIONS_PER_BATCH - len(texts))
         embeddings = encode_captions(pipeline, filled, max_token_length)
         for row, (key, caption) in enumerate(zip(batch, texts, strict=True)):
@@ -73,6 +76,7 @@ def encode_texts(
         bar.update(len(batch))
     bar.close()
     cache.commit()
+    # The VAE comes next, and must find the card empty.
     del pipeline
     free_memory()
 
@@ -119,6 +123,7 @@ def encode_image_tasks(
             if refusal is not None:
                 refusals[picture.key] = refusal
     cache.commit()
+    # The U-Net comes next, and must find the card empty.
     del encoder
     free_memory()
     return refusals
@@ -147,7 +152,9 @@ def _pictures(
 
 
 def _batches(pictures: Iterable[Picture], encoder: "_Encoder") -> Iterator[list[Picture]]:
-    """Pictures of one shape, as many as the encoder takes; fewer where another shape comes, and at the end."""
+    """Pictures of one shape, as many as the encoder takes; fewer where another shape comes, and at the
+    end.
+    """
     waiting: list[Picture] = []
     for picture in pictures:
         if waiting:
@@ -185,10 +192,11 @@ class _Encoder:
             if batch == 1:
                 width, height = crop.size
                 raise UserError(
-                    f"the GPU has too little free memory for the VAE at {width}x{height}; end other programs on "
-                    "it, lower resolution, or set vae_precision=fp16 and "
+                    f"the GPU has too little free memory for the VAE at {width}x{height}; end other programs "
+                    "on it, lower resolution, or set vae_precision=fp16 and "
                     "pretrained_vae_model_name_or_path=madebyollin/sdxl-vae-fp16-fix"
                 ) from error
+            # From now on, for all that follow: what did not fit once will not fit again.
             self._batch = batch // 2
         # Outside of the except clause: until it is left, the error holds what did not fit.
         free_memory()
@@ -201,6 +209,7 @@ class _Encoder:
         # Always a full batch, for the same reason as with captions.
         missing = batch - len(pictures)
         pixels = np.stack([picture.pixels for picture in pictures] + [pictures[-1].pixels] * missing)
+        # [0, 255] to [-1, 1], which the VAE was trained on.
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         return encode_images(self._vae, tensor)[: len(pictures)]
 

@@ -1,4 +1,6 @@
-"""The current data's examples: their list, ``index.jsonl``, written when all are encoded, and their tensors."""
+"""The current data's examples: their list, ``index.jsonl``, written when all are encoded, and their
+tensors.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -50,6 +52,7 @@ class Entry:
 def write_index(folder: Path, entries: Iterable[Entry]) -> None:
     """Say which examples are the current data, in order, one to a line below a line that counts them."""
     lines = [json.dumps(vars(entry)) for entry in entries]
+    # Counted in front: a file that was cut at a line's end would look whole otherwise.
     content = "\n".join([_head(len(lines)), *lines, ""]).encode()
     path = folder / INDEX_NAME
     # A folder that says so already may be read-only.
@@ -98,7 +101,9 @@ class CachedExamples:
         return len(self.entries)
 
     def read(self, number: int, image: int = 0, text: int = 0) -> Record:
-        """One variant of an example: moments, time_ids, prompt_embeds, pooled_prompt_embeds, perhaps loss_mask."""
+        """One variant of an example: moments, time_ids, prompt_embeds, pooled_prompt_embeds, perhaps
+        loss_mask.
+        """
         entry = self.entries[number]
         return self.cache.read(entry.image_keys[image]) | self.cache.read(entry.text_keys[text])
 

@@ -53,9 +53,9 @@ class Precomputed:
     """What was wrong with the data or the cache, and what was done."""
 
     def __str__(self) -> str:
-        counts = f"{self.encoded_images} images and {self.encoded_captions} captions encoded now, the rest was there"
+        encoded = f"{self.encoded_images} images and {self.encoded_captions} captions encoded now"
         problems = f"\n\n{table(self.findings)}" if self.findings else ""
-        return f"{len(self.entries)} examples in {self.folder}: {counts}{problems}"
+        return f"{len(self.entries)} examples in {self.folder}: {encoded}, the rest was there{problems}"
 
     @property
     def folder(self) -> Path:
@@ -106,8 +106,8 @@ def fill_cache(
 ) -> Precomputed:
     """Encode what is missing or damaged and write the index.
 
-    Killed at any moment, it keeps what it has and goes on next time. An image that turns out to be damaged is a
-    finding; the rest goes on.
+    Killed at any moment, it keeps what it has and goes on next time. An image that turns out to be damaged is
+    a finding; the rest goes on.
 
     Args:
         folder: The cache.
@@ -120,13 +120,16 @@ def fill_cache(
     Raises:
         DataError: Nothing is left to train on.
     """
+    # Before anything is encoded, which may take an hour.
     require_training(examples, findings, config.validation_split)
     cache = Cache(folder)
     entries = plan_entries(examples, base, config, encoding)
     unconditional_key = record_key(unconditional=True, **_text_settings(base, config, encoding))
+    # What is damaged is forgotten here, and missing a moment later.
     mended = _verify(cache, entries, unconditional_key)
 
     captions = _missing_captions(cache, entries)
+    # The encoders are loaded only where there is something for them to do.
     if captions or unconditional_key not in cache:
         encode_texts(cache, base, captions, unconditional_key, config.max_token_length, encoding.text_dtype)
     tasks = _missing_images(cache, entries, examples)
@@ -143,6 +146,7 @@ def fill_cache(
     if all(entry.held_out for entry in usable):
         raise DataError(f"nothing is left to train on; do what the last column says\n{table(findings)}")
 
+    # Last: the index says that all of its records are there.
     write_index(folder, usable)
     encoded_images = sum(key in cache for _, crops in tasks for key in crops)
     return Precomputed(cache, usable, unconditional_key, encoded_images, len(captions), findings)
@@ -162,6 +166,7 @@ def _verify(cache: Cache, entries: Sequence[Entry], unconditional_key: str) -> l
     Only up to 4 GiB: beyond, every record is checked when training first reads it.
     """
     keys = dict.fromkeys(key for entry in entries for key in entry.keys)
+    # A record that several examples share is read once.
     present = [key for key in (*keys, unconditional_key) if key in cache]
     if cache.record_bytes(present) > VERIFIED_BYTES:
         return []
@@ -191,6 +196,7 @@ def _missing_images(
         for key, crop in zip(entry.image_keys, example.crops, strict=True):
             if key not in cache and key not in planned:
                 crops[key] = crop
+        # Equal images have equal keys: the first one encodes for all.
         planned |= crops.keys()
         if crops:
             tasks.append((example, crops))
@@ -198,7 +204,9 @@ def _missing_images(
 
 
 def _noted(cache: Cache, entries: Iterable[Entry], refusals: Mapping[str, Finding]) -> list[Finding]:
-    """Why images were refused now, and what was noted when the others were encoded, now or in an earlier run."""
+    """Why images were refused now, and what was noted when the others were encoded, now or in an earlier
+    run.
+    """
     findings = []
     for entry in entries:
         refusal = next((refusals[key] for key in entry.keys if key in refusals), None)

@@ -1,7 +1,8 @@
 """Many records of one layout in one file: a safetensors file whose tensors are stacked, one row per record.
 
-Beside the records' own tensors it holds ``keys`` (n, 16) and ``hashes`` (n, 32), both uint8, so a file opens without
-its data being read, and a row is checked by its SHA-256 when it is. Files are written once and never changed.
+Beside the records' own tensors it holds ``keys`` (n, 16) and ``hashes`` (n, 32), both uint8, so a file opens
+without its data being read, and a row is checked by its SHA-256 when it is. Files are written once and never
+changed.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ from lora_utils import UserError
 from lora_utils.data.findings import Finding, Kind
 from lora_utils.system.files import commit_file
 
-KEY_BYTES, HASH_BYTES = 16, 32
+KEY_BYTES = 16
+HASH_BYTES = 32
 TENSOR_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in TENSOR_DTYPES.items()}
 GREATEST_HEADER = 100 * 2**20
@@ -75,10 +77,13 @@ def new_row(key: bytes, record: Mapping[str, Tensor]) -> Row:
 
 
 def digest(key: bytes, layout: Layout, parts: Mapping[str, bytes]) -> bytes:
-    """SHA-256 of a record's bytes, then its layout and key: a row moved to another key or shape does not pass."""
+    """SHA-256 of a record's bytes, then its layout and key: a row moved to another key or shape does not
+    pass.
+    """
     hasher = hashlib.sha256()
     for name, _, _ in layout.tensors:
         hasher.update(parts[name])
+    # Behind the data, so that benchmarks can hash many equal rows without reading them again.
     hasher.update(repr(layout.tensors).encode() + key)
     return hasher.digest()
 
@@ -88,6 +93,7 @@ def write_pack(path: Path, layout: Layout, rows: Sequence[Row], notes: Notes) ->
 
     def write(file: IO[bytes]) -> None:
         file.write(encode_header(layout, len(rows), _as_json(notes)))
+        # Keys and hashes together in front: a pack is opened by reading its beginning alone.
         file.write(b"".join(row.key for row in rows))
         file.write(b"".join(row.digest for row in rows))
         for name, _, _ in layout.tensors:
@@ -109,6 +115,7 @@ def encode_header(layout: Layout, count: int, notes: object) -> bytes:
         header[name] = {"dtype": dtype, "shape": [count, *shape], "data_offsets": [start, start + size]}
         start += size
     text = json.dumps(header).encode()
+    # safetensors wants its data aligned to 8 bytes.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -126,6 +133,7 @@ class Pack:
         self._descriptor = os.open(
             path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
         )  # a pipe would wait for ever
+        # Closed with the object, however it goes: a cache of many packs must not leak descriptors.
         weakref.finalize(self, os.close, self._descriptor)
         try:
             self._read_header()
@@ -157,6 +165,7 @@ class Pack:
         if digest(row.key, self.layout, parts) != row.digest:
             raise PackError(f"{self.path}: record {row.key.hex()} is damaged")
         tensors = {
+            # A bytearray, because torch wants memory that it may write to.
             name: torch.frombuffer(bytearray(parts[name]), dtype=TENSOR_DTYPES[dtype]).reshape(shape)
             for name, dtype, shape in self.layout.tensors
         }
@@ -185,17 +194,24 @@ class Pack:
         header = json.loads(text)
         notes = json.loads(header.pop("__metadata__")["notes"])
         self.notes = _read_notes(notes)
-        fixed = {name: header.pop(name) for name in ("keys", "hashes")}
-        described = ((name, one["dtype"], tuple(one["shape"][1:])) for name, one in header.items())
-        self.layout = Layout(tuple(sorted(described)))
-        count = fixed["keys"]["shape"][0]
+        count = header.pop("keys")["shape"][0]
+        header.pop("hashes")
+        tensors = []
+        for name, tensor in header.items():
+            tensors.append((name, tensor["dtype"], tuple(tensor["shape"][1:])))
+        self.layout = Layout(tuple(sorted(tensors)))
+
+        # The header may be anybody's: nothing is allocated or read by its numbers before they are plausible.
         sides = [side for _, _, shape in self.layout.tensors for side in shape]
         if not header or not all(type(size) is int and size > 0 for size in (count, *sides)):
             raise ValueError("a shape is impossible")
+        # Written anew from what was read, it must be the same: names, offsets and the notes' hash included.
         if text.rstrip() != encode_header(self.layout, count, notes)[8:].rstrip():
             raise ValueError("the header does not agree with itself")
-        self._count, self._begin = count, 8 + length
-        self._offsets, start = {}, self._begin + count * (KEY_BYTES + HASH_BYTES)
+        self._count = count
+        self._begin = 8 + length
+        self._offsets = {}
+        start = self._begin + count * (KEY_BYTES + HASH_BYTES)
         for name, size in self.layout.sizes().items():
             self._offsets[name] = (start, size)
             start += count * size
@@ -222,6 +238,7 @@ def _read_notes(content: object) -> Notes:
     notes: Notes = {}
     for key, findings in content.items():
         notes[key] = []
+        # What is no list is no list of three strings either, and refused as one.
         for finding in findings if isinstance(findings, list) else [findings]:
             if not isinstance(finding, list) or [type(part) for part in finding] != [str] * 3:
                 raise ValueError("the notes are no notes")

@@ -156,7 +156,9 @@ def test_a_folder_named_like_a_pack_is_set_aside(tmp_path):
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "open"])
 def test_an_error_at_any_file_operation_loses_nothing_that_was_committed(tmp_path, monkeypatch, function):
-    """Every call of an operation in turn fails, as on a full disk; the next run finds what was safe and goes on."""
+    """Every call of an operation in turn fails, as on a full disk; the next run finds what was safe and goes
+    on.
+    """
     failures = 0
     for failing in range(1000):
         folder = tmp_path / str(failing)

@@ -1,4 +1,6 @@
-"""The look at all data before anything heavy: what it says, and that it loads no weights and writes nothing."""
+"""The look at all data before anything heavy: what it says, and that it loads no weights and writes
+nothing.
+"""
 
 import shutil
 

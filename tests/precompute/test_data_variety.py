@@ -36,7 +36,8 @@ def test_a_folder_of_mixed_shapes_trains_through_buckets(make_config, tmp_path):
         draw(tmp_path / "mixed", f"{number:02d}.png", size, f"a picture of {size}")
     config = make_config(train_data_dir=tmp_path / "mixed", max_train_steps=8, **BUCKETS)
     found = stages.precompute(config)
-    # width and height of the image -> of its bucket; then original height, width, top, left, target height, width
+    # width and height of the image -> of its bucket; then original height, width, top, left, target height,
+    # width
     expected = {
         (64, 64): ((64, 64), [64, 64, 0, 0, 64, 64]),
         (128, 64): ((80, 48), [64, 128, 0, 8, 48, 80]),
@@ -75,7 +76,9 @@ def test_wide_pictures_with_odd_latents_train_and_compare(make_config, tmp_path)
 
 
 def test_a_shuffled_run_pairs_every_latent_with_its_own_caption(make_config, tmp_path):
-    """By construction: each picture is one grey, its caption names it, and both are recomputed for every visit."""
+    """By construction: each picture is one grey, its caption names it, and both are recomputed for every
+    visit.
+    """
     for number in range(8):
         folder = tmp_path / "grey"
         draw(folder, f"{number}.png", (64, 64), f"a square of grey {number * 30}")

@@ -1,4 +1,6 @@
-"""A precompute killed at any moment goes on when the same command is given again, and ends in the same cache."""
+"""A precompute killed at any moment goes on when the same command is given again, and ends in the same
+cache.
+"""
 
 import random
 
