@@ -2,12 +2,13 @@
 
     python -m lora_utils train --config bdd_a100 --train_data_dir /path/to/bdd100k
 
-BDD100K (Yu et al., 2020) holds 1280x720 pictures from dashcams, labelled with weather, scene, time of day and objects.
-All its label files are read, one list for each split or one file for each image; what they say about the same image
-is put together. Where train lies beside val and test, only train is learned from.
+BDD100K (Yu et al., 2020) holds 1280x720 pictures from dashcams, labelled with weather, scene, time of day and
+objects. All its label files are read, one list for each split or one file for each image; what they say about
+the same image is put together. Where train lies beside val and test, only train is learned from.
 
-For data of your own, copy this file, name it with ``--dataset_name my_dataset.py``, and let ``load_examples`` yield the
-path of each image, absolute or relative to ``data_dir``, with its caption, in the same order every time.
+For data of your own, copy this file, name it with ``--dataset_name my_dataset.py``, and let ``load_examples``
+yield the path of each image, absolute or relative to ``data_dir``, with its caption, in the same order every
+time.
 """
 
 import json
@@ -76,7 +77,8 @@ def load_examples(data_dir: Path | None) -> Iterator[tuple[Path, str]]:
 
 
 def caption(attributes: Mapping[str, str], counts: Counter[str]) -> str:
-    """Such as ``a city street on a rainy night, with 3 cars, a bus and a person``: well below CLIP's 77 tokens.
+    """Such as ``a city street on a rainy night, with 3 cars, a bus and a person``: well below CLIP's 77
+    tokens.
 
     Args:
         attributes: ``weather``, ``scene`` and ``timeofday`` in BDD100K's words; others are not mentioned.
@@ -112,7 +114,9 @@ def _prefer_train(images: list[Path]) -> list[Path]:
 
 
 def _read_labels(files: list[Path]) -> tuple[dict[str, tuple[dict[str, str], Counter[str]]], int]:
-    """By image name, the known attributes and the fullest count of objects; and how many entries had no name."""
+    """By image name, the known attributes and the fullest count of objects; and how many entries had no
+    name.
+    """
     facts: dict[str, tuple[dict[str, str], Counter[str]]] = {}
     nameless = 0
     for record in (record for file in files for record in stream_records(file)):
@@ -135,7 +139,9 @@ def _count_objects(record: Mapping[str, Any]) -> Counter[str]:
 
 
 def stream_records(file: Path, chunk_bytes: int = 1 << 18) -> Iterator[Any]:
-    """The elements of a JSON list (of 1.2 GB) one by one, or a lone object; ValueError names the byte of damage."""
+    """The elements of a JSON list (of 1.2 GB) one by one, or a lone object; ValueError names the byte of
+    damage.
+    """
     with file.open(
         encoding="latin-1", newline=""
     ) as stream:  # so that a character is a byte; the labels are ASCII
@@ -163,7 +169,9 @@ def stream_records(file: Path, chunk_bytes: int = 1 << 18) -> Iterator[Any]:
 
 
 def _first_value(text: str) -> tuple[list[Any], int]:
-    """The value after the bracket or comma that the text begins with, if there is one; and where the next mark is."""
+    """The value after the bracket or comma that the text begins with, if there is one; and where the next
+    mark is.
+    """
     space = re.compile(r"\s*")
     at = space.match(text, 1).end()
     if text[0] == "[" and text[at : at + 1] == "]":

@@ -14,7 +14,8 @@ ROOMS = {  # room: the rooms that it may import
     "system": "", "config": "system", "data": "config system", "model": "config system", "tiny": "",
     "memory": "model config system", "precompute": "data model config system",
     "storage": "precompute config system", "compare": "model storage config system",
-    "training": "memory model precompute storage compare config system", "export": "model storage config system",
+    "training": "memory model precompute storage compare config system",
+    "export": "model storage config system",
 }  # fmt: skip
 TOP = {"__init__", "__main__", "cli", "stages", "notebook"}  # may import all, and are imported by each other
 WHOLE_CONFIG = TOP | {"config", "memory", "training.run", "training.loop", "training.recording"}

@@ -63,7 +63,7 @@ class LoraConfig(Section):
     lora_dropout: Fraction = 0.0
     """Share of a LoRA layer's inputs that is dropped during training."""
     target_modules: Texts = ["attn"]
-    """Layers that get an update: attn (560 linears of SDXL), attn+ff (722), full (and convolutions), names."""
+    """Layers with an update: attn (560 of SDXL's linears), attn+ff (722), full (convolutions too), names."""
     use_rslora: bool = False
     """Scale updates by lora_alpha / sqrt(rank) (Kalajdzievski, 2023)."""
     use_dora: bool = False

@@ -16,6 +16,7 @@ from typing import Any
 from lora_utils.config.data import DataConfig
 from lora_utils.data.findings import Remarks
 
+# CLIP reads 77 tokens, so a text this long is a document that was taken for a caption.
 MAX_CHARACTERS = 10_000
 _MAX_FILE_BYTES = 1_000_000
 TRIGGER = "[trigger]"
@@ -31,14 +32,23 @@ def decode_text(content: bytes) -> tuple[str, str]:
     Raises:
         TextError: Any other encoding.
     """
-    encoding = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "UTF-8"
+    # Nothing is guessed: Latin-1 decodes every byte, so a wrong guess would train on garbled letters.
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "UTF-16"
+        codec = "utf-16"
+    else:
+        encoding = "UTF-8"
+        codec = "utf-8-sig"  # takes off the mark that Windows' editors put in front
     try:
-        text = content.decode("utf-16" if encoding == "UTF-16" else "utf-8-sig")
+        text = content.decode(codec)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise TextError(f"text that is not {encoding} (line {line})") from None
+
+    # UTF-16 or UTF-32 without a mark is valid UTF-8 as long as its letters are Latin: only the NULs tell.
     if "\0" in text:
-        raise TextError(f"text with NUL bytes (line {text.partition(chr(0))[0].count(chr(10)) + 1})")
+        line = text.partition("\0")[0].count("\n") + 1
+        raise TextError(f"text with NUL bytes (line {line})")
     return text, encoding
 
 
@@ -48,11 +58,13 @@ def clean_caption(text: str) -> tuple[str, str]:
     Those are control and format characters (Unicode's Cc and Cf: zero-width spaces, direction marks) and lone
     surrogates (Cs), which a JSON escape can make and which no file can hold.
     """
+    # Line breaks and tabs are control characters too, but they become spaces below and deserve no remark.
     invisible = {
         char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs") and not char.isspace()
     }
-    visible = "".join(char for char in text if char not in invisible) if invisible else text
-    return " ".join(visible.split()), ", ".join(f"U+{ord(char):04X}" for char in sorted(invisible))
+    visible = "".join(char for char in text if char not in invisible)
+    marks = ", ".join(f"U+{ord(char):04X}" for char in sorted(invisible))
+    return " ".join(visible.split()), marks
 
 
 @dataclass(frozen=True)
@@ -71,40 +83,36 @@ class Captioner:
             value: From a file, a table cell or the user's code.
             cure: What the user could do about an empty caption.
         """
-        texts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-        if odd := [text for text in texts if not isinstance(text, str)]:
-            problem = f"caption that is no text ({_kind(odd[0])})"
-            return self._refuse(source, problem, "make it text in quotes")
-        if longest := max((len(text) for text in texts if len(text) > MAX_CHARACTERS), default=0):
+        if value is None:
+            texts = []
+        elif isinstance(value, list | tuple):
+            texts = list(value)
+        else:
+            texts = [value]
+
+        # A number is refused, not turned into text: it is a label, and the wrong column was chosen.
+        for text in texts:
+            if not isinstance(text, str):
+                problem = f"caption that is no text ({_type_name(text)})"
+                return self._refuse(source, problem, "make it text in quotes")
+        longest = max(map(len, texts), default=0)
+        if longest > MAX_CHARACTERS:
             problem = f"caption of more than {MAX_CHARACTERS:,} characters ({longest:,})"
             return self._refuse(source, problem, "shorten it")
-        cleaned = [clean_caption(text) for text in texts]
-        if removed := ", ".join(dict.fromkeys(marks for _, marks in cleaned if marks)):
-            self.remarks.fix(source, f"invisible characters ({removed})", "removed")
-        captions = [text for text, _ in cleaned if text]
-        if not captions:
-            return self._empty(source, cure)
-        if "\N{REPLACEMENT CHARACTER}" in "".join(captions):
-            self.remarks.notice(
-                source, "damaged letters (\N{REPLACEMENT CHARACTER})", "used as they are; correct them"
-            )
-        different = tuple(dict.fromkeys(captions))
-        if len(different) < len(captions):
-            self.remarks.tally(source, "the same caption twice", "used once")
-        if len(different) > 1:
-            self.remarks.tally(source, "several captions", "each visit of the image picks one")
-        return different
+        return self._clean(source, texts, cure)
 
     def missing(self, source: str, problem: str, cure: str) -> tuple[str, ...]:
         """The captions of an image that came without text."""
         if self.instance_prompt is None:
             return self._refuse(source, problem, f"{cure}, or set instance_prompt")
+        # Counted, not listed: DreamBooth folders hold no text at all, and that is what their owner means.
         self.remarks.tally(source, problem, "instance_prompt is used")
         return (self.instance_prompt,)
 
     def read(self, path: Path, source: str) -> tuple[str, ...]:
         """The captions in a text file, one on each line."""
         try:
+            # One byte beyond the limit says that there is more, however large the file is.
             with path.open("rb") as file:
                 content = file.read(_MAX_FILE_BYTES + 1)
         except OSError as error:
@@ -112,18 +120,51 @@ class Captioner:
             return self._refuse(source, problem, f"make {path.name} readable")
         if len(content) > _MAX_FILE_BYTES:
             return self._refuse(source, "caption file of more than 1 MB", f"shorten {path.name}")
+
         try:
             text, encoding = decode_text(content)
         except TextError as error:
             return self._refuse(source, str(error), f"save {path.name} as UTF-8")
         if encoding != "UTF-8":
             self.remarks.fix(source, f"{encoding} text", "converted")
+
+        # Not splitlines: it also splits at form feeds and U+2028, which are white space inside a caption.
         lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
         return self.caption(source, lines, f"write what it shows into {path.name}")
+
+    def _clean(self, source: str, texts: list[str], cure: str) -> tuple[str, ...]:
+        captions: list[str] = []
+        removed: list[str] = []
+        for text in texts:
+            caption, marks = clean_caption(text)
+            if marks:
+                removed.append(marks)
+            if caption:
+                captions.append(caption)
+
+        if removed:
+            marks = ", ".join(dict.fromkeys(removed))
+            self.remarks.fix(source, f"invisible characters ({marks})", "removed")
+        if not captions:
+            return self._empty(source, cure)
+        # An editor wrote this where it had lost a letter; what stood there cannot be known here.
+        if "\N{REPLACEMENT CHARACTER}" in "".join(captions):
+            self.remarks.notice(
+                source, "damaged letters (\N{REPLACEMENT CHARACTER})", "used as they are; correct them"
+            )
+
+        # A caption that stands there twice would be picked twice as often, and encoded twice.
+        different = tuple(dict.fromkeys(captions))
+        if len(different) < len(captions):
+            self.remarks.tally(source, "the same caption twice", "used once")
+        if len(different) > 1:
+            self.remarks.tally(source, "several captions", "each visit of the image picks one")
+        return different
 
     def _empty(self, source: str, cure: str) -> tuple[str, ...]:
         if self.instance_prompt is None:
             return self._refuse(source, "empty caption", f"{cure}, or set instance_prompt")
+        # Named, unlike a missing caption: somebody made the file, and may have forgotten to fill it.
         self.remarks.fix(source, "empty caption", "instance_prompt is used")
         return (self.instance_prompt,)
 
@@ -132,27 +173,34 @@ class Captioner:
         return ()
 
 
-def _kind(value: Any) -> str:
+def _type_name(value: Any) -> str:
+    # In the words of JSON and CSV, which the user wrote; not of Python, which made this of them.
     names = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}
     return names.get(type(value), type(value).__name__)
 
 
 def caption_variants(caption: str, config: DataConfig) -> list[str]:
-    """The texts that one caption is encoded as: with trigger word and, when tags are shuffled, in several orders.
+    """The texts that one caption is encoded as: with trigger word and, when tags are shuffled, reordered.
 
-    The first is the original order. Tags with the trigger word lead, and keep_tokens counts them. An order depends on
-    the caption and its number alone, so that a new seed needs no new encoding; and on no library's random numbers.
+    The first is the original order. Tags with the trigger word lead, and keep_tokens counts them. An order
+    depends on the caption and its number alone, so that a new seed needs no new encoding; and on no library's
+    random numbers, so that a new version of one needs none either.
     """
     trigger = " ".join((config.trigger_word or "").split())
     caption = _add_trigger(caption, trigger)
     if not config.shuffle_caption:
         return [caption]
+
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     words = [word.strip() for word in trigger.split(",") if word.strip()]
+    # CLIP's earlier tokens weigh more, so the new concept stays in front whatever is shuffled behind it.
     lead = [tag for tag in tags if any(_holds(tag, word) for word in words)]
     tags = lead + [tag for tag in tags if tag not in lead]
     kept = max(len(lead), config.keep_tokens)
-    front, rest = tags[:kept], tags[kept:]
+    front = tags[:kept]
+    rest = tags[kept:]
+
+    # The number of distinct orders is a multinomial coefficient; asking for more would never end.
     possible = factorial(len(rest)) // prod(factorial(count) for count in Counter(rest).values())
     orders: dict[str, None] = {", ".join(tags) or caption: None}
     number = 0
@@ -170,9 +218,13 @@ def _add_trigger(caption: str, trigger: str) -> str:
 
 
 def _holds(text: str, word: str) -> bool:
+    # Not \b: it knows no border behind "c++" or before "#1", and such trigger words exist.
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _shuffle(tags: list[str], salt: str) -> list[str]:
-    places = sorted(range(len(tags)), key=lambda place: hashlib.sha256(f"{place} {salt}".encode()).digest())
-    return [tags[place] for place in places]
+    # Sorting by hashes is a shuffle that every platform and version repeats, unlike random.shuffle.
+    def draw(index: int) -> bytes:
+        return hashlib.sha256(f"{index} {salt}".encode()).digest()
+
+    return [tags[index] for index in sorted(range(len(tags)), key=draw)]

@@ -1,7 +1,7 @@
 """The front door: where training examples come from.
 
-Either folders of images with captions (train_data_dir), or a dataset (dataset_name): of the Hub, of this disk, or a
-Python file of your own. Nothing of an image is read here.
+Either folders of images with captions (train_data_dir), or a dataset (dataset_name): of the Hub, of this
+disk, or a Python file of your own. Nothing of an image is read here.
 """
 
 from dataclasses import replace
@@ -23,56 +23,78 @@ def find_examples(config: DataConfig) -> FoundExamples:
     """Every image with its captions, and what was wrong with the others.
 
     Raises:
-        DataError: There is nothing to learn from, or a setting is missing or wrong; the message says what to do.
+        DataError: There is nothing to learn from, or a setting is missing or wrong; it says what to do.
     """
     remarks = Remarks()
+    # A prompt of white space alone is none; else it would hide every missing caption behind an empty one.
     instance_prompt = clean_caption(config.instance_prompt or "")[0] or None
     examples, rule = _find(config.model_copy(update={"instance_prompt": instance_prompt}), remarks)
-    for example in examples:
-        if config.trigger_word is None and any(TRIGGER in caption for caption in example.captions):
-            remarks.tally(
-                example.source, f"{TRIGGER} without trigger_word", "used as it is; set trigger_word"
-            )
-    findings, where = remarks.findings(), rule.partition(";")[0]
+
+    if config.trigger_word is None:
+        # The captions come from a data set that was made for another tool's placeholder.
+        for example in examples:
+            if any(TRIGGER in caption for caption in example.captions):
+                remarks.tally(
+                    example.source, f"{TRIGGER} without trigger_word", "used as it is; set trigger_word"
+                )
+
+    findings = remarks.findings()
+    images = rule.partition(";")[0]
     if not examples and not any(finding.kind == "refused" for finding in findings):
         listed = f"\n{table(findings)}" if findings else ""
         raise DataError(
-            f"there are no {where}; put images there ({', '.join(sorted(SUFFIXES))}), or name a folder of tables, such "
-            f"as parquet files, as dataset_name{listed}"
+            f"there are no {images}; put images there ({', '.join(sorted(SUFFIXES))}), or name a folder of "
+            f"tables, such as parquet files, as dataset_name{listed}"
         )
     if not examples:
-        raise DataError(f"none of the {where} can be used; do what the last column says\n{table(findings)}")
-    return FoundExamples(
-        [replace(one, source=showable(one.source)) for one in examples], findings, showable(rule)
-    )
+        raise DataError(f"none of the {images} can be used; do what the last column says\n{table(findings)}")
+
+    # Sources are names from outside that will be printed and stored; the terminal must survive them.
+    shown = [replace(example, source=showable(example.source)) for example in examples]
+    return FoundExamples(shown, findings, showable(rule))
 
 
 def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
-    captioner, name = Captioner(remarks, config.instance_prompt), (config.dataset_name or "").strip()
+    """Choose among the sources. Contradicting settings are an error: a silent winner would train on the wrong
+    data.
+    """
+    captioner = Captioner(remarks, config.instance_prompt)
+    name = (config.dataset_name or "").strip()
     if not name and not config.train_data_dir:
         raise DataError(
-            "neither train_data_dir nor dataset_name is set; set train_data_dir to the folder of your images and "
-            "captions, or dataset_name to a dataset of the Hub such as lambdalabs/naruto-blip-captions"
+            "neither train_data_dir nor dataset_name is set; set train_data_dir to the folder of your images "
+            "and captions, or dataset_name to a dataset of the Hub such as lambdalabs/naruto-blip-captions"
         )
     if not name:
         return find_in_folders(config, captioner)
-    own, folder = name.endswith(".py"), Path(name).expanduser()
-    if config.train_data_dir and not own:
+
+    is_python_file = name.endswith(".py")
+    if config.train_data_dir and not is_python_file:
         raise DataError(
             "train_data_dir and dataset_name are both set; set one of both (only a Python file takes both)"
         )
-    if folder.is_dir() and not own and holds_images(folder):
-        split = folder / config.dataset_split
-        described = any((folder / file).exists() for file in METADATA)
-        if config.dataset_split != "train" and not split.is_dir():
-            raise DataError(
-                f"{folder} holds images but no folder {split.name}; set dataset_split to a sub-folder"
-            )
-        folders = [split if split.is_dir() and not described else folder]
+    folder = Path(name).expanduser()
+    if not is_python_file and folder.is_dir() and holds_images(folder):
+        # Not left to datasets' imagefolder, which knows no caption files and decodes what it lists.
+        folders = [_split_folder(folder, config.dataset_split)]
         return find_in_folders(config.model_copy(update={"train_data_dir": folders}), captioner)
+
     if config.mask_data_dir:
         raise DataError(f"masks need a folder of images; set train_data_dir instead of dataset_name={name}")
-    return find_in_python_file(config, captioner) if own else find_in_table(config, captioner)
+    if is_python_file:
+        return find_in_python_file(config, captioner)
+    return find_in_table(config, captioner)
+
+
+def _split_folder(folder: Path, name: str) -> Path:
+    """The sub-folder of a split; the folder itself where its own metadata describes all of it."""
+    split = folder / name
+    if name != "train" and not split.is_dir():
+        raise DataError(
+            f"{folder} holds images but no folder {split.name}; set dataset_split to a sub-folder"
+        )
+    is_described = any((folder / file).exists() for file in METADATA)
+    return split if split.is_dir() and not is_described else folder
 
 
 def look_for_examples(config: DataConfig) -> FoundExamples | None:

@@ -1,4 +1,6 @@
-"""Decodes and frames images in worker processes while the encoder works. Knows no torch, so that workers start fast."""
+"""Decodes and frames images in worker processes while the encoder works. Knows no torch, so that workers
+start fast.
+"""
 
 import logging
 import multiprocessing
@@ -24,8 +26,8 @@ from lora_utils.data.inspection import ALPHA, InspectedExample, read_unchanged
 
 LOGGER = logging.getLogger(__name__)
 NO_WORKERS = (
-    "worker processes cannot start here, so images are decoded in this one; a script that runs stages needs its code "
-    'under: if __name__ == "__main__"'
+    "worker processes cannot start here, so images are decoded in this one; a script that runs stages needs "
+    'its code under: if __name__ == "__main__"'
 )
 WORTH_WORKERS = 64
 LARGE_PX = 12 * 10**6
@@ -107,6 +109,7 @@ def new_job(
 def decode_job(job: Job) -> DecodedJob:
     """Decode and cut one image; whatever is wrong with it comes back as its refusal."""
     try:
+        # What is wrong with an image must come back as words: an exception would end the whole run.
         decoded = decode(job.content, job.background)
         mask = _mask(job, decoded.image.size, decoded.alpha)
         if mask and mask.getextrema() == (0, 0):
@@ -128,16 +131,19 @@ def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None
     Args:
         jobs: Read a few ahead of what is asked for, so their contents are never all in memory.
         areas_px: Pixels of each image.
-        workers: Processes; 0 decodes in this one. None chooses: several for many images, where there are cores for
-            them; one for a few of which some are large, so that this process, full of libraries, stays small.
+        workers: Processes; 0 decodes in this one. None chooses: several for many images, where there are
+            cores for them; one for a few of which some are large, so that this process, full of libraries,
+            stays small.
     """
     if workers is None:
         cores = os.cpu_count() or 1
         workers = int(max(areas_px, default=0) > LARGE_PX)
         workers = min(4, cores) if len(areas_px) >= WORTH_WORKERS and cores > 1 else workers
+    # One iterator for all pools: a new pool goes on where the broken one stopped.
     source = iter(jobs)
     while workers:
         with _pool(workers) as pool:
+            # A script without a main guard, or a sandbox: the first worker dies at its start.
             if not _starts(pool):
                 LOGGER.warning("%s", NO_WORKERS)
                 break
@@ -173,6 +179,7 @@ def _in_pool(
             waiting.popleft()
             yield decoded
     except BrokenProcessPool:
+        # Any of them may be the culprit; each is tried alone.
         return [job for job, _ in waiting]
 
 
@@ -200,6 +207,7 @@ def _end_with_the_parent() -> None:
 
 def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.Image | None:
     if job.alpha_mask:
+        # An image without alpha is learned whole.
         return alpha or Image.new("L", size, 255)
     if job.mask is None:
         return None
@@ -207,6 +215,7 @@ def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.I
         mask = decode(job.mask).image.convert("L")
     except ImageError as error:
         raise ImageError(f"its mask: {error.problem}", error.action) from error
+    # Two percent: masks are often made at another size, and rounded.
     if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.height * size[0]:
         shapes = f"{mask.width}x{mask.height} for {size[0]}x{size[1]}"
         raise ImageError(f"its mask has another shape ({shapes})", "make it the image's")

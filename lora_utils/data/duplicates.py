@@ -16,10 +16,11 @@ def perceptual_hash(image: Image.Image) -> tuple[int, bytes]:
 
 
 def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
-    """Pairs of indices whose hashes differ in at most 3 bits and whose thumbnails by at most 4 of 255 on average.
+    """Pairs of indices whose hashes differ in at most 3 bits and whose thumbnails by at most 4 of 255 on
+    average.
 
-    Such hashes agree in one of 4 bands of 16 bits. Images that share a band are sorted by brightness and compared with
-    the next 32 only, so N copies of one image give no N² pairs, but enough to link them all.
+    Such hashes agree in one of 4 bands of 16 bits. Images that share a band are sorted by brightness and
+    compared with the next 32 only, so N copies of one image give no N² pairs, but enough to link them all.
     """
     hashes = np.array([number for number, _ in fingerprints], dtype=np.uint64)
     thumbnails = (
@@ -28,17 +29,22 @@ def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int
     brightness = thumbnails.sum(axis=1, dtype=np.int64)
     pairs: set[tuple[int, int]] = set()
     for band in range(4):
+        # Of 4 bands, 3 flipped bits leave one untouched (pigeonhole), so near hashes share a band.
         keys = hashes >> np.uint64(16 * band) & np.uint64(0xFFFF)
+        # Sorted by band, then by brightness: what can be near is close by.
         order = np.lexsort((brightness, keys))
         for step in range(1, min(33, len(order))):
-            first, second = order[:-step], order[step:]
+            first = order[:-step]
+            second = order[step:]
             near = (keys[first] == keys[second]) & (brightness[second] - brightness[first] <= 4 * 192)
             if not near.any():
                 break
-            first, second = first[near], second[near]
+            first = first[near]
+            second = second[near]
             flipped = (
                 np.unpackbits((hashes[first] ^ hashes[second]).view(np.uint8)).reshape(-1, 64).sum(axis=1)
             )
+            # int16 above, because differences of bytes can be negative.
             close = (flipped <= 3) & (np.abs(thumbnails[first] - thumbnails[second]).sum(axis=1) <= 4 * 192)
             pairs.update((min(pair), max(pair)) for pair in np.stack((first, second), axis=1)[close].tolist())
     return sorted(pairs)

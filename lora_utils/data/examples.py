@@ -13,7 +13,10 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Example:
-    """One image and what it shows; nothing of the image is read yet."""
+    """One image and what it shows; nothing of the image is read yet.
+
+    The reading functions can be pickled, as an example may be read in another process.
+    """
 
     source: str
     """What the user knows it by: path relative to the named folder, or 'naruto[train] row 12'."""
@@ -24,7 +27,7 @@ class Example:
     repeats: int = 1
     """How often an epoch shows it."""
     read_mask: Callable[[], bytes] | None = None
-    """The encoded mask file, where there is one."""
+    """The encoded mask file, where there is one. May raise ImageError."""
 
 
 @dataclass(frozen=True)

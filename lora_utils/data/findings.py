@@ -50,7 +50,9 @@ def as_csv(findings: Sequence[Finding]) -> bytes:
     """All of them, for a spreadsheet."""
     text = io.StringIO()
     csv.writer(text).writerows([("file", "kind", "problem", "what was done")])
-    csv.writer(text).writerows((one.source, one.kind, one.problem, _done(one)) for one in findings)
+    csv.writer(text).writerows(
+        (finding.source, finding.kind, finding.problem, _done(finding)) for finding in findings
+    )
     # With the mark, without which a spreadsheet takes it for another encoding.
     return text.getvalue().encode("utf-8-sig", errors="backslashreplace")
 
@@ -59,13 +61,16 @@ def table(findings: Sequence[Finding]) -> str:
     """File → problem → what was done, refusals first; of each kind of problem the first few and a count."""
     if not findings:
         return "no problems found"
+    # What is left out matters most.
     order = {"refused": 0, "fixed": 1, "noticed": 2}
     groups: dict[tuple[int, str], list[Finding]] = {}
     for finding in findings:
+        # Problems that share their words up to a bracket are of one kind.
         groups.setdefault((order[finding.kind], finding.problem.split(" (")[0]), []).append(finding)
     rows = [("file", "problem", "what was done")]
     for _, group in sorted(groups.items(), key=lambda item: item[0]):
-        rows += [(one.source, one.problem, shorten(_done(one), WIDEST)) for one in group[:SHOWN]]
+        for finding in group[:SHOWN]:
+            rows.append((finding.source, finding.problem, shorten(_done(finding), WIDEST)))
         if len(group) > SHOWN:
             rows.append((f"… and {len(group) - SHOWN} more", group[0].problem.split(" (")[0], ""))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
@@ -119,7 +124,9 @@ class Remarks:
 
 
 def showable(text: str) -> str:
-    """Text from outside, with control characters and lone surrogates escaped: neither may reach a terminal."""
+    """Text from outside, with control characters and lone surrogates escaped: neither may reach a
+    terminal.
+    """
     return "".join(
         char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Cs") else char
         for char in text

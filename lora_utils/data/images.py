@@ -1,8 +1,9 @@
 """Image files as pixels: a file's bytes in, sRGB out, and every change on the way told.
 
-An image is used as it is, used after a change that `Decoded.changes` names, or refused. Every CRC of a PNG is checked,
-and a file cut short is refused. What no reader can see: other formats' pixels carry no checksum, so a bit flipped in a
-JPEG or a lossy WebP that still decodes is not found. Worker processes import this file, so it imports no torch.
+An image is used as it is, used after a change that `Decoded.changes` names, or refused. Every CRC of a PNG is
+checked, and a file cut short is refused. What no reader can see: other formats' pixels carry no checksum, so
+a bit flipped in a JPEG or a lossy WebP that still decodes is not found. Worker processes import this file, so
+it imports no torch.
 """
 
 import os
@@ -32,8 +33,8 @@ SUFFIXES = frozenset(
     (".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff" + " .avif" * _AVIF).split()
 )
 _NOT_READ = (
-    ".ai .arw .avif .cr2 .cr3 .dds .dib .dng .emf .eps .exr .hdr .heic .heif .icns .ico .j2k .jp2 .jpx .jxl .nef .orf "
-    ".pbm .pcx .pdf .pgm .pnm .ppm .ps .psb .psd .qoi .raf .raw .rw2 .srw .svg .svgz .tga .wmf .xcf"
+    ".ai .arw .avif .cr2 .cr3 .dds .dib .dng .emf .eps .exr .hdr .heic .heif .icns .ico .j2k .jp2 .jpx .jxl "
+    ".nef .orf .pbm .pcx .pdf .pgm .pnm .ppm .ps .psb .psd .qoi .raf .raw .rw2 .srw .svg .svgz .tga .wmf .xcf"
 )
 UNREADABLE_SUFFIXES = frozenset(_NOT_READ.split()) - SUFFIXES  # to be refused by name, not passed over
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -90,7 +91,8 @@ def read_bytes(path: Path, root: Path) -> bytes:
     """
     try:
         # Folders are resolved once: this runs for every image on every start.
-        target, trusted = _resolve(path.parent) / path.name, _resolve(root)
+        target = _resolve(path.parent) / path.name
+        trusted = _resolve(root)
         status = target.lstat()
         if stat.S_ISLNK(status.st_mode):
             target = path.resolve(strict=True)
@@ -120,7 +122,9 @@ def _resolve(folder: Path) -> Path:
 
 
 def read_header(content: bytes) -> Header:
-    """Size and transparency, without decoding pixels; raises an ImageError where `decode` needs no pixels for it."""
+    """Size and transparency, without decoding pixels; raises an ImageError where `decode` needs no pixels for
+    it.
+    """
     with _reading():
         image, orientation, _ = _probe(BytesIO(content))
         tags = getattr(
@@ -128,7 +132,9 @@ def read_header(content: bytes) -> Header:
         )  # of a TIFF, whose sides newer versions of Pillow have already swapped
         width, height = (tags[256], tags[257]) if tags else image.size
         return Header(
-            *((height, width) if orientation >= 5 else (width, height)), image.has_transparency_data
+            # Orientations from 5 on lie on their side.
+            *((height, width) if orientation >= 5 else (width, height)),
+            image.has_transparency_data,
         )
 
 
@@ -136,7 +142,8 @@ def decode(content: bytes, background: str = "white") -> Decoded:
     """All pixels as sRGB, upright, with transparency laid over the background.
 
     Raises:
-        ImageError: It is damaged, no image of our formats, or has too many pixels or pixels of an unusual kind.
+        ImageError: It is damaged, no image of our formats, or has too many pixels or pixels of an unusual
+            kind.
     """
     backdrop = ImageColor.getrgb(background)[:3]
     with _reading():
@@ -146,6 +153,7 @@ def decode(content: bytes, background: str = "white") -> Decoded:
             probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0
         ):  # no end mark behind the header
             raise ImageError("damaged (cut short)", "replace or remove it")
+        # It closes the file, so the image is opened once more below.
         probe.verify()  # every CRC of a PNG
         changes = [fixed("damaged EXIF", "used what could be read of it")] if exif_is_damaged else []
         image = Image.open(BytesIO(content), formats=_FORMATS)
@@ -155,11 +163,13 @@ def decode(content: bytes, background: str = "white") -> Decoded:
             changes.append(fixed("several frames", "used the first"))
         if getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size)):  # of a GIF
             changes.append(fixed("first frame does not fill the image", "rest left as it is"))
+        # All pixels, now: a file that is cut short fails here and not while it is cropped.
         image.load()
         if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.1 and not image.info.get("icc_profile"):
             changes.append(fixed("gamma of its own", "ignored"))
-        icc, kind = image.info.get("icc_profile", b""), image.format
-        image, alpha = _split_alpha(image, content[24] if kind == "PNG" else 8)
+        icc = image.info.get("icc_profile", b"")
+        file_format = image.format  # later images are Pillow's own, and have none
+        image, alpha = _split_alpha(image, content[24] if file_format == "PNG" else 8)
         if image.mode in _GREY16:
             image = _to_8_bits(image, changes)
         image = _to_srgb(image, icc, changes)
@@ -170,7 +180,7 @@ def decode(content: bytes, background: str = "white") -> Decoded:
             )
         if orientation > 1:
             changes.append(fixed(f"EXIF orientation ({orientation})", "turned as its EXIF says"))
-            if kind != "TIFF":  # Pillow itself turns those while it loads them
+            if file_format != "TIFF":  # Pillow itself turns those while it loads them
                 image, alpha = (part and part.transpose(_UPRIGHT[orientation]) for part in (image, alpha))
         return Decoded(image, alpha, tuple(changes))
 
@@ -193,10 +203,12 @@ def _reading() -> Iterator[None]:
 
 def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
     """The image with its pixels undecoded, its orientation, and whether its EXIF is damaged."""
-    image, content = Image.open(file, formats=_FORMATS), file.getvalue()
+    image = Image.open(file, formats=_FORMATS)
+    content = file.getvalue()
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
     if max(image.width * image.height, int(tags.get(322, 0)) * int(tags.get(323, 0))) > MAX_PIXELS:
         raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height})", "make it smaller")
+    # Floats, 32-bit colours and the like have no agreed range.
     if image.mode not in _MODES:
         raise ImageError(f"unusual pixels ({image.mode})", "save it as 8-bit RGB")
     late = max(
@@ -231,10 +243,13 @@ def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Imag
 
 
 def _to_8_bits(image: Image.Image, changes: list[Finding]) -> Image.Image:
-    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    low, high = int(values.min()), int(values.max())
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    low = int(values.min())
+    high = int(values.max())
     if low < 0 or high > 65535 or (image.mode == "I" and high < 256):
         raise ImageError(f"32-bit grey (range {low}–{high})", "save it with 8 or 16 bits")
+    # Scanners and cameras write 12 bits into 16.
     white = 4095 if tags.get(258) == (12,) else 65535
     table = np.minimum((np.arange(65536) * 255 + white // 2) // white, 255).astype(np.uint8)
     changes.append(fixed(f"16-bit grey (range {low}–{high})", "scaled to 8 bits"))
@@ -247,11 +262,13 @@ def _to_srgb(image: Image.Image, icc: bytes, changes: list[Finding]) -> Image.Im
         try:
             profile = ImageCms.ImageCmsProfile(BytesIO(icc))
             name = " ".join(ImageCms.getProfileDescription(profile).split())
+            # What the profile itself says that it is for, bytes 16 to 19 of its header.
             mode = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}[icc[16:20]]
             if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode not in ("1", "L")):
                 raise ValueError("made for other colours")
             if mode != "RGB" or "sRGB" not in name:
-                colours, srgb = image.convert(mode), ImageCms.createProfile("sRGB")
+                colours = image.convert(mode)
+                srgb = ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB") or image
                 problem = "CMYK colours" if mode == "CMYK" else f"colour profile ({name})"
                 changes.append(fixed(problem, "converted to sRGB"))

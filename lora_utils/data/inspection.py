@@ -73,6 +73,7 @@ def read_unchanged(inspected: InspectedExample) -> tuple[bytes, bytes | None]:
     """
     example = inspected.example
     content = example.read()
+    # Read again, not kept: the images of a data set need not fit into memory.
     mask = example.read_mask() if example.read_mask else None
     mask_hash = inspected.mask_hash if mask is None else _hash(mask)
     if (_hash(content), mask_hash) != (inspected.content_hash, inspected.mask_hash):
@@ -81,7 +82,10 @@ def read_unchanged(inspected: InspectedExample) -> tuple[bytes, bytes | None]:
 
 
 def held_out_hashes(examples: Sequence[InspectedExample], validation_split: float) -> set[str]:
-    """The images that are held out, chosen by their bytes alone: new captions, seeds and names leave the choice."""
+    """The images that are held out, chosen by their bytes alone: new captions, seeds and names leave the
+    choice.
+    """
+    # Sorted hashes are as good as random, and the same on every machine.
     different = sorted({example.content_hash for example in examples})
     if not validation_split:
         return set()
@@ -107,6 +111,7 @@ def _inspect(example: Example, config: DataConfig) -> InspectedExample:
     content = example.read()
     header = read_header(content)
     original = header.width, header.height
+    # Of the file, not of its pixels: quick, and any change of the file is one.
     content_hash = _hash(content)
     crops = plan_crops(original, choose_size(original, config), content_hash, config)
 

@@ -45,7 +45,7 @@ class Layout:
     def of(record: Mapping[str, Tensor]) -> "Layout":
         """The layout of a record."""
         return Layout(
-            tuple((name, NAMES[one.dtype], tuple(one.shape)) for name, one in sorted(record.items()))
+            tuple((name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in sorted(record.items()))
         )
 
     def sizes(self) -> dict[str, int]:
@@ -70,9 +70,10 @@ class Row:
 
 def new_row(key: bytes, record: Mapping[str, Tensor]) -> Row:
     """A record as bytes, hashed."""
-    parts = {
-        name: one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, one in record.items()
-    }
+    parts = {}
+    for name, tensor in record.items():
+        # Through uint8, because numpy has no bf16.
+        parts[name] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return Row(key, digest(key, Layout.of(record), parts), parts.__getitem__)
 
 

@@ -1,6 +1,7 @@
 """Captions and metadata as they come: what is right, and what is wrong in each known way.
 
-Every case is a folder with a picture, a.png, and what is said about it. No picture is real: finding opens none.
+Every case is a folder with a picture, a.png, and what is said about it. No picture is real: finding opens
+none.
 """
 
 import io

@@ -57,7 +57,9 @@ def chunk(kind, data=b""):
 
 
 def png(pixels, bits=8, colour=2, before=b"", after=b"", steps=((0, 0, 1, 1),)):
-    """A PNG of any bit depth, with chunks before and after the pixels; `steps` are the passes of interlacing."""
+    """A PNG of any bit depth, with chunks before and after the pixels; `steps` are the passes of
+    interlacing.
+    """
     rows = b""
     for left, top, across, down in steps:
         for row in pixels[top::down, left::across]:

@@ -29,7 +29,8 @@ def test_what_cannot_be_loaded_is_an_error_with_its_cure(tmp_path):
     two = tmp_path / "two"
     two.mkdir()
     two.joinpath("README.md").write_text(
-        "---\nconfigs:\n- config_name: en\n  data_files: en.csv\n- config_name: de\n  data_files: de.csv\n---\n"
+        "---\nconfigs:\n- config_name: en\n  data_files: en.csv\n"
+        "- config_name: de\n  data_files: de.csv\n---\n"
     )
     for name in ("en", "de"):
         two.joinpath(f"{name}.csv").write_text("image,text\na,b\n")

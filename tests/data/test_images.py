@@ -1,4 +1,6 @@
-"""Every image is used right, changed with a notice, or refused; nothing passes in silence, hangs or fills the RAM."""
+"""Every image is used right, changed with a notice, or refused; nothing passes in silence, hangs or fills the
+RAM.
+"""
 
 import os
 import socket
@@ -135,7 +137,7 @@ def test_the_whole_corpus_leaves_nothing_silent_and_takes_less_than_1_gb():
     script = (
         "from pathlib import Path; from tests.data.test_images import CORPUS, is_as_expected\n"
         "print(len(CORPUS), sum(map(is_as_expected, CORPUS.values())))\n"
-        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"  # rusage counts the parent's too
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"  # rusage: parent's too
     )
     root = Path(__file__).parents[2]
     printed = subprocess.check_output([sys.executable, "-c", script], cwd=root, timeout=120, text=True)

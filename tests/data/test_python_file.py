@@ -137,7 +137,8 @@ def test_errors_of_the_file_itself_stay_what_they_are(run):
 
 def test_an_edited_file_is_run_anew_and_leaves_nothing_behind(run, tmp_path):
     before = set(sys.modules)
-    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom PIL import Image\n@dataclass\n"
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    head += "from PIL import Image\n@dataclass\n"
     head += "class Label:\n    text: str"
     body = 'yield Image.new("L", (1, 1)), Label("{}").text'
     assert [run(body.format(word), head).examples[0].captions for word in ("a", "b")] == [("a",), ("b",)]

@@ -1,4 +1,6 @@
-"""Tables of the library datasets: parquet, saved datasets, CSV and JSON, with images inside or beside them."""
+"""Tables of the library datasets: parquet, saved datasets, CSV and JSON, with images inside or beside
+them.
+"""
 
 import io
 import json

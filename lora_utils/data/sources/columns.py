@@ -26,6 +26,7 @@ def choose_column(
         return (
             wanted if wanted in examples else refuse_columns(setting, f"no column {wanted}", examples, table)
         )
+    # Reversed, so that of Text and text the first column wins.
     columns = {column.strip().lower(): column for column in reversed(list(examples))}
     return next((columns[name] for name in names if name in columns), None)
 

@@ -1,7 +1,7 @@
 """What lies in a folder of images: pictures, captions, metadata files; and which paths lead out of it.
 
-Hidden files and folders (.ipynb_checkpoints, macOS' ._x.jpg) and __MACOSX are passed over, links to folders are not
-followed. Names are relative to the folder, with slashes, in the order of their letters.
+Hidden files and folders (.ipynb_checkpoints, macOS' ._x.jpg) and __MACOSX are passed over, links to folders
+are not followed. Names are relative to the folder, with slashes, in the order of their letters.
 """
 
 import os
@@ -42,7 +42,9 @@ def scan_folder(
     Args:
         skipped: Resolved folders that are left out.
     """
-    tree, strays, real_root = FileTree(root, prefix, text_extension), Counter[str](), trusted_root(root)
+    tree = FileTree(root, prefix, text_extension)
+    strays: Counter[str] = Counter()
+    real_root = trusted_root(root)
     for name in sorted(list_files(root, prefix, skipped, remarks)):
         stem, suffix = os.path.splitext(name)
         if PurePosixPath(name).name.lower() in METADATA:
@@ -50,11 +52,12 @@ def scan_folder(
         elif suffix.lower() == text_extension.lower():
             tree.texts[stem] = name  # of a.TXT and a.txt the small letters win, sorted as they are
         elif suffix.lower() in UNREADABLE_SUFFIXES:
-            kind = f"kind of picture that cannot be read ({suffix[1:].upper()})"
-            remarks.refuse(prefix + name, kind, "save it as PNG or JPEG")
+            problem = f"kind of picture that cannot be read ({suffix[1:].upper()})"
+            remarks.refuse(prefix + name, problem, "save it as PNG or JPEG")
             tree.unusable.add(name)
         elif suffix.lower() not in SUFFIXES:
             strays[suffix.lower() or "no ending"] += 1
+        # Before anything is opened: a link may lead to any file of the machine.
         elif problem := file_problem(root / name, real_root):
             remarks.add(problem.of(prefix + name))
             tree.unusable.add(name)
@@ -77,6 +80,7 @@ def list_files(root: Path, prefix: str, skipped: Collection[Path], remarks: Rema
 
     for folder, folders, files in os.walk(root, onerror=refuse_folder):
         base = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix() + "/"
+        # In place, which is how os.walk is told where not to go.
         folders[:] = [
             name
             for name in sorted(folders)
@@ -102,6 +106,7 @@ def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remark
         return False
     if folder.resolve() in skipped:
         return False
+    # kohya's convention: "10_cat" would mean ten repeats there.
     if re.match(r"\d+_", folder.name):
         remarks.notice(
             shown, "folder name with repeats", "only num_repeats decides how often images are shown"
@@ -112,6 +117,7 @@ def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remark
 def file_problem(path: Path, real_root: Path) -> Finding | None:
     """Why a file may not be read: it is missing, no regular file, or a link out of its folder."""
     try:
+        # Of the link, not of what it leads to: one call for most files.
         mode = path.lstat().st_mode
     except OSError as error:
         return refused(f"file that cannot be opened ({error.strerror})", "put it there, or leave it out")
@@ -131,6 +137,7 @@ def file_problem(path: Path, real_root: Path) -> Finding | None:
 def trusted_root(folder: Path) -> Path:
     """The folder that links of a folder may lead into: itself, or all of a repository in the Hub's cache."""
     real = folder.resolve()
+    # The Hub's cache holds links into its own blobs: those are no way out.
     snapshots = next((parent for parent in real.parents if parent.name == "snapshots"), None)
     return snapshots.parent if snapshots and (snapshots.parent / "blobs").is_dir() else real
 

@@ -29,7 +29,9 @@ class Masks:
         """
         if not folder.is_dir():
             raise DataError(f"there is no folder {folder}; set mask_data_dir to the folder of your masks")
-        self._root, self._remarks, self._used = folder, remarks, set[str]()
+        self._root = folder
+        self._remarks = remarks
+        self._used: set[str] = set()
         self._names = scan_folder(folder, f"{folder.name}/", ".txt", (), remarks).images
         if not self._names:
             raise DataError(f"no image in {folder}; put masks there that are named like the images")
@@ -57,8 +59,8 @@ class Masks:
         """
         if not self._used:
             raise DataError(
-                f"no mask in {self._root} is named like an image; give {self._names[0]} and the others the names "
-                "of their images, in the same sub-folders"
+                f"no mask in {self._root} is named like an image; give {self._names[0]} and the others the "
+                "names of their images, in the same sub-folders"
             )
         for name in self._names:
             if name not in self._used:
@@ -71,9 +73,11 @@ def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Exam
     Raises:
         DataError: A folder or a metadata file cannot be used.
     """
-    folders, remarks = _different_folders(config, captioner.remarks), captioner.remarks
+    remarks = captioner.remarks
+    folders = _different_folders(config, remarks)
     mask_folder = config.mask_data_dir.expanduser() if config.mask_data_dir else None
     masks = Masks(mask_folder, remarks) if mask_folder else None
+    # A folder inside another one is looked through once, with its own repeats; masks are no images.
     apart = {folder.resolve() for folder in [*folders, *([mask_folder] if mask_folder else [])]}
     names = Counter(folder.name for folder in folders)
     examples: list[Example] = []
@@ -91,6 +95,7 @@ def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Exam
                 examples.append(Example(prefix + image, read, captions, repeats, read_mask))
         _remark_on_texts(tree, metadata, remarks)
     if masks and examples:
+        # Only once all images are known: a mask without image is a typing error.
         masks.check()
     origins += [f"{config.caption_extension} files beside the images"]
     origins += ["instance_prompt"] if captioner.instance_prompt else []
@@ -136,7 +141,9 @@ def _captions(
     image: str, tree: FileTree, root: Path, metadata: Metadata, captioner: Captioner
 ) -> tuple[str, ...]:
     """The image's captions; empty when it was refused."""
-    source, stem = tree.prefix + image, os.path.splitext(image)[0]
+    source = tree.prefix + image
+    stem = os.path.splitext(image)[0]
+    # A row was written for this image; a text file may be left over from another tool.
     if rows := metadata.rows.get(image):
         return metadata.captions(rows, captioner)
     if text := tree.texts.get(stem):
@@ -161,5 +168,6 @@ def _remark_on_texts(tree: FileTree, metadata: Metadata, remarks: Remarks) -> No
         elif all(image in metadata.rows for image in images):
             remarks.tally(tree.prefix + text, "caption file besides a row of metadata", "the row is used")
         elif len(images) > 1:
-            shared = f"images that share a caption file ({', '.join(PurePosixPath(image).name for image in images)})"
-            remarks.notice(tree.prefix + text, shared, "each of them has this caption")
+            names = ", ".join(PurePosixPath(image).name for image in images)
+            problem = f"images that share a caption file ({names})"
+            remarks.notice(tree.prefix + text, problem, "each of them has this caption")

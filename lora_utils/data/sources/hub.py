@@ -1,4 +1,6 @@
-"""Opens datasets of the Hub and of the disk with the library datasets, and says what to do when that fails."""
+"""Opens datasets of the Hub and of the disk with the library datasets, and says what to do when that
+fails.
+"""
 
 import re
 import struct
@@ -45,23 +47,31 @@ _FORMATS = {
 }
 _CURES = {
     "scripts are no longer supported": (
-        "it is made by a Python script, and nothing of a dataset is executed here. Either fetch its parquet copy once, "
-        'datasets.load_dataset("{name}", revision="refs/convert/parquet", split="{split}").save_to_disk("my_dataset"), '
+        "it is made by a Python script, and nothing of a dataset is executed here. Either fetch its parquet "
+        'copy once, datasets.load_dataset("{name}", revision="refs/convert/parquet", split="{split}")'
+        '.save_to_disk("my_dataset"), '
         "and set dataset_name=my_dataset, or set dataset_name to a Python file of your own (docs/data.md)"
     ),
     "Config name is missing": "set dataset_config_name to one of these",
     "BuilderConfig": "set dataset_config_name to one of these",
     "nknown split": "set dataset_split to one of these",
     "corresponds to no data": "set dataset_split to a larger part",
-    "Unrecognized instruction": "set dataset_split to a split such as train, or to a part such as train[:500]",
-    "trust_remote_code": "nothing of a dataset is executed here; set dataset_name to a Python file of your own",
+    "Unrecognized instruction": (
+        "set dataset_split to a split such as train, or to a part such as train[:500]"
+    ),
+    "trust_remote_code": (
+        "nothing of a dataset is executed here; set dataset_name to a Python file of your own"
+    ),
     "DatasetNotFoundError": (
-        "check the name on huggingface.co/datasets; a private or gated one needs your HF_TOKEN and accepted terms"
+        "check the name on huggingface.co/datasets; a private or gated one needs your HF_TOKEN and "
+        "accepted terms"
     ),
     "EmptyDatasetError": "put tables (parquet, csv, jsonl) or images there",
     "DataFilesNotFoundError": "put tables (parquet, csv, jsonl) or images there",
     "ConnectionError": "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder",
-    "OfflineModeIsEnabled": "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder",
+    "OfflineModeIsEnabled": (
+        "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder"
+    ),
     "UnicodeDecodeError": "save its files as UTF-8",
     "No space left": "free some disk space, or set HF_HOME to a folder on a larger disk",
     "ImportError": "install what is missing",
@@ -96,6 +106,7 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
     path = Path(name).expanduser()
     _check_name(name, path)
     try:
+        # The library would unpack them before anyone can object.
         _check_archives(path)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             found = datasets.load_from_disk(str(path))
@@ -104,6 +115,7 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
             found = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
         else:
             found = datasets.load_dataset(str(path) if path.exists() else name, config_name, split=split)
+        # What save_to_disk wrote holds all splits.
         if isinstance(found, datasets.DatasetDict):
             if split not in found:
                 raise ValueError(f"Unknown split {split}. Should be one of {list(found)}")
@@ -133,8 +145,8 @@ def _check_name(name: str, path: Path) -> None:
         )
     if name in _FORMATS:
         raise DataError(
-            f"{name} is a format, not a dataset; set train_data_dir to a folder of images with captions instead, "
-            "or dataset_name to a table"
+            f"{name} is a format, not a dataset; set train_data_dir to a folder of images with captions "
+            "instead, or dataset_name to a table"
         )
 
 
@@ -147,8 +159,9 @@ def _check_archives(folder: Path) -> None:
                 unpacked = sum(info.file_size for info in file.infolist())
             if unpacked > _MOST_DENSE * archive.stat().st_size:
                 raise DataError(
-                    f"{archive} would be {unpacked / 2**20:,.0f} MiB, {_MOST_DENSE} times as large as it is, which "
-                    "neither pictures nor tables are; look into it, and unpack it yourself if it is what you want"
+                    f"{archive} would be {unpacked / 2**20:,.0f} MiB, {_MOST_DENSE} times as large as it is, "
+                    "which neither pictures nor tables are; look into it, and unpack it yourself if it is "
+                    "what you want"
                 )
 
 
@@ -160,6 +173,7 @@ def _table_file(path: Path, split: str) -> Path | None:
         [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))] if path.is_dir() else []
     )
     tables = _tables(files)
+    # Without images beside the tables datasets itself chooses the tables.
     if not tables or not _has_images(files):
         return None
     word = rf"(?<![a-z]){re.escape(split.partition('[')[0])}(?![a-z])"
@@ -181,10 +195,11 @@ def _tables(files: Iterable[PurePosixPath]) -> list[PurePosixPath]:
 def _refuse(name: str, split: str, error: BaseException) -> NoReturn:
     """Raise the failure's root cause in a few words, with its cure."""
     chain = [error]
+    # datasets wraps errors in errors; the innermost one says what happened.
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     reason = " ".join(str(chain[-1]).split())
-    signs = f"{reason} " + " ".join(kind.__name__ for one in chain for kind in type(one).__mro__)
+    signs = f"{reason} " + " ".join(base.__name__ for link in chain for base in type(link).__mro__)
     cure = next(
         (cure for sign, cure in _CURES.items() if sign in signs), "check its files, or fetch them anew"
     )

@@ -1,7 +1,7 @@
 """What metadata files say about the images of a folder.
 
-A file describes images in its own folder and below. Rows about the same image add up, from whichever file: equal
-ones count once, different captions are several captions of the image.
+A file describes images in its own folder and below. Rows about the same image add up, from whichever file:
+equal ones count once, different captions are several captions of the image.
 """
 
 import csv
@@ -53,6 +53,7 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
         return [], ""
     examples: dict[str, Any] = {}
     for _, values in rows:
+        # The first value of each column that says something, to choose by and to show.
         examples |= {column: value for column, value in values.items() if examples.get(column) in (None, "")}
     image = choose_column("image_column", config.image_column, IMAGE_NAMES, examples, name)
     if image is None:
@@ -89,6 +90,7 @@ def _read_jsonl(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
+    # JSON lets the last one win, and a caption would be lost in silence.
     if len(values) < len(pairs):
         raise ValueError("a key stands there twice")
     return values
@@ -97,7 +99,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
     text = _read_text(path, name, remarks)
     header = text.lstrip("\r\n").partition("\n")[0]
+    # German and French spreadsheets write semicolons.
     delimiter = max(_DELIMITERS, key=header.count)
+    # Strict: a stray quote would swallow the lines up to the next one.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
     while True:
@@ -166,7 +170,9 @@ class Metadata:
         Raises:
             DataError: One cannot be used, or there are two in one folder.
         """
-        self.rows, self.origins, self._files = {}, [], dict[str, str]()
+        self.rows = {}
+        self.origins = []
+        self._files: dict[str, str] = {}
         images = set(tree.images)
         for file in tree.metadata:
             folder = posixpath.dirname(file)
@@ -187,7 +193,9 @@ class Metadata:
 
     def captions(self, rows: list[Row], captioner: Captioner) -> tuple[str, ...]:
         """The captions in the rows about one image; empty when they were refused."""
-        first, seen, captions = rows[0], set[str](), []
+        first = rows[0]
+        seen: set[str] = set()
+        captions = []
         for row in rows:
             if repr(row.caption) in seen:
                 captioner.remarks.notice(
@@ -220,4 +228,5 @@ def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
         return ""
     if "\\" in name:
         remarks.fix(row.source, f"backslash in a file name ({name:.60})", "read as slash")
+    # Windows' tools write backslashes; image names in the tree have slashes.
     return posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))

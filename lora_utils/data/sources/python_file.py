@@ -1,8 +1,8 @@
 """The user's own Python file as a dataset.
 
-It defines ``load_examples(data_dir: Path | None)``, which yields ``(image, caption)``. An image is a path, absolute
-or relative to data_dir; or the bytes of an image file; or a PIL image, which is kept in memory as PNG. A caption is a
-string or a list of strings. The file is run as it is, and what it raises is not caught.
+It defines ``load_examples(data_dir: Path | None)``, which yields ``(image, caption)``. An image is a path,
+absolute or relative to data_dir; or the bytes of an image file; or a PIL image, which is kept in memory as
+PNG. A caption is a string or a list of strings. The file is run as it is, and what it raises is not caught.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def find_in_python_file(config: DataConfig, captioner: Captioner) -> tuple[list[
         source, read = _find_image(image, data_dir, position, captioner.remarks)
         if read is None:
             continue
-        if not all(isinstance(one, str) for one in (caption if isinstance(caption, list) else [caption])):
+        if not all(isinstance(text, str) for text in (caption if isinstance(caption, list) else [caption])):
             raise DataError(
                 f"{position}: the caption is {_show(caption)}; yield a string or a list of strings"
             )
@@ -67,10 +67,13 @@ def _data_dir(config: DataConfig) -> Path | None:
 
 
 def _run(path: Path, data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
-    """What the file yields, as pairs. It is read afresh each time, and leaves neither a module nor a __pycache__."""
+    """What the file yields, as pairs. It is read afresh each time, and leaves neither a module nor a
+    __pycache__.
+    """
     name = f"_own_dataset_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:12]}"
     loader = SourceFileLoader(name, str(path.resolve()))
     module = ModuleType(name)
+    # The user's file may look for its data beside itself.
     module.__file__ = loader.path
     sys.modules[name] = module  # where dataclasses look for it
     try:
@@ -93,6 +96,7 @@ def _load_examples(module: ModuleType, path: Path) -> Callable[[Path | None], An
     if not callable(function):
         raise DataError(f"{path.name} has no function {_SIGNATURE}; define it, yielding (image, caption)")
     try:
+        # Asked before it is called: a TypeError from inside the function must not look like this one.
         inspect.signature(function).bind(None)
     except TypeError as error:
         raise DataError(
@@ -129,6 +133,7 @@ def _find_file(
         )
     path = Path(name) if data_dir is None else data_dir / name
     inside = data_dir is not None and path.is_relative_to(data_dir) and ".." not in path.parts
+    # A path outside of data_dir is the user's own word, and then only its own folder is trusted.
     root = trusted_root(data_dir) if data_dir and inside else path.parent.resolve()
     source = path.relative_to(data_dir).as_posix() if data_dir and inside else name
     suffix = path.suffix.lower()

@@ -1,7 +1,8 @@
-"""Tables of images and captions: datasets from the Hugging Face Hub and from disk, through the library datasets.
+"""Tables of images and captions: datasets from the Hugging Face Hub and from disk, through the library
+datasets.
 
-Nothing of a dataset is executed, and an image is read from its row, or from a file inside the dataset's own folder
-or the Hub's cache, never from an address.
+Nothing of a dataset is executed, and an image is read from its row, or from a file inside the dataset's own
+folder or the Hub's cache, never from an address.
 """
 
 import os
@@ -23,7 +24,12 @@ from lora_utils.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_c
 from lora_utils.data.sources.file_tree import file_problem, name_problem, trusted_root
 from lora_utils.data.sources.hub import load_table
 
-_PREFIX = "zip://"
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import ChunkedArray, DataType
+
+_BATCH_ROWS = 1000
+_PREFIX = "zip://"  # as datasets names a file in an archive
 _FAILURES = (
     OSError,
     EOFError,
@@ -35,43 +41,6 @@ _FAILURES = (
     struct.error,
 )
 _USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-
-
-def split_member(name: str) -> tuple[str, str] | None:
-    """The name of a packed file and the path of its archive; None where the name is not of this kind."""
-    member, separator, archive = name.removeprefix(_PREFIX).partition("::")
-    return (member, archive) if name.startswith(_PREFIX) and separator and "::" not in archive else None
-
-
-def read_member(archive: Path, member: str) -> bytes:
-    """The content of a packed file; its checksum is checked.
-
-    Raises:
-        ImageError: The archive or the file in it is damaged, missing, locked or huge.
-    """
-    try:
-        opened = _open(archive, os.getpid())
-        info = opened.getinfo(member)
-        if info.compress_type not in _USUAL:
-            raise ImageError("packed in an unusual way", f"pack {archive.name} anew as a plain zip file")
-        if info.file_size > MAX_BYTES:  # no more than it says is unpacked
-            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB", "replace or remove it")
-        return opened.read(member)
-    except _FAILURES as error:
-        raise ImageError(f"cannot be unpacked ({error})", f"fetch {archive.name} anew") from error
-
-
-@lru_cache(maxsize=8)
-def _open(archive: Path, process: int) -> zipfile.ZipFile:
-    """Kept open, because a table of contents is long; not shared between processes, which would share its position."""
-    return zipfile.ZipFile(archive)
-
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from pyarrow import ChunkedArray, DataType
-
-_BATCH_ROWS = 1000
 
 
 def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Example], str]:
@@ -109,6 +78,7 @@ def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[s
     typed = [column for column, feature in table.features.items() if isinstance(feature, Image)]
     first = {column: _values(next(_batches(table, column))[:1], column)[0] for column in table.column_names}
     image = choose_column("image_column", config.image_column, IMAGE_NAMES, first, shown)
+    # A column that datasets knows to hold images needs no guessing by its name.
     if config.image_column is None and typed:
         image = typed[0]
     if image is None:
@@ -139,6 +109,7 @@ def _batches(table: "Dataset", column: str) -> Iterator["ChunkedArray"]:
 
 def _undecoded(table: "Dataset", column: str) -> Any:
     """A column as it is stored; images stay encoded."""
+    # As Arrow, undecoded: Pillow must not open thousands of images to count rows.
     return table.select_columns([column]).with_format("arrow")
 
 
@@ -207,6 +178,7 @@ def _open_image_column(table: "Dataset", column: str, dataset: Path) -> ImageCol
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = dataset if dataset.is_dir() else dataset.parent if dataset.exists() else None
+    # Where images of a table may lie; a path in a row may name any file of the machine.
     roots = [*([trusted_root(folder)] if folder else []), Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
     resolved = tuple(root.expanduser().resolve() for root in roots)
     return ImageColumn(_undecoded(table, column), column, folder, resolved)
@@ -221,7 +193,8 @@ def _sizes_and_names(cells: "ChunkedArray", column: str) -> tuple[list[Any], lis
         parts = dict(zip([field.name for field in cells.type], cells.flatten(), strict=True))
     else:
         parts = {"path" if _is_text(cells.type) else "bytes": cells}
-    content, names = parts.get("bytes"), parts.get("path")
+    content = parts.get("bytes")
+    names = parts.get("path")
     content = content if content is not None and _is_binary(content.type) else None
     names = names if names is not None and _is_text(names.type) else None
     if content is None and names is None:
@@ -240,3 +213,36 @@ def _is_text(kind: "DataType") -> bool:
     from pyarrow import types
 
     return types.is_string(kind) or types.is_large_string(kind)
+
+
+def split_member(name: str) -> tuple[str, str] | None:
+    """The name of a packed file and the path of its archive; None where the name is not of this kind."""
+    member, separator, archive = name.removeprefix(_PREFIX).partition("::")
+    return (member, archive) if name.startswith(_PREFIX) and separator and "::" not in archive else None
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """The content of a packed file; its checksum is checked.
+
+    Raises:
+        ImageError: The archive or the file in it is damaged, missing, locked or huge.
+    """
+    try:
+        opened = _open(archive, os.getpid())
+        # A zip file says how large its members are, and may lie: only usual ones are unpacked.
+        info = opened.getinfo(member)
+        if info.compress_type not in _USUAL:
+            raise ImageError("packed in an unusual way", f"pack {archive.name} anew as a plain zip file")
+        if info.file_size > MAX_BYTES:  # no more than it says is unpacked
+            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB", "replace or remove it")
+        return opened.read(member)
+    except _FAILURES as error:
+        raise ImageError(f"cannot be unpacked ({error})", f"fetch {archive.name} anew") from error
+
+
+@lru_cache(maxsize=8)
+def _open(archive: Path, process: int) -> zipfile.ZipFile:
+    """Kept open, because a table of contents is long; not shared between processes, which would share its
+    position.
+    """
+    return zipfile.ZipFile(archive)
