@@ -113,7 +113,7 @@ def peer_step(case: Case, device: torch.device) -> Step:
 
 
 def updating(unet: nn.Module, loss: Step, config: TrainConfig, device: torch.device) -> Step:
-    """Forward, backward and update, as ``training.Trainer`` does them."""
+    """Forward, backward and update, as ``training.state`` does them."""
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = new_optimizer(unet, config)
     scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)  # low enough that no step is skipped

@@ -15,16 +15,16 @@ def perceptual_hash(image: Image.Image) -> tuple[int, bytes]:
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), thumbnail.tobytes()
 
 
-def near_duplicates(fingerprints: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+def near_duplicates(perceptual_hashes: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
     """Pairs of indices whose hashes differ in at most 3 bits and whose thumbnails by at most 4 of 255 on
     average.
 
     Such hashes agree in one of 4 bands of 16 bits. Images that share a band are sorted by brightness and
     compared with the next 32 only, so N copies of one image give no N² pairs, but enough to link them all.
     """
-    hashes = np.array([number for number, _ in fingerprints], dtype=np.uint64)
+    hashes = np.array([number for number, _ in perceptual_hashes], dtype=np.uint64)
     thumbnails = (
-        np.frombuffer(b"".join(t for _, t in fingerprints), np.uint8).reshape(-1, 192).astype(np.int16)
+        np.frombuffer(b"".join(t for _, t in perceptual_hashes), np.uint8).reshape(-1, 192).astype(np.int16)
     )
     brightness = thumbnails.sum(axis=1, dtype=np.int64)
     pairs: set[tuple[int, int]] = set()

@@ -7,7 +7,7 @@ import random
 from benchmarks.faults.precompute_kills import contents, precompute_under_kills, same
 from lora_utils import stages
 
-KILLS = 20  # a hundred in benchmarks/kills.py
+KILLS = 20  # a hundred in `python -m benchmarks kills`
 
 
 def test_killed_precomputes_end_in_the_cache_of_one_that_was_not(make_config, tmp_path):

@@ -13,7 +13,7 @@ from lora_utils.model.base import PretrainedSdxl
 from tests.conftest import TINY
 
 BOTH = {"before", "after"}
-NONE, HALF = (), (0.5,)  # everything torn in all ways in benchmarks/faults.py
+NONE, HALF = (), (0.5,)  # everything torn in all ways in `python -m benchmarks faults`
 
 
 @pytest.fixture(autouse=True)

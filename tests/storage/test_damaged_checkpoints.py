@@ -9,6 +9,6 @@ def test_every_damage_of_the_newest_checkpoint_is_found_and_the_older_one_used(t
         caplog.clear()
         return text
 
-    found = corrupt(tmp_path, 108, seed=0, heard=heard)  # 500 in benchmarks/faults.py
+    found = corrupt(tmp_path, 108, seed=0, heard=heard)  # 500 in `python -m benchmarks faults`
     assert sum(found.values()) == 108
     assert found.keys() == DAMAGES.keys()

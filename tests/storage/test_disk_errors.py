@@ -22,7 +22,7 @@ def test_an_error_at_any_operation_of_a_checkpoint_loses_nothing_and_is_told_in_
     with without_syncing():
         outcomes = survive_all(
             tmp_path, (errno.ENOSPC,), heard
-        )  # and EIO, ENOTCONN, ESTALE in benchmarks/faults.py
+        )  # and EIO, ENOTCONN, ESTALE in `python -m benchmarks faults`
     assert sum(outcomes.values()) > 80
     assert {outcome.split(", ")[1] for outcome in outcomes} == {"newest 2", "newest 3"}
 

@@ -6,7 +6,7 @@ from benchmarks.faults.campaigns import result_in, run_straight, run_under_kills
 from benchmarks.faults.contenders import Ours
 from tests.conftest import TINY
 
-KILLS, MOST_KILLS = 20, 10  # three hundred in benchmarks/faults.py
+KILLS, MOST_KILLS = 20, 10  # three hundred in `python -m benchmarks faults`
 
 
 def test_killed_runs_end_in_the_bytes_of_one_that_was_not(data_dir, tmp_path):
