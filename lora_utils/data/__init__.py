@@ -1,15 +1,15 @@
-"""What is learned from: found, read, inspected, framed, named when wrong. Knows no torch.
+"""What is learned from: found, read, inspected, cut, and named when it is wrong. Knows no torch.
 
 May use: config, system.
 
-dataset     find_examples, look_for_examples, describe_data: the front door
-examples    Example, FoundExamples, DataError: what it hands over
+dataset      find_examples, look_for_examples, describe_data: the front door
+examples     Example, FoundExamples, DataError: what the front door hands over
+findings     Finding, Remarks, table, as_csv: what is wrong with a file or row, and what was done
+captions     Captioner, clean_caption, caption_variants: text decoded, cleaned, and its tags in several orders
+images       read_bytes, read_header, decode, ImageError: a file's bytes in, upright sRGB out
+crops        Crop, choose_size, plan_crops, bucket_sizes: an image's shape, and six numbers for SDXL
+inspection   InspectedExample, inspect_examples, held_out_hashes: files hashed and measured, not yet decoded
+decoding     Job, Picture, new_job, decode_all: images decoded and cut in worker processes
+duplicates   perceptual_hash, near_duplicates: pictures that are nearly the same
 sources/    one module for each kind of data
-captions    Captioner, caption_variants, clean_caption: text, decoded and cleaned
-findings    Finding, Remarks, table, as_csv: what is wrong with a file, and what was done
-inspection  inspect_examples, InspectedExample: each file hashed, its shape and crops chosen
-crops       Crop, choose_size, plan_crops: from an image to a training example's frame
-images      decode, read_header, read_bytes: any picture as pixels, or why not
-decoding    decode_all, new_job, Picture: many pictures, in worker processes
-duplicates  near_duplicates, perceptual_hash: pictures that are nearly the same
 """

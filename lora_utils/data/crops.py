@@ -118,9 +118,7 @@ def _own_bucket(original: Size, config: DataConfig) -> Size:
 
 
 def enlargement(original: Size, size: Size) -> float:
-    """The factor by which an image is resized to cover a shape; the larger one, so that no side falls
-    short.
-    """
+    """The factor by which an image is resized to cover a shape: the larger of both, so none falls short."""
     return max(size[0] / original[0], size[1] / original[1])
 
 

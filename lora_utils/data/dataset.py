@@ -39,7 +39,8 @@ def find_examples(config: DataConfig) -> FoundExamples:
                 )
 
     findings = remarks.findings()
-    images = rule.partition(";")[0]
+    images = rule.partition(";")[0]  # 'images of x, y', without where captions come from
+    # Two errors: of a folder without images the cure is another folder, of refused images what each needs.
     if not examples and not any(finding.kind == "refused" for finding in findings):
         listed = f"\n{table(findings)}" if findings else ""
         raise DataError(
@@ -55,8 +56,9 @@ def find_examples(config: DataConfig) -> FoundExamples:
 
 
 def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
-    """Choose among the sources. Contradicting settings are an error: a silent winner would train on the wrong
-    data.
+    """Choose among the sources.
+
+    Contradicting settings are an error: a silent winner would train on the wrong data.
     """
     captioner = Captioner(remarks, config.instance_prompt)
     name = (config.dataset_name or "").strip()
@@ -81,6 +83,7 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
 
     if config.mask_data_dir:
         raise DataError(f"masks need a folder of images; set train_data_dir instead of dataset_name={name}")
+    # A Python file by its ending alone, even where it is absent: better "there is no file" than a Hub search.
     if is_python_file:
         return find_in_python_file(config, captioner)
     return find_in_table(config, captioner)
@@ -93,6 +96,7 @@ def _split_folder(folder: Path, name: str) -> Path:
         raise DataError(
             f"{folder} holds images but no folder {split.name}; set dataset_split to a sub-folder"
         )
+    # metadata.csv beside train/ names files as train/a.png, so the folder above is what it describes.
     is_described = any((folder / file).exists() for file in METADATA)
     return split if split.is_dir() and not is_described else folder
 
@@ -113,6 +117,7 @@ def describe_data(config: DataConfig, found: FoundExamples | None) -> str:
         config: Where the data comes from.
         found: From ``look_for_examples``.
     """
+    # The commands that show this shall be quick, so each line ends with what would tell more.
     if found is not None:
         refused = sum(finding.kind == "refused" for finding in found.findings)
         counts = f"{len(found.examples)} captioned images, {refused} refused"

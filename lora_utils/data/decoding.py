@@ -1,5 +1,7 @@
-"""Decodes and frames images in worker processes while the encoder works. Knows no torch, so that workers
-start fast.
+"""Decodes and crops images in worker processes while the encoder works.
+
+One process that decodes and encodes by turns would leave the GPU idle for as long as it decodes. Nothing here
+imports torch: each spawned worker would load it, which takes seconds and hundreds of MiB.
 """
 
 import logging
@@ -30,8 +32,11 @@ NO_WORKERS = (
     'its code under: if __name__ == "__main__"'
 )
 WORTH_WORKERS = 64
+"""Images that outweigh the start of several workers."""
 LARGE_PX = 12 * 10**6
+"""Pixels of an image whose decoding, at 3 bytes each and in several copies, should not swell this process."""
 AHEAD = 4
+"""Jobs that are under way for each worker: enough to keep it busy, few enough to be held in memory."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Job:
     """One image to decode, with everything that decides its pixels; travels to a worker process."""
 
     number: int
-    """Of the example, to its caller."""
+    """The caller's index of the example; comes back with the result."""
     source: str
     """What the user knows the image by."""
     content: bytes
@@ -91,11 +96,11 @@ def new_job(
     """Read an image again, and say what is to be cut out of it.
 
     Args:
-        number: Comes back in the result.
-        inspected: The example.
-        crops: Of this image, by the names that their pictures will carry.
-        config: Colour of the background.
-        mask_scale: Pixels to a latent.
+        number: The caller's index of the example; comes back in the result.
+        inspected: What the file must still be.
+        crops: By the names that their pictures will carry.
+        config: Says which colour lies behind transparent pixels.
+        mask_scale: Pixels of the image to one latent, along a side.
 
     Raises:
         ImageError: The file has vanished or changed.
@@ -109,9 +114,9 @@ def new_job(
 def decode_job(job: Job) -> DecodedJob:
     """Decode and cut one image; whatever is wrong with it comes back as its refusal."""
     try:
-        # What is wrong with an image must come back as words: an exception would end the whole run.
         decoded = decode(job.content, job.background)
         mask = _mask(job, decoded.image.size, decoded.alpha)
+        # No pixel of it would count in the loss; whoever drew such a mask meant the inverse, or another file.
         if mask and mask.getextrema() == (0, 0):
             raise ImageError("its mask is black, so there is nothing to learn", "whiten a part of it")
     except ImageError as error:
@@ -136,14 +141,10 @@ def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None
             stays small.
     """
     if workers is None:
-        cores = os.cpu_count() or 1
-        workers = int(max(areas_px, default=0) > LARGE_PX)
-        workers = min(4, cores) if len(areas_px) >= WORTH_WORKERS and cores > 1 else workers
-    # One iterator for all pools: a new pool goes on where the broken one stopped.
+        workers = _choose_workers(areas_px)
     source = iter(jobs)
     while workers:
         with _pool(workers) as pool:
-            # A script without a main guard, or a sandbox: the first worker dies at its start.
             if not _starts(pool):
                 LOGGER.warning("%s", NO_WORKERS)
                 break
@@ -153,10 +154,21 @@ def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None
         # A decoder ended its process. Which of the images it was shows when each has a worker of its own.
         for job in crashed:
             yield from _alone(job)
+        # The rest gets a new pool: a broken one takes no more jobs.
+
+    # No workers, whether asked for or not to be had.
     yield from map(decode_job, source)
 
 
+def _choose_workers(areas_px: Sequence[int]) -> int:
+    cores = os.cpu_count() or 1
+    if len(areas_px) >= WORTH_WORKERS and cores > 1:
+        return min(4, cores)
+    return int(max(areas_px, default=0) > LARGE_PX)
+
+
 def _starts(pool: ProcessPoolExecutor) -> bool:
+    # A spawned worker imports the main script, which may start the stages again, or not exist (python -c).
     try:
         return pool.submit(os.getpid).result() > 0
     except BrokenProcessPool:
@@ -167,7 +179,7 @@ def _in_pool(
     pool: ProcessPoolExecutor, jobs: Iterator[Job], ahead: int
 ) -> Generator[DecodedJob, None, list[Job]]:
     """Yield results until the jobs end or a worker dies; returns the jobs that were under way then."""
-    waiting: deque[tuple[Job, Any]] = deque()  # with the result to come
+    waiting: deque[tuple[Job, Any]] = deque()  # with the future of its result
     try:
         while True:
             for job in islice(jobs, ahead - len(waiting)):
@@ -175,11 +187,11 @@ def _in_pool(
                 waiting[-1] = job, pool.submit(decode_job, job)
             if not waiting:
                 return []
+            # Taken off only once there is a result: what is still in the queue after a crash is tried again.
             decoded = waiting[0][1].result()
             waiting.popleft()
             yield decoded
     except BrokenProcessPool:
-        # Any of them may be the culprit; each is tried alone.
         return [job for job, _ in waiting]
 
 
@@ -200,14 +212,15 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _end_with_the_parent() -> None:
     """In a worker: Ctrl-C is the parent's affair, and a killed parent leaves no worker behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A thread, because a worker that waits for its next job would not notice that nobody sends any more.
     parent = multiprocessing.parent_process()
     if parent is not None:
         Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.Image | None:
+    """The mask in the image's size or of its shape, mode L; None where all is learned."""
     if job.alpha_mask:
-        # An image without alpha is learned whole.
         return alpha or Image.new("L", size, 255)
     if job.mask is None:
         return None
@@ -215,7 +228,7 @@ def _mask(job: Job, size: tuple[int, int], alpha: Image.Image | None) -> Image.I
         mask = decode(job.mask).image.convert("L")
     except ImageError as error:
         raise ImageError(f"its mask: {error.problem}", error.action) from error
-    # Two percent: masks are often made at another size, and rounded.
+    # 2 % forgive a mask that was made for a smaller copy, whose sides were rounded.
     if abs(mask.width * size[1] - mask.height * size[0]) > 0.02 * mask.height * size[0]:
         shapes = f"{mask.width}x{mask.height} for {size[0]}x{size[1]}"
         raise ImageError(f"its mask has another shape ({shapes})", "make it the image's")

@@ -1,9 +1,9 @@
 """Image files as pixels: a file's bytes in, sRGB out, and every change on the way told.
 
-An image is used as it is, used after a change that `Decoded.changes` names, or refused. Every CRC of a PNG is
-checked, and a file cut short is refused. What no reader can see: other formats' pixels carry no checksum, so
-a bit flipped in a JPEG or a lossy WebP that still decodes is not found. Worker processes import this file, so
-it imports no torch.
+An image is used as it is, used after a change that `Decoded.changes` names, or refused. Every CRC of a PNG
+is checked, and a file cut short is refused. What no reader can see: other formats' pixels carry no checksum,
+so a bit flipped in a JPEG or a lossy WebP that still decodes is not found. Worker processes import this file,
+so it imports no torch.
 """
 
 import os
@@ -25,9 +25,10 @@ from lora_utils import UserError
 from lora_utils.data.findings import Finding, fixed, refused
 
 MAX_BYTES = 256 * 2**20
-MAX_PIXELS = 64 * 10**6
+MAX_PIXELS = 64 * 10**6  # 192 MB as RGB, and decoding holds several copies of it
 _TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
 _AVIF = "avif" in features.modules and bool(features.check("avif"))
+# Pillow is told these: its other readers, such as EPS, which runs Ghostscript, are never tried on a file.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + ("AVIF",) * _AVIF
 SUFFIXES = frozenset(
     (".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff" + " .avif" * _AVIF).split()
@@ -39,9 +40,24 @@ _NOT_READ = (
 UNREADABLE_SUFFIXES = frozenset(_NOT_READ.split()) - SUFFIXES  # to be refused by name, not passed over
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", *_GREY16)
-_UPRIGHT = dict(
-    zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True)
-)  # EXIF (CIPA DC-008)
+_ORIENTATION = 0x0112  # of EXIF (CIPA DC-008); 1 is upright, and from 5 on width and height change places
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Tags of TIFF (TIFF 6.0), which Pillow gives by number.
+_WIDTH = 256
+_HEIGHT = 257
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC = 262
+_TILE_WIDTH = 322
+_TILE_HEIGHT = 323
+# Its readers raise all of these on damaged files; none of them means a fault of ours here.
 _PILLOW_ERRORS = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
     *(AssertionError, MemoryError, RuntimeError, struct.error, zlib.error, ImageCms.PyCMSError),
@@ -97,6 +113,8 @@ def read_bytes(path: Path, root: Path) -> bytes:
         if stat.S_ISLNK(status.st_mode):
             target = path.resolve(strict=True)
             status = target.stat()
+
+        # Checked on resolved names: a data set from elsewhere must not read this user's other files.
         if not target.is_relative_to(trusted):
             raise ImageError("a link that leads out of the data folder", "put the file itself there")
         if not stat.S_ISREG(status.st_mode):
@@ -104,15 +122,13 @@ def read_bytes(path: Path, root: Path) -> bytes:
         if not 0 < status.st_size <= MAX_BYTES:
             size = f"larger than {MAX_BYTES // 2**20} MiB" if status.st_size else "empty (0 bytes)"
             raise ImageError(size, "replace or remove it")
+
         # Without O_NONBLOCK, a pipe that takes the file's place at this moment would block forever.
         with open(target, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             return file.read(MAX_BYTES)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: links in a circle, before Python 3.13
-        reason = getattr(error, "strerror", 0) or error
+    # ValueError: a NUL in the name. RuntimeError: links in a circle, before Python 3.13.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ImageError(f"cannot be opened ({reason})", "check or remove it") from error
 
 
@@ -122,72 +138,97 @@ def _resolve(folder: Path) -> Path:
 
 
 def read_header(content: bytes) -> Header:
-    """Size and transparency, without decoding pixels; raises an ImageError where `decode` needs no pixels for
-    it.
+    """Size and transparency, without decoding pixels.
+
+    Raises:
+        ImageError: As ``decode``, where no pixels are needed to see it.
     """
     with _reading():
         image, orientation, _ = _probe(BytesIO(content))
-        tags = getattr(
-            image, "tag_v2", None
-        )  # of a TIFF, whose sides newer versions of Pillow have already swapped
-        width, height = (tags[256], tags[257]) if tags else image.size
-        return Header(
-            # Orientations from 5 on lie on their side.
-            *((height, width) if orientation >= 5 else (width, height)),
-            image.has_transparency_data,
-        )
+        width, height = image.size
+        tags = getattr(image, "tag_v2", None)
+        if tags:  # of a TIFF, whose sides newer versions of Pillow have already swapped
+            width = tags[_WIDTH]
+            height = tags[_HEIGHT]
+        if orientation >= 5:
+            return Header(height, width, image.has_transparency_data)
+        return Header(width, height, image.has_transparency_data)
 
 
 def decode(content: bytes, background: str = "white") -> Decoded:
     """All pixels as sRGB, upright, with transparency laid over the background.
 
+    Args:
+        content: The encoded image file.
+        background: A colour by a name or code that PIL knows.
+
     Raises:
-        ImageError: It is damaged, no image of our formats, or has too many pixels or pixels of an unusual
-            kind.
+        ImageError: It is damaged, no image of our formats, or has too many or unusual pixels.
     """
     backdrop = ImageColor.getrgb(background)[:3]
     with _reading():
-        file = BytesIO(content)
-        probe, orientation, exif_is_damaged = _probe(file)
-        if (
-            probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0
-        ):  # no end mark behind the header
-            raise ImageError("damaged (cut short)", "replace or remove it")
-        # It closes the file, so the image is opened once more below.
-        probe.verify()  # every CRC of a PNG
-        changes = [fixed("damaged EXIF", "used what could be read of it")] if exif_is_damaged else []
-        image = Image.open(BytesIO(content), formats=_FORMATS)
-        if image.format != "MPO" and getattr(
-            image, "is_animated", False
-        ):  # MPO: a photo with its smaller copies
-            changes.append(fixed("several frames", "used the first"))
-        if getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size)):  # of a GIF
-            changes.append(fixed("first frame does not fill the image", "rest left as it is"))
-        # All pixels, now: a file that is cut short fails here and not while it is cropped.
+        orientation, changes = _check(content)
+        image = Image.open(BytesIO(content), formats=_FORMATS)  # anew: verifying has used up the first one
+        changes += _peculiarities(image)
         image.load()
         if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.1 and not image.info.get("icc_profile"):
             changes.append(fixed("gamma of its own", "ignored"))
+
+        # Both before any conversion: its result has no format and may have lost its profile.
         icc = image.info.get("icc_profile", b"")
-        file_format = image.format  # later images are Pillow's own, and have none
-        image, alpha = _split_alpha(image, content[24] if file_format == "PNG" else 8)
+        file_format = image.format
+        # Alpha first: colour profiles and the scaling of 16 bits know colours only.
+        image, alpha = _split_alpha(image, content[24] if file_format == "PNG" else 8)  # 24: IHDR's bit depth
         if image.mode in _GREY16:
             image = _to_8_bits(image, changes)
         image = _to_srgb(image, icc, changes)
-        if alpha and (share := 1 - alpha.histogram()[255] / (alpha.width * alpha.height)):
-            image.paste(backdrop, mask=ImageChops.invert(alpha))
-            changes.append(
-                fixed(f"transparent pixels ({max(1, round(100 * share))} %)", f"laid over {background}")
-            )
+
+        # After the conversion, as the background's colour is given in sRGB.
+        if alpha is not None:
+            transparent = 1 - alpha.histogram()[255] / (alpha.width * alpha.height)
+            if transparent:
+                image.paste(backdrop, mask=ImageChops.invert(alpha))
+                percent = max(1, round(100 * transparent))
+                changes.append(fixed(f"transparent pixels ({percent} %)", f"laid over {background}"))
+
         if orientation > 1:
             changes.append(fixed(f"EXIF orientation ({orientation})", "turned as its EXIF says"))
             if file_format != "TIFF":  # Pillow itself turns those while it loads them
-                image, alpha = (part and part.transpose(_UPRIGHT[orientation]) for part in (image, alpha))
+                image = image.transpose(_UPRIGHT[orientation])
+                alpha = alpha and alpha.transpose(_UPRIGHT[orientation])
         return Decoded(image, alpha, tuple(changes))
+
+
+def _check(content: bytes) -> tuple[int, list[Finding]]:
+    """The EXIF orientation, 1 to 8, and what is wrong with it; raises where decoding would hide damage."""
+    file = BytesIO(content)
+    probe, orientation, exif_is_damaged = _probe(file)
+    # libjpeg fills up what is missing with grey. The end mark must stand behind the header, since a thumbnail
+    # in EXIF has one of its own.
+    if probe.format == "JPEG" and content.find(b"\xff\xd9", file.tell()) < 0:
+        raise ImageError("damaged (cut short)", "replace or remove it")
+    probe.verify()  # every CRC of a PNG
+    changes = []
+    if exif_is_damaged:
+        changes.append(fixed("damaged EXIF", "used what could be read of it"))
+    return orientation, changes
+
+
+def _peculiarities(image: Image.Image) -> list[Finding]:
+    """What an image that is not loaded yet holds besides one picture that fills it."""
+    changes = []
+    # MPO: a photo with its smaller copies, which nobody misses.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        changes.append(fixed("several frames", "used the first"))
+    if getattr(image, "dispose_extent", None) not in (None, (0, 0, *image.size)):  # of a GIF
+        changes.append(fixed("first frame does not fill the image", "rest left as it is"))
+    return changes
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
     """Turns what Pillow raises into ImageErrors and silences what it only warns of."""
+    # Its warnings would reach the terminal once for each damaged file, without the file's name.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -204,27 +245,34 @@ def _reading() -> Iterator[None]:
 def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
     """The image with its pixels undecoded, its orientation, and whether its EXIF is damaged."""
     image = Image.open(file, formats=_FORMATS)
-    content = file.getvalue()
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
-    if max(image.width * image.height, int(tags.get(322, 0)) * int(tags.get(323, 0))) > MAX_PIXELS:
+    tile_px = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0))
+    if max(image.width * image.height, tile_px) > MAX_PIXELS:
         raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height})", "make it smaller")
-    # Floats, 32-bit colours and the like have no agreed range.
     if image.mode not in _MODES:
         raise ImageError(f"unusual pixels ({image.mode})", "save it as 8-bit RGB")
-    late = max(
-        content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17))
-    )  # behind a PNG's pixels
-    said = image.info.get("exif") or (content[late + 4 :] if late > 0 and image.format == "PNG" else None)
+
+    # A PNG may have its EXIF behind its pixels, where Pillow finds it only once these are decoded.
+    exif_bytes = image.info.get("exif")
+    if not exif_bytes and image.format == "PNG":
+        content = file.getvalue()
+        start = max(content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17)))
+        exif_bytes = content[start + 4 :] if start > 0 else None
+    # Pillow only warns of a tag that it cannot read, and the orientation may be that tag.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:  # Pillow's own getexif hides damage, and decodes a PNG
-            exif = Image.Exif() if said else Image.Image.getexif(image)
-            if said:
-                exif.load(said)
-            orientation = exif.get(0x0112) or 1
+            if exif_bytes:
+                exif = Image.Exif()
+                exif.load(exif_bytes)
+            else:
+                exif = Image.Image.getexif(image)
+            orientation = exif.get(_ORIENTATION) or 1  # some write 0
         except _PILLOW_ERRORS:
             orientation = -1
-    return (image, int(orientation), bool(caught)) if orientation in range(1, 9) else (image, 1, True)
+    if orientation not in range(1, 9):
+        return image, 1, True
+    return image, int(orientation), bool(caught)
 
 
 def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | None]:
@@ -232,28 +280,38 @@ def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Imag
     key = image.info.get("transparency", 0)
     if not image.has_transparency_data:
         return image, None
+
+    # An alpha channel, or a palette with one: Pillow converts these right.
     if image.mode not in ("1", "L", "RGB", *_GREY16):
         return image.convert("L" if image.mode == "LA" else "RGB"), image.convert("RGBA").getchannel("A")
+
+    # One colour that stands for transparency. Pillow keeps 8 of 16 bits, so other colours would vanish too.
     if image.mode == "RGB" and bits == 16:
         raise ImageError("a transparent colour of 16 bits", "save it with an alpha channel")
     if bits < 8:  # Pillow widens the pixels to 8 bits, but not this colour
         key = min(255, key * 255 // (2**bits - 1))
-    shown = np.atleast_3d(np.asarray(image.convert("L") if image.mode == "1" else image) != key).any(axis=2)
-    return image, Image.fromarray(shown.view(np.uint8) * np.uint8(255))
+    samples = np.asarray(image.convert("L") if image.mode == "1" else image)  # "1" would compare as bool
+    is_shown = np.atleast_3d(samples != key).any(axis=2)
+    return image, Image.fromarray(is_shown.view(np.uint8) * np.uint8(255))
 
 
 def _to_8_bits(image: Image.Image, changes: list[Finding]) -> Image.Image:
+    """16-bit grey by its full range, not by the values that occur, so that a dark picture stays dark."""
     values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
     low = int(values.min())
     high = int(values.max())
+    # Mode I is 32 bits, but a PNG of 16 bits has it too; beyond 65535 or below 256 it cannot be one.
     if low < 0 or high > 65535 or (image.mode == "I" and high < 256):
         raise ImageError(f"32-bit grey (range {low}–{high})", "save it with 8 or 16 bits")
-    # Scanners and cameras write 12 bits into 16.
-    white = 4095 if tags.get(258) == (12,) else 65535
-    table = np.minimum((np.arange(65536) * 255 + white // 2) // white, 255).astype(np.uint8)
+
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    # Pillow's own convert("L") cuts off at 255 in place of scaling.
+    shades = np.minimum((np.arange(65536) * 255 + white // 2) // white, 255).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white in some TIFFs
+        shades = 255 - shades
     changes.append(fixed(f"16-bit grey (range {low}–{high})", "scaled to 8 bits"))
-    return Image.fromarray((255 - table if tags.get(262) == 0 else table)[values])  # 0 is white in some TIFFs
+    return Image.fromarray(shades[values])
 
 
 def _to_srgb(image: Image.Image, icc: bytes, changes: list[Finding]) -> Image.Image:
@@ -262,10 +320,10 @@ def _to_srgb(image: Image.Image, icc: bytes, changes: list[Finding]) -> Image.Im
         try:
             profile = ImageCms.ImageCmsProfile(BytesIO(icc))
             name = " ".join(ImageCms.getProfileDescription(profile).split())
-            # What the profile itself says that it is for, bytes 16 to 19 of its header.
             mode = {b"GRAY": "L", b"RGB ": "RGB", b"CMYK": "CMYK"}[icc[16:20]]
             if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode not in ("1", "L")):
                 raise ValueError("made for other colours")
+            # sRGB's own profile would change values by rounding alone, and every photo would need a remark.
             if mode != "RGB" or "sRGB" not in name:
                 colours = image.convert(mode)
                 srgb = ImageCms.createProfile("sRGB")

@@ -1,7 +1,6 @@
 """Captions and metadata as they come: what is right, and what is wrong in each known way.
 
-Every case is a folder with a picture, a.png, and what is said about it. No picture is real: finding opens
-none.
+Every case is a folder with a picture, a.png, and what is said about it. No picture is real: none is opened.
 """
 
 import io

@@ -42,9 +42,10 @@ def rgb(grey):
     return np.repeat(np.asarray(grey).astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def save(pixels, kind="PNG", **options):
+def save(pixels, file_format="PNG", **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     target = BytesIO()
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(target, kind, **options)
+    image.save(target, file_format, **options)
     return target.getvalue()
 
 
@@ -52,14 +53,12 @@ def with_alpha(pixels, alpha):
     return np.dstack((pixels, np.broadcast_to(alpha, pixels.shape[:2]).astype(np.uint8)))
 
 
-def chunk(kind, data=b""):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(name, data=b""):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def png(pixels, bits=8, colour=2, before=b"", after=b"", steps=((0, 0, 1, 1),)):
-    """A PNG of any bit depth, with chunks before and after the pixels; `steps` are the passes of
-    interlacing.
-    """
+    """A PNG of any bit depth, with chunks before and after the pixels; `steps` are passes of interlacing."""
     rows = b""
     for left, top, across, down in steps:
         for row in pixels[top::down, left::across]:
@@ -134,12 +133,14 @@ def jpeg(pixels, **options):
     return save(pixels, "JPEG", **{"quality": 95, "subsampling": 0} | options)
 
 
-def animated(kind, **options):
-    second = (
-        Image.fromarray(PICTURE[::-1, ::-1]).quantize(16) if kind == "GIF" else Image.fromarray(255 - PICTURE)
-    )
-    first = SHADES if kind == "GIF" else PICTURE
-    return save(first, kind, save_all=True, append_images=[second], **options)
+def animated(file_format, **options):
+    if file_format == "GIF":
+        first = SHADES
+        second = Image.fromarray(PICTURE[::-1, ::-1]).quantize(16)
+    else:
+        first = PICTURE
+        second = Image.fromarray(255 - PICTURE)
+    return save(first, file_format, save_all=True, append_images=[second], **options)
 
 
 def cmyk(bands):
@@ -235,8 +236,11 @@ def laid_over_white():
 
 
 def converted():
-    deep, inks, plain_inks = "fixed: scaled to 8 bits", "fixed: CMYK", "fixed: converted without a profile"
-    coloured, unusable = "fixed: converted to sRGB", "fixed: unusable colour profile"
+    deep = "fixed: scaled to 8 bits"
+    inks = "fixed: CMYK"
+    plain_inks = "fixed: converted without a profile"
+    coloured = "fixed: converted to sRGB"
+    unusable = "fixed: unusable colour profile"
     cyan = cmyk(np.dstack((GREY, np.full_like(GREY, 255), GREY * 0, GREY * 0)))
     cyan_only = cyan_only_profile()
     lightness = (100 - GREY / 2.55 + 16) / 116

@@ -157,7 +157,8 @@ def test_a_list_is_the_same_however_it_is_cut(bdd, tmp_path, chunk_bytes, how):
 
 
 def test_a_long_list_is_read_in_little_memory_up_to_the_damage(bdd, tmp_path):
-    whole, damaged = tmp_path / "whole.json", tmp_path / "damaged.json"
+    whole = tmp_path / "whole.json"
+    damaged = tmp_path / "damaged.json"
     text = json.dumps([entry(f"{number}.jpg", labels=["car"] * 100) for number in range(1000)])
     byte = text.index('"500.jpg"')
     whole.write_text(text)

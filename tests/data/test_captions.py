@@ -16,7 +16,9 @@ def find(case, folder):
     write_case(case, folder)
     found = find_examples(DataConfig(train_data_dir=folder, **case.settings))
     captions = [example.captions for example in found.examples if example.source == "a.png"]
-    return captions, sorted(f"{one.kind}: {one.problem.partition(' (')[0]}" for one in found.findings)
+    return captions, sorted(
+        f"{finding.kind}: {finding.problem.partition(' (')[0]}" for finding in found.findings
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

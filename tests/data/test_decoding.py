@@ -33,13 +33,13 @@ def test_pictures_come_in_order_with_refusals_in_their_place(workers):
     contents = {number: png(number) for number in range(30)} | {7: b"no image", 20: png(20)[:40]}
     jobs = [job(number, content) for number, content in contents.items()]
     decoded = list(decode_all(jobs, [64] * len(jobs), workers))
-    assert [one.number for one in decoded] == list(range(30))
-    assert [one.number for one in decoded if one.refusal] == [7, 20]
-    assert [one.refusal.source for one in decoded if one.refusal] == ["7.png", "20.png"]
-    for one in decoded:
-        assert len(one.pictures) == (0 if one.refusal else 1)
-        assert all(picture.key == "whole" and picture.crop == WHOLE for picture in one.pictures)
-        assert all(picture.pixels[0, 0, 0] == one.number for picture in one.pictures)
+    assert [result.number for result in decoded] == list(range(30))
+    assert [result.number for result in decoded if result.refusal] == [7, 20]
+    assert [result.refusal.source for result in decoded if result.refusal] == ["7.png", "20.png"]
+    for result in decoded:
+        assert len(result.pictures) == (0 if result.refusal else 1)
+        assert all(picture.key == "whole" and picture.crop == WHOLE for picture in result.pictures)
+        assert all(picture.pixels[0, 0, 0] == result.number for picture in result.pictures)
 
 
 class Killer(bytes):

@@ -16,14 +16,15 @@ def drawn(shape, size=(300, 200)):
 
 
 def test_a_picture_that_was_resized_or_recompressed_is_a_near_duplicate():
-    drawing, photo = drawn("ellipse"), Image.fromarray(PICTURE).resize((300, 200))
-    for one in (drawing, photo):
+    drawing = drawn("ellipse")
+    photo = Image.fromarray(PICTURE).resize((300, 200))
+    for picture in (drawing, photo):
         others = [
-            one.resize((150, 100)),
-            one.resize((613, 411)),
-            Image.open(BytesIO(save(one, "JPEG", quality=30))),
+            picture.resize((150, 100)),
+            picture.resize((613, 411)),
+            Image.open(BytesIO(save(picture, "JPEG", quality=30))),
         ]
-        prints = [perceptual_hash(image) for image in (one, *others)]
+        prints = [perceptual_hash(image) for image in (picture, *others)]
         assert near_duplicates(prints) == [(i, j) for i in range(4) for j in range(i + 1, 4)]
 
 

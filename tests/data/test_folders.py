@@ -31,7 +31,7 @@ def sources(found):
 
 
 def remarks(found):
-    return [(one.kind, one.source, one.problem.partition(" (")[0]) for one in found.findings]
+    return [(finding.kind, finding.source, finding.problem.partition(" (")[0]) for finding in found.findings]
 
 
 # Folders
@@ -51,7 +51,7 @@ def test_several_folders_have_repeats_of_their_own(tmp_path):
     fill(tmp_path / "more" / "dogs", "a.png")
     folders = tmp_path / "cats", tmp_path / "more" / "dogs"
     found = find(*folders, num_repeats=[3, 2])
-    assert [(one.source, one.captions, one.repeats) for one in found.examples] == [
+    assert [(example.source, example.captions, example.repeats) for example in found.examples] == [
         ("cats/a.png", ("a cat",), 3),
         ("dogs/a.png", ("a dog",), 2),
     ]
@@ -61,7 +61,7 @@ def test_several_folders_have_repeats_of_their_own(tmp_path):
 def test_a_folder_given_twice_or_inside_another_counts_once(tmp_path):
     fill(tmp_path, "a.png", "sub/b.png")
     found = find(tmp_path, tmp_path / "sub", tmp_path / "sub" / "..", num_repeats=[1, 7, 9])
-    assert [(one.source.rpartition("/")[2], one.repeats) for one in found.examples] == [
+    assert [(example.source.rpartition("/")[2], example.repeats) for example in found.examples] == [
         ("a.png", 1),
         ("b.png", 7),
     ]
@@ -138,7 +138,7 @@ def test_names_that_cannot_be_shown_are_refused(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "\\ud83d\\n.png", "text": "x"}')
     found = find(tmp_path)
     assert sources(found) == ["Screenshot at 1.00\u202fPM.png"]
-    assert [source for kind, source, _ in remarks(found) if kind == "refused"] == [
+    assert [source for severity, source, _ in remarks(found) if severity == "refused"] == [
         "\\udcfe",
         *("\\x1b[2J.png", "\\x1b[2J.txt", "two\\nlines.png", "two\\nlines.txt", "\\udcff.png"),
         "metadata.jsonl line 1",

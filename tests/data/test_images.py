@@ -1,6 +1,4 @@
-"""Every image is used right, changed with a notice, or refused; nothing passes in silence, hangs or fills the
-RAM.
-"""
+"""Every image is used right, changed with a notice, or refused; nothing is silent, hangs or fills the RAM."""
 
 import os
 import socket
@@ -19,7 +17,8 @@ from tests.data.image_corpus import PICTURE, RAMP, SHADES, Case, animated, chunk
 
 
 def cut_down():
-    frames, damaged = "fixed: used the first", "fixed: damaged EXIF"
+    frames = "fixed: used the first"
+    damaged = "fixed: damaged EXIF"
     linear = chunk(b"gAMA", struct.pack(">I", 100000))
     still = save(SHADES, "GIF")
     wide = np.pad(make.rgb(SHADES), ((0, 8), (0, 12), (0, 0)))
@@ -39,7 +38,9 @@ def cut_down():
 
 
 def damaged():
-    whole, photo, packed = png(PICTURE), jpeg(PICTURE), zlib.compress(bytes(20 * 2**20))
+    whole = png(PICTURE)
+    photo = jpeg(PICTURE)
+    packed = zlib.compress(bytes(20 * 2**20))
     table = {
         "cut.png": whole[: len(whole) // 2],
         "no end.png": whole[:-12],
@@ -58,7 +59,9 @@ def damaged():
 
 
 def too_large():
-    whole, photo, film = png(PICTURE), jpeg(PICTURE), animated("GIF")
+    whole = png(PICTURE)
+    photo = jpeg(PICTURE)
+    film = animated("GIF")
     canvas = b"WEBPVP8X" + struct.pack("<IIQ", 10, 0, 16382 << 24 | 16382)[:-2]
     webp = canvas + save(PICTURE, "WEBP", lossless=True)[12:]
     size = chunk(b"IHDR", struct.pack(">IIBBBBB", 10000, 10000, 1, 0, 0, 0, 0))
@@ -102,12 +105,13 @@ def unusual():
 
 
 USED = (make.right, make.turned, make.laid_over_white, make.converted, cut_down)
-CORPUS = {name: case for part in (*USED, damaged, too_large, unusual) for name, case in part().items()}
+CORPUS = {name: case for group in (*USED, damaged, too_large, unusual) for name, case in group().items()}
 
 
 def outcome(case):
     try:
-        header, decoded = images.read_header(case.content), images.decode(case.content)
+        header = images.read_header(case.content)
+        decoded = images.decode(case.content)
     except images.ImageError as error:
         return f"refused: {error}"
     pixels = np.asarray(decoded.image).astype(int)
@@ -124,8 +128,8 @@ def outcome(case):
 
 
 def is_as_expected(case):
-    kind, _, words = case.expectation.partition(": ")
-    return outcome(case).startswith(kind) and words in outcome(case)
+    verdict, _, words = case.expectation.partition(": ")
+    return outcome(case).startswith(verdict) and words in outcome(case)
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -137,7 +141,8 @@ def test_the_whole_corpus_leaves_nothing_silent_and_takes_less_than_1_gb():
     script = (
         "from pathlib import Path; from tests.data.test_images import CORPUS, is_as_expected\n"
         "print(len(CORPUS), sum(map(is_as_expected, CORPUS.values())))\n"
-        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"  # rusage: parent's too
+        # Not rusage, which counts the parent's memory too.
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     root = Path(__file__).parents[2]
     printed = subprocess.check_output([sys.executable, "-c", script], cwd=root, timeout=120, text=True)

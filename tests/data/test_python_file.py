@@ -40,8 +40,9 @@ def test_paths_bytes_and_pil_images_are_examples(run, data_dir):
     yield Image.new("RGB", (3, 2), "blue"), "PIL"
 """
     found = run(body, train_data_dir=data_dir, num_repeats=2)
-    a, b = (data_dir / "a.png").read_bytes(), (data_dir / "sub/b.png").read_bytes()
-    assert [(one.source, one.captions) for one in found.examples] == [
+    a = (data_dir / "a.png").read_bytes()
+    b = (data_dir / "sub/b.png").read_bytes()
+    assert [(example.source, example.captions) for example in found.examples] == [
         ("a.png", ("a dog",)),
         ("sub/b.png", ("a cat", "a kitten")),
         ("a.png (example 3 of mine.py)", ("a hound",)),
@@ -73,7 +74,7 @@ def test_images_and_captions_that_cannot_be_used_are_refused_by_name(run, data_d
     yield "sub/b.png", " "
 """
     found = run(body, train_data_dir=data_dir)
-    assert [(one.kind, one.source) for one in found.findings] == [
+    assert [(finding.kind, finding.source) for finding in found.findings] == [
         ("refused", "absent.png"),
         ("refused", "photo.heic"),
         ("refused", "sub/b.png"),
@@ -137,9 +138,8 @@ def test_errors_of_the_file_itself_stay_what_they_are(run):
 
 def test_an_edited_file_is_run_anew_and_leaves_nothing_behind(run, tmp_path):
     before = set(sys.modules)
-    head = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-    head += "from PIL import Image\n@dataclass\n"
-    head += "class Label:\n    text: str"
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom PIL import Image\n"
+    head += "@dataclass\nclass Label:\n    text: str"
     body = 'yield Image.new("L", (1, 1)), Label("{}").text'
     assert [run(body.format(word), head).examples[0].captions for word in ("a", "b")] == [("a",), ("b",)]
     assert not any("own_dataset_" in name for name in set(sys.modules) - before)

@@ -1,6 +1,4 @@
-"""Tables of the library datasets: parquet, saved datasets, CSV and JSON, with images inside or beside
-them.
-"""
+"""Tables of the library datasets: parquet, saved datasets, CSV and JSON, with images inside or beside."""
 
 import io
 import json
@@ -33,15 +31,18 @@ def png(colour):
     return content.getvalue()
 
 
-RED, BLUE = png("red"), png("blue")
+RED = png("red")
+BLUE = png("blue")
 NARUTO = {
     "image": [{"bytes": RED, "path": None}, {"bytes": BLUE, "path": "b.png"}],
     "text": ["a ninja", "a fox"],
 }
 
 
-def table(columns, **kinds):
-    features = {name: datasets.Value(kind) if isinstance(kind, str) else kind for name, kind in kinds.items()}
+def table(columns, **types):
+    features = {}
+    for name, feature in types.items():
+        features[name] = datasets.Value(feature) if isinstance(feature, str) else feature
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features) if features else None)
 
 
@@ -60,7 +61,7 @@ def contents(found):
 
 
 def remarks(found):
-    return [(one.kind, one.source, one.problem.partition(" (")[0]) for one in found.findings]
+    return [(finding.kind, finding.source, finding.problem.partition(" (")[0]) for finding in found.findings]
 
 
 def refusal(name, **settings):
@@ -86,9 +87,9 @@ def test_reading_can_move_to_another_process(tmp_path):
 
 
 def test_saved_datasets_are_loaded_with_or_without_splits(tmp_path):
-    one = table(NARUTO, image=datasets.Image(), text="string")
-    one.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict(train=one, test=one.select([1])).save_to_disk(tmp_path / "two")
+    dataset = table(NARUTO, image=datasets.Image(), text="string")
+    dataset.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=dataset, test=dataset.select([1])).save_to_disk(tmp_path / "two")
     assert [content for _, content, _ in contents(find(tmp_path / "one"))] == [RED, BLUE]
     assert contents(find(tmp_path / "two", dataset_split="test")) == [("two[test] row 0", BLUE, ("a fox",))]
     assert "Should be one of ['train', 'test']); set dataset_split" in refusal(
@@ -217,7 +218,9 @@ def test_file_names_are_relative_to_the_dataset(tmp_path, ending):
 def test_a_local_folder_of_images_is_read_as_one(tmp_path):
     for name in ("a.png", "a.txt", "metadata.jsonl"):
         (tmp_path / name).write_text('{"file_name": "a.png", "text": "a dog"}')
-    assert [(one.source, one.captions) for one in find(tmp_path).examples] == [("a.png", ("a dog",))]
+    assert [(example.source, example.captions) for example in find(tmp_path).examples] == [
+        ("a.png", ("a dog",))
+    ]
     (tmp_path / "metadata.jsonl").unlink()
     for split in ("train", "test"):
         (tmp_path / split).mkdir()

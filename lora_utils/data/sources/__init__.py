@@ -1,10 +1,10 @@
-"""One module for each kind of data; ``data.dataset`` chooses among them.
+"""One module for each kind of data, and what they share; `lora_utils.data.dataset` chooses among them.
 
-folders      pictures with captions beside them, or in metadata files; masks
-metadata     what metadata.csv, .jsonl and .parquet say about the pictures of a folder
+folders      images with captions beside them, in text files or in metadata files
+tables       datasets of the Hub and of the disk: a column of images, a column of captions
+python_file  the user's own load_examples(data_dir)
+metadata     metadata.csv, .jsonl and .parquet of folders
 file_tree    what lies in a folder, and which paths lead out of it
-tables       datasets with columns of pictures and captions, of the Hub or of this disk
-hub          opens such a dataset, and says what to do when that fails
-columns      which column holds the pictures, which the captions
-python_file  a Python file of the user's own
+hub          opening datasets with the library datasets, and the cure where that fails
+columns      which column holds the images and which the captions
 """

@@ -2,6 +2,8 @@
 
 Hidden files and folders (.ipynb_checkpoints, macOS' ._x.jpg) and __MACOSX are passed over, links to folders
 are not followed. Names are relative to the folder, with slashes, in the order of their letters.
+
+Data may come from strangers: a link or a row must not lead to files that whoever runs this has not shown us.
 """
 
 import os
@@ -26,6 +28,7 @@ class FileTree:
     prefix: str
     """Stands before names in remarks, so that equal names in several folders can be told apart."""
     text_extension: str
+    """The ending of caption files, such as '.txt'."""
     images: list[str] = field(default_factory=list)
     unusable: set[str] = field(default_factory=set)
     """Images that were refused."""
@@ -40,11 +43,16 @@ def scan_folder(
     """Look through a folder without opening any file; remark on what cannot be used.
 
     Args:
-        skipped: Resolved folders that are left out.
+        root: The folder.
+        prefix: Stands before names in remarks.
+        text_extension: The ending of caption files, such as '.txt'.
+        skipped: Resolved folders that are left out, such as that of the masks.
+        remarks: Takes up what cannot be used.
     """
     tree = FileTree(root, prefix, text_extension)
     strays: Counter[str] = Counter()
     real_root = trusted_root(root)
+    # Sorted, as the order of a disk's folders differs from machine to machine, and training follows this one.
     for name in sorted(list_files(root, prefix, skipped, remarks)):
         stem, suffix = os.path.splitext(name)
         if PurePosixPath(name).name.lower() in METADATA:
@@ -52,17 +60,19 @@ def scan_folder(
         elif suffix.lower() == text_extension.lower():
             tree.texts[stem] = name  # of a.TXT and a.txt the small letters win, sorted as they are
         elif suffix.lower() in UNREADABLE_SUFFIXES:
+            # By name: who has a thousand HEIC photos would wonder why none of them is learned.
             problem = f"kind of picture that cannot be read ({suffix[1:].upper()})"
             remarks.refuse(prefix + name, problem, "save it as PNG or JPEG")
             tree.unusable.add(name)
         elif suffix.lower() not in SUFFIXES:
             strays[suffix.lower() or "no ending"] += 1
-        # Before anything is opened: a link may lead to any file of the machine.
-        elif problem := file_problem(root / name, real_root):
-            remarks.add(problem.of(prefix + name))
+        elif finding := file_problem(root / name, real_root):
+            remarks.add(finding.of(prefix + name))
             tree.unusable.add(name)
         else:
             tree.images.append(name)
+
+    # One line for all: README, Thumbs.db and the like lie in most folders.
     if strays:
         endings = ", ".join(ending for ending, _ in strays.most_common(5))
         count = f"{strays.total()} file{'s' if strays.total() > 1 else ''}"
@@ -72,23 +82,35 @@ def scan_folder(
 
 
 def list_files(root: Path, prefix: str, skipped: Collection[Path], remarks: Remarks) -> Iterator[str]:
-    """Names of the files below a folder, unsorted."""
+    """Names of the files below a folder, unsorted.
+
+    Args:
+        root: The folder.
+        prefix: Stands before names in remarks.
+        skipped: Resolved folders that are left out.
+        remarks: Takes up folders that are not entered and names that cannot be shown.
+    """
 
     def refuse_folder(error: OSError) -> None:
         problem = f"folder that cannot be opened ({error.strerror})"
         remarks.refuse(str(error.filename), problem, "allow reading it")
 
     for folder, folders, files in os.walk(root, onerror=refuse_folder):
-        base = "" if Path(folder) == root else Path(folder).relative_to(root).as_posix() + "/"
-        # In place, which is how os.walk is told where not to go.
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if _enters(Path(folder, name), prefix + base + name, skipped, remarks)
-        ]
+        base = ""
+        if Path(folder) != root:
+            base = Path(folder).relative_to(root).as_posix() + "/"
+
+        # In place: os.walk enters what this list holds afterwards.
+        entered = []
+        for name in sorted(folders):
+            if _enters(Path(folder, name), prefix + base + name, skipped, remarks):
+                entered.append(name)
+        folders[:] = entered
+
         for name in sorted(files):
             if name.startswith("."):
                 continue
+            # It could not be stored either: neither JSON nor a cache's index holds a lone surrogate.
             if showable(name) == name:
                 yield base + name
             else:
@@ -101,12 +123,13 @@ def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remark
     if showable(folder.name) != folder.name:
         remarks.refuse(shown, "folder name that cannot be shown", "rename it")
         return False
+    # It may lead out of the folder, or in a circle.
     if folder.is_symlink():
         remarks.refuse(shown, "link to a folder", "not followed; add the folder itself to train_data_dir")
         return False
     if folder.resolve() in skipped:
         return False
-    # kohya's convention: "10_cat" would mean ten repeats there.
+    # kohya's "10_dog" means ten repeats there; a user who comes from it would expect them here.
     if re.match(r"\d+_", folder.name):
         remarks.notice(
             shown, "folder name with repeats", "only num_repeats decides how often images are shown"
@@ -115,18 +138,23 @@ def _enters(folder: Path, shown: str, skipped: Collection[Path], remarks: Remark
 
 
 def file_problem(path: Path, real_root: Path) -> Finding | None:
-    """Why a file may not be read: it is missing, no regular file, or a link out of its folder."""
+    """Why a file may not be read: it is missing, no regular file, or a link out of its folder.
+
+    Args:
+        path: The file.
+        real_root: From ``trusted_root``.
+    """
+    # lstat costs one call; resolving, which costs one for each folder above, is left to the rare links.
     try:
-        # Of the link, not of what it leads to: one call for most files.
         mode = path.lstat().st_mode
     except OSError as error:
         return refused(f"file that cannot be opened ({error.strerror})", "put it there, or leave it out")
     if not stat.S_ISLNK(mode):
-        return (
-            None
-            if stat.S_ISREG(mode)
-            else refused("not a regular file", "remove it, or put a plain file there")
-        )
+        if stat.S_ISREG(mode):
+            return None
+        # Opening a pipe waits for a writer, for ever.
+        return refused("not a regular file", "remove it, or put a plain file there")
+
     if not path.resolve().is_file():
         return refused("link that leads to no file", "put the file itself there")
     if not path.resolve().is_relative_to(real_root):
@@ -137,19 +165,24 @@ def file_problem(path: Path, real_root: Path) -> Finding | None:
 def trusted_root(folder: Path) -> Path:
     """The folder that links of a folder may lead into: itself, or all of a repository in the Hub's cache."""
     real = folder.resolve()
-    # The Hub's cache holds links into its own blobs: those are no way out.
-    snapshots = next((parent for parent in real.parents if parent.name == "snapshots"), None)
-    return snapshots.parent if snapshots and (snapshots.parent / "blobs").is_dir() else real
+    for parent in real.parents:
+        if parent.name == "snapshots":
+            # huggingface_hub keeps contents in blobs/ and fills snapshots/ with links to them.
+            repository = parent.parent
+            return repository if (repository / "blobs").is_dir() else real
+    return real
 
 
 def name_problem(name: str) -> Finding | None:
     """Why text from a table may not be taken for the name of a file in the folder."""
+    # Nothing is downloaded: training must not depend on a server, nor tell it who trains. //host is one, too.
     if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]+:/", name) or name.startswith(("//", "\\\\")):
         return refused(f"address instead of a file ({name:.60})", "download it, then name the file")
     if name.startswith(("/", "\\", "~/")) or re.match(r"[A-Za-z]:[/\\]", name):
         return refused(f"absolute path ({name:.60})", "name the file relative to the folder")
     if "\0" in name:
         return refused("file name with NUL", "correct it")
+    # Windows' separators as well, since tables are written there and read here.
     if ".." in re.split(r"[/\\]", name):
         return refused(
             f"path out of the folder ({name:.60})", "name the file relative to the folder, without .."

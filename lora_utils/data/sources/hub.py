@@ -1,5 +1,7 @@
-"""Opens datasets of the Hub and of the disk with the library datasets, and says what to do when that
-fails.
+"""Opens datasets of the Hub and of the disk with the library datasets, and says what to do when that fails.
+
+The library fails in some twenty ways, with the cause often wrapped in others. `_CURES` turns what is known of
+them into advice.
 """
 
 import re
@@ -21,30 +23,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+# All that damaged files were seen to make its readers raise.
 _FAILURES = (
     *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
-    *(
-        ArithmeticError,
-        AssertionError,
-        UnpicklingError,
-        struct.error,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ),
+    *(ArithmeticError, AssertionError, UnpicklingError, struct.error),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
 )
 _MOST_DENSE = 200  # text is packed to a tenth
-_FORMATS = {
-    "arrow",
-    "audiofolder",
-    "csv",
-    "imagefolder",
-    "json",
-    "parquet",
-    "text",
-    "videofolder",
-    "webdataset",
-}
+_FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text"}
+_FORMATS |= {"videofolder", "webdataset"}
+_PUT_DATA = "put tables (parquet, csv, jsonl) or images there"
+_GO_ONLINE = "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder"
+# Cures by what the message or the name of an error holds; the first that fits is given, special ones first.
 _CURES = {
     "scripts are no longer supported": (
         "it is made by a Python script, and nothing of a dataset is executed here. Either fetch its parquet "
@@ -63,15 +53,13 @@ _CURES = {
         "nothing of a dataset is executed here; set dataset_name to a Python file of your own"
     ),
     "DatasetNotFoundError": (
-        "check the name on huggingface.co/datasets; a private or gated one needs your HF_TOKEN and "
-        "accepted terms"
+        "check the name on huggingface.co/datasets; a private or gated one needs your HF_TOKEN and accepted "
+        "terms"
     ),
-    "EmptyDatasetError": "put tables (parquet, csv, jsonl) or images there",
-    "DataFilesNotFoundError": "put tables (parquet, csv, jsonl) or images there",
-    "ConnectionError": "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder",
-    "OfflineModeIsEnabled": (
-        "connect to the internet and unset HF_HUB_OFFLINE, or set dataset_name to a folder"
-    ),
+    "EmptyDatasetError": _PUT_DATA,
+    "DataFilesNotFoundError": _PUT_DATA,
+    "ConnectionError": _GO_ONLINE,
+    "OfflineModeIsEnabled": _GO_ONLINE,
     "UnicodeDecodeError": "save its files as UTF-8",
     "No space left": "free some disk space, or set HF_HOME to a folder on a larger disk",
     "ImportError": "install what is missing",
@@ -80,6 +68,7 @@ _CURES = {
 
 def holds_images(folder: Path) -> bool:
     """Whether a local dataset is a folder of images rather than of tables."""
+    # What save_to_disk has written; images in it belong to its tables.
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return False
     files = [PurePosixPath(name) for name in list_files(folder, "", (), Remarks())]
@@ -92,13 +81,13 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
 
     Args:
         name: Hub id, or a local folder or file.
-        config_name: Of a Hub dataset that has several.
-        split: May name a part, such as train[:500].
+        config_name: Which one, of a Hub dataset that has several, such as languages.
+        split: Such as train; may name a part, such as train[:500].
 
     Raises:
         DataError: It cannot be loaded; the message says what to do.
     """
-    import datasets
+    import datasets  # here, as it takes seconds to load, and --help and folders need none of it
     import yaml
     from datasets.exceptions import DatasetsError
 
@@ -106,28 +95,27 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
     path = Path(name).expanduser()
     _check_name(name, path)
     try:
-        # The library would unpack them before anyone can object.
         _check_archives(path)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            found = datasets.load_from_disk(str(path))
+            loaded = datasets.load_from_disk(str(path))
         elif file := _table_file(path, split):
             files = {split.partition("[")[0]: str(file)}
-            found = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
+            loaded = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
         else:
-            found = datasets.load_dataset(str(path) if path.exists() else name, config_name, split=split)
-        # What save_to_disk wrote holds all splits.
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                raise ValueError(f"Unknown split {split}. Should be one of {list(found)}")
-            found = found[split]
+            loaded = datasets.load_dataset(str(path) if path.exists() else name, config_name, split=split)
+        if isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:  # in the words of datasets, so that _CURES knows it
+                raise ValueError(f"Unknown split {split}. Should be one of {list(loaded)}")
+            loaded = loaded[split]
     except (DatasetsError, yaml.YAMLError, *_FAILURES) as error:
         _refuse(name, split, error)
-    if not isinstance(found, datasets.Dataset) or not len(found):
+    if not isinstance(loaded, datasets.Dataset) or not len(loaded):
         raise DataError(f"{name}[{split}] has no rows; set dataset_split to a split with images")
-    return found
+    return loaded
 
 
 def _check_name(name: str, path: Path) -> None:
+    # Before the library sees it: it would ask the Hub for such a name, and answer that it does not exist.
     if path.is_dir():
         return
     if "://" in name:
@@ -137,9 +125,8 @@ def _check_name(name: str, path: Path) -> None:
             f"{name} is neither a table ({', '.join(_BUILDERS)}) nor a Python file; "
             "unpack it if it is an archive, and set dataset_name to the folder"
         )
-    if not path.exists() and (
-        name[0] in "/.~" or "\\" in name or name.count("/") > 1 or path.suffix in _BUILDERS
-    ):
+    is_path = name[0] in "/.~" or "\\" in name or name.count("/") > 1 or path.suffix in _BUILDERS
+    if not path.exists() and is_path:
         raise DataError(
             f"there is no folder or file {name}; set dataset_name to one, or to a Hub id such as user/name"
         )
@@ -157,6 +144,7 @@ def _check_archives(folder: Path) -> None:
         if archive.is_file() and zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 unpacked = sum(info.file_size for info in file.infolist())
+            # zlib packs zeros to a thousandth: 10 MiB that someone offers would fill the disk.
             if unpacked > _MOST_DENSE * archive.stat().st_size:
                 raise DataError(
                     f"{archive} would be {unpacked / 2**20:,.0f} MiB, {_MOST_DENSE} times as large as it is, "
@@ -169,13 +157,14 @@ def _table_file(path: Path, split: str) -> Path | None:
     """The file that is meant where datasets itself would go by the images that lie beside the tables."""
     if path.is_file():
         return path
-    files = (
-        [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))] if path.is_dir() else []
-    )
+    if not path.is_dir():
+        return None
+    files = [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))]
     tables = _tables(files)
-    # Without images beside the tables datasets itself chooses the tables.
     if not tables or not _has_images(files):
         return None
+
+    # By the split's name as a word, as datasets does it: train.csv, data/train-00.parquet, not trained.csv.
     word = rf"(?<![a-z]){re.escape(split.partition('[')[0])}(?![a-z])"
     meant = [file for file in tables if re.search(word, file.as_posix())] or tables
     if len(meant) > 1:
@@ -194,14 +183,21 @@ def _tables(files: Iterable[PurePosixPath]) -> list[PurePosixPath]:
 
 def _refuse(name: str, split: str, error: BaseException) -> NoReturn:
     """Raise the failure's root cause in a few words, with its cure."""
-    chain = [error]
-    # datasets wraps errors in errors; the innermost one says what happened.
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    reason = " ".join(str(chain[-1]).split())
-    signs = f"{reason} " + " ".join(base.__name__ for link in chain for base in type(link).__mro__)
-    cure = next(
-        (cure for sign, cure in _CURES.items() if sign in signs), "check its files, or fetch them anew"
-    )
+    # The library wraps errors: the last cause says what happened, the names on the way what it happened to.
+    names: list[str] = []
+    root: BaseException = error
+    cause: BaseException | None = error
+    while cause is not None:
+        root = cause
+        names += [ancestor.__name__ for ancestor in type(cause).__mro__]
+        cause = cause.__cause__
+
+    reason = " ".join(str(root).split())
+    signs = " ".join([reason, *names])
+    cure = "check its files, or fetch them anew"
+    for sign, advice in _CURES.items():
+        if sign in signs:
+            cure = advice
+            break
     shown = reason if len(reason) <= 300 else reason[:299] + "…"
     raise DataError(f"{name} cannot be loaded ({shown}); {cure.format(name=name, split=split)}") from error

@@ -30,18 +30,24 @@ class Row:
     source: str
     """'metadata.jsonl line 3'; rows of parquet files count from 0, as datasets does."""
     file_name: Any
+    """As it stands there; need not be text, nor name an image."""
     caption: Any
+    """As it stands there: a text, a list of texts, or anything else that is to be refused."""
 
 
 def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tuple[list[Row], str]:
     """The rows of a file and the name of its column of captions; bad lines are refused one by one.
 
     Args:
+        path: The file; its ending says how to read it.
         name: What the user knows the file by.
+        config: May name the columns.
+        remarks: Takes up bad lines.
 
     Raises:
         DataError: The file as a whole cannot be used, or a column cannot be found.
     """
+    # Own readers: datasets gives up at the first bad line, unnamed.
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     try:
         rows = list(readers[path.suffix.lower()](path, name, remarks))
@@ -51,13 +57,17 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
     if not rows:
         remarks.refuse(name, "metadata without a usable row", "write one row for each image, or remove it")
         return [], ""
+
+    # For the message about columns: the first value of each that is not empty, as a line may lack keys.
     examples: dict[str, Any] = {}
     for _, values in rows:
-        # The first value of each column that says something, to choose by and to show.
-        examples |= {column: value for column, value in values.items() if examples.get(column) in (None, "")}
+        for column, value in values.items():
+            if examples.get(column) in (None, ""):
+                examples[column] = value
     image = choose_column("image_column", config.image_column, IMAGE_NAMES, examples, name)
     if image is None:
         refuse_columns("image_column", "no column file_name", examples, name)
+    # Without the column of images, which caption_column must not be advised to name.
     others = {column: value for column, value in examples.items() if column != image}
     caption = choose_column("caption_column", config.caption_column, CAPTION_NAMES, others, name)
     if caption is None and config.instance_prompt is None:
@@ -65,32 +75,31 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
     if caption is None:
         remarks.notice(name, "metadata without a column of captions", "not used")
         return [], ""
+
     return [Row(source, values.get(image), values.get(caption)) for source, values in rows], caption
 
 
 def _read_jsonl(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
+    action = 'write {"file_name": "a.png", "text": "…"} on one line'
+    # Not splitlines: JSON may hold U+2028 within a text, and splitlines would cut there.
     for number, line in enumerate(_read_text(path, name, remarks).split("\n"), start=1):
         if not line.strip():
             continue
         source = f"{name} line {number}"
         try:
             values = json.loads(line, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            remarks.refuse(
-                source, f"not JSON ({error})", 'write {"file_name": "a.png", "text": "…"} on one line'
-            )
+        except (ValueError, RecursionError) as error:  # RecursionError: "[[[[…" without end
+            remarks.refuse(source, f"not JSON ({error})", action)
             continue
         if isinstance(values, dict):
             yield source, values
         else:
-            remarks.refuse(
-                source, "not a JSON object", 'write {"file_name": "a.png", "text": "…"} on one line'
-            )
+            remarks.refuse(source, "not a JSON object", action)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of two equal keys in silence; which one was meant only the user knows.
     values = dict(pairs)
-    # JSON lets the last one win, and a caption would be lost in silence.
     if len(values) < len(pairs):
         raise ValueError("a key stands there twice")
     return values
@@ -98,12 +107,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
     text = _read_text(path, name, remarks)
+    # From the header alone, as captions are full of commas. Excel writes semicolons in half of Europe.
     header = text.lstrip("\r\n").partition("\n")[0]
-    # German and French spreadsheets write semicolons.
     delimiter = max(_DELIMITERS, key=header.count)
-    # Strict: a stray quote would swallow the lines up to the next one.
+    # Strict, or a quote that never ends would swallow all following rows into one caption.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     columns: list[str] = []
+    # Not a for loop, which an error would end: the rows behind a bad one can still be used.
     while True:
         line = reader.line_num + 1
         try:
@@ -113,8 +123,9 @@ def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, di
             continue
         if fields is None:
             return
-        if not fields:
+        if not fields:  # an empty line
             continue
+
         if not columns:
             columns = [column.strip() for column in fields]
             if len(set(columns)) < len(columns):
@@ -125,11 +136,13 @@ def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, di
             yield f"{name} line {line}", dict(zip(columns, fields, strict=True))
         else:
             problem = f"wrong number of fields ({len(fields)} instead of {len(columns)})"
+            # Nearly always a comma in a caption. Joining the rest would be a guess, and is not made.
             action = f'put "quotes" around captions with a {_DELIMITERS[delimiter]}'
             remarks.refuse(f"{name} line {line}", problem, action)
 
 
 def _read_text(path: Path, name: str, remarks: Remarks) -> str:
+    # An error here, a refusal for a caption file: without its metadata most of a folder lacks captions.
     try:
         text, encoding = decode_text(path.read_bytes())
     except TextError as error:
@@ -140,19 +153,18 @@ def _read_text(path: Path, name: str, remarks: Remarks) -> str:
 
 
 def _read_parquet(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
+    import pyarrow  # here, as only a few folders need it and it takes a while to load
     from pyarrow import parquet
 
+    rows: list[dict[str, Any]] = []
     try:
         with parquet.ParquetFile(path) as file:
-            batches = (batch for batch in file.iter_batches(batch_size=1000))
-            rows = [values for batch in batches for values in batch.to_pylist()]
-    except (
-        pyarrow.ArrowException,
-        ValueError,
-        ArithmeticError,
-    ) as error:  # text that is not UTF-8, dates beyond all
+            for batch in file.iter_batches(batch_size=1000):
+                rows += batch.to_pylist()
+    # The last two: text that is not UTF-8, dates beyond all.
+    except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:
         raise DataError(f"{name} cannot be read as parquet ({error}); write it anew, or remove it") from error
+
     for number, values in enumerate(rows):
         yield f"{name} row {number}", values
 
@@ -161,32 +173,42 @@ class Metadata:
     """The rows of all metadata files of a tree, by image."""
 
     rows: dict[str, list[Row]]
+    """By name of the image relative to the tree."""
     origins: list[str]
     """What captions come from, such as 'metadata.jsonl (column text)'."""
 
     def __init__(self, tree: FileTree, config: DataConfig, remarks: Remarks) -> None:
         """Read the files.
 
+        Args:
+            tree: The folder whose metadata files are read.
+            config: May name the columns.
+            remarks: Takes up rows that lead to no image.
+
         Raises:
             DataError: One cannot be used, or there are two in one folder.
         """
         self.rows = {}
         self.origins = []
-        self._files: dict[str, str] = {}
+        self._files: dict[str, str] = {}  # by folder
         images = set(tree.images)
         for file in tree.metadata:
             folder = posixpath.dirname(file)
             if folder in self._files:
                 raise DataError(f"{tree.root} holds both {self._files[folder]} and {file}; keep one of them")
-            if problem := file_problem(tree.root / file, trusted_root(tree.root)):
-                raise DataError(f"{tree.prefix + file} cannot be used ({problem.problem}); {problem.action}")
+            finding = file_problem(tree.root / file, trusted_root(tree.root))
+            if finding:
+                raise DataError(f"{tree.prefix + file} cannot be used ({finding.problem}); {finding.action}")
+
             self._files[folder] = file
             rows, column = read_rows(tree.root / file, tree.prefix + file, config, remarks)
-            self.origins += [f"{tree.prefix + file} (column {column})"] if column else []
+            if column:
+                self.origins.append(f"{tree.prefix + file} (column {column})")
             for row in rows:
                 image = _find_image(row, folder, remarks)
                 if image in images:
                     self.rows.setdefault(image, []).append(row)
+                # Of an image that was refused its own remark says enough.
                 elif image and image not in tree.unusable:
                     problem = f"row without image ({row.file_name:.60})"
                     remarks.refuse(row.source, problem, "put the image there, or remove the row")
@@ -195,24 +217,29 @@ class Metadata:
         """The captions in the rows about one image; empty when they were refused."""
         first = rows[0]
         seen: set[str] = set()
-        captions = []
+        captions: list[Any] = []
         for row in rows:
-            if repr(row.caption) in seen:
+            # Compared by repr, because lists cannot be in a set, and 1 and True would be equal.
+            text = repr(row.caption)
+            if text in seen:
                 captioner.remarks.notice(
                     row.source, f"repeated row ({first.source} is the first)", "used once"
                 )
             elif seen:
                 problem = f"another row about the same image ({first.source} is the first)"
                 captioner.remarks.notice(row.source, problem, "a further caption of it")
-            if repr(row.caption) not in seen and row.caption is not None:
+            if text not in seen and row.caption is not None:
                 captions += row.caption if isinstance(row.caption, list) else [row.caption]
-            seen.add(repr(row.caption))
+            seen.add(text)
         return captioner.caption(first.source, captions, "write what the image shows into the row")
 
     def file_of(self, image: str) -> str | None:
         """The nearest metadata file that should describe an image."""
-        above = ["" if folder.name == "" else folder.as_posix() for folder in PurePosixPath(image).parents]
-        return next((self._files[folder] for folder in above if folder in self._files), None)
+        for parent in PurePosixPath(image).parents:
+            folder = parent.as_posix() if parent.name else ""  # pathlib writes "." for the tree itself
+            if folder in self._files:
+                return self._files[folder]
+        return None
 
 
 def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
@@ -223,10 +250,12 @@ def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
             row.source, f"row without file name ({name!r:.40})", "write the image's file name into it"
         )
         return ""
-    if problem := name_problem(name):
-        remarks.add(problem.of(row.source))
+    finding = name_problem(name)
+    if finding:
+        remarks.add(finding.of(row.source))
         return ""
+
+    # Tables made on Windows; on Linux a backslash is part of a name, but nobody means that.
     if "\\" in name:
         remarks.fix(row.source, f"backslash in a file name ({name:.60})", "read as slash")
-    # Windows' tools write backslashes; image names in the tree have slashes.
     return posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))

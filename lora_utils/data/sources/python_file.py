@@ -2,7 +2,8 @@
 
 It defines ``load_examples(data_dir: Path | None)``, which yields ``(image, caption)``. An image is a path,
 absolute or relative to data_dir; or the bytes of an image file; or a PIL image, which is kept in memory as
-PNG. A caption is a string or a list of strings. The file is run as it is, and what it raises is not caught.
+PNG. A caption is a string or a list of strings. The file is run as it is, and what it raises is not caught:
+its traceback shows the user's own line.
 """
 
 import hashlib
@@ -43,16 +44,24 @@ def find_in_python_file(config: DataConfig, captioner: Captioner) -> tuple[list[
         position = f"example {number} of {path.name}"
         source, read = _find_image(image, data_dir, position, captioner.remarks)
         if read is None:
-            continue
-        if not all(isinstance(text, str) for text in (caption if isinstance(caption, list) else [caption])):
+            continue  # refused, with a remark
+
+        # An error, not a refusal: wrong types are a mistake in the code, and concern every image.
+        texts = caption if isinstance(caption, list) else [caption]
+        if not all(isinstance(text, str) for text in texts):
             raise DataError(
                 f"{position}: the caption is {_show(caption)}; yield a string or a list of strings"
             )
-        if captions := captioner.caption(source, caption, "yield what it shows"):
-            source = source if source not in examples else f"{source} ({position})"
+        captions = captioner.caption(source, caption, "yield what it shows")
+        if captions:
+            if source in examples:  # a path may be yielded again with another caption
+                source = f"{source} ({position})"
             examples[source] = Example(source, read, captions, config.num_repeats[0])
+
     rule = f"images and captions from {path.name}, {_SIGNATURE}"
-    return list(examples.values()), rule + (", else instance_prompt" if captioner.instance_prompt else "")
+    if captioner.instance_prompt:
+        rule += ", else instance_prompt"
+    return list(examples.values()), rule
 
 
 def _data_dir(config: DataConfig) -> Path | None:
@@ -67,13 +76,14 @@ def _data_dir(config: DataConfig) -> Path | None:
 
 
 def _run(path: Path, data_dir: Path | None) -> Iterator[tuple[Any, Any]]:
-    """What the file yields, as pairs. It is read afresh each time, and leaves neither a module nor a
-    __pycache__.
+    """What the file yields, as pairs. It is read afresh each time, and leaves no module and no __pycache__.
+
+    In a notebook the user edits the file and runs the cell again: an import would give the old code.
     """
+    # The path's hash keeps it from hiding a real module of the same name.
     name = f"_own_dataset_{hashlib.sha256(bytes(path.resolve())).hexdigest()[:12]}"
     loader = SourceFileLoader(name, str(path.resolve()))
     module = ModuleType(name)
-    # The user's file may look for its data beside itself.
     module.__file__ = loader.path
     sys.modules[name] = module  # where dataclasses look for it
     try:
@@ -96,8 +106,8 @@ def _load_examples(module: ModuleType, path: Path) -> Callable[[Path | None], An
     if not callable(function):
         raise DataError(f"{path.name} has no function {_SIGNATURE}; define it, yielding (image, caption)")
     try:
-        # Asked before it is called: a TypeError from inside the function must not look like this one.
         inspect.signature(function).bind(None)
+    # Bound, not called: a TypeError of the call may be one from within the function.
     except TypeError as error:
         raise DataError(
             f"{path.name}: load_examples does not fit ({error}); define it as {_SIGNATURE}"
@@ -132,10 +142,14 @@ def _find_file(
             f"{position}: {name:.60} is relative; set train_data_dir to the folder that it is relative to"
         )
     path = Path(name) if data_dir is None else data_dir / name
-    inside = data_dir is not None and path.is_relative_to(data_dir) and ".." not in path.parts
-    # A path outside of data_dir is the user's own word, and then only its own folder is trusted.
-    root = trusted_root(data_dir) if data_dir and inside else path.parent.resolve()
-    source = path.relative_to(data_dir).as_posix() if data_dir and inside else name
+    if data_dir is not None and path.is_relative_to(data_dir) and ".." not in path.parts:
+        root = trusted_root(data_dir)
+        source = path.relative_to(data_dir).as_posix()
+    else:
+        # The user's own code may name any file; still no link may lead from there to elsewhere.
+        root = path.parent.resolve()
+        source = name
+
     suffix = path.suffix.lower()
     if suffix in UNREADABLE_SUFFIXES:
         remarks.refuse(
@@ -149,6 +163,7 @@ def _find_file(
 
 
 def _encode(image: Image.Image, position: str) -> bytes:
+    # PNG loses nothing and takes less memory than pixels; level 1, as packing tighter costs seconds.
     content = io.BytesIO()
     try:
         image.save(content, "PNG", compress_level=1, exif=image.getexif())  # EXIF may ask for a turn

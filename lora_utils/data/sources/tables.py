@@ -1,5 +1,4 @@
-"""Tables of images and captions: datasets from the Hugging Face Hub and from disk, through the library
-datasets.
+"""Tables of images and captions: datasets from the Hugging Face Hub and from disk, through datasets.
 
 Nothing of a dataset is executed, and an image is read from its row, or from a file inside the dataset's own
 folder or the Hub's cache, never from an address.
@@ -28,17 +27,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import ChunkedArray, DataType
 
-_BATCH_ROWS = 1000
-_PREFIX = "zip://"  # as datasets names a file in an archive
+_BATCH_ROWS = 1000  # a column of images is never in memory as a whole, and a batch of it is
+_PREFIX = "zip://"
+# What zipfile raises of a damaged archive; RuntimeError of a locked one, LookupError of an absent member.
 _FAILURES = (
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
+    *(OSError, EOFError, LookupError, ValueError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
 )
 _USUAL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -54,18 +48,22 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
     shown = f"{Path(name).name}[{config.dataset_split}]"
     image_column, caption_column = _choose_columns(table, config, shown)
     pictures = _open_image_column(table, image_column, Path(name).expanduser())
+
+    # Both columns side by side, in batches: no picture is read for this, and no column held as a whole.
+    rows = zip(pictures.problems(), _cells(table, caption_column), strict=True)
     examples = []
-    for row, (problem, caption) in enumerate(
-        zip(pictures.problems(), _cells(table, caption_column), strict=True)
-    ):
+    for row, (problem, caption) in enumerate(rows):
         source = f"{shown} row {row}"
         if problem:
             captioner.remarks.add(problem.of(source))
-        elif caption_column is None:
+            continue
+        if caption_column is None:
             captions = captioner.missing(source, "no caption", "set caption_column")
+        else:
+            captions = captioner.caption(source, caption, "give the row a caption")
+        if captions:
             examples.append(Example(source, partial(pictures.read, row), captions, config.num_repeats[0]))
-        elif captions := captioner.caption(source, caption, "give the row a caption"):
-            examples.append(Example(source, partial(pictures.read, row), captions, config.num_repeats[0]))
+
     origin = f"column {caption_column}" if caption_column else "instance_prompt"
     if caption_column and captioner.instance_prompt:
         origin += ", else instance_prompt"
@@ -76,13 +74,19 @@ def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[s
     from datasets import Image
 
     typed = [column for column, feature in table.features.items() if isinstance(feature, Image)]
-    first = {column: _values(next(_batches(table, column))[:1], column)[0] for column in table.column_names}
+    # The first row shows the user what there is, should a column be missing.
+    first = {}
+    for column in table.column_names:
+        cells = next(_batches(table, column))
+        first[column] = _values(cells[:1], column)[0]
+
+    # A column of the type Image is one, whatever its name; usual names serve CSV and JSON, which lack types.
     image = choose_column("image_column", config.image_column, IMAGE_NAMES, first, shown)
-    # A column that datasets knows to hold images needs no guessing by its name.
     if config.image_column is None and typed:
         image = typed[0]
     if image is None:
         refuse_columns("image_column", "no column of images", first, shown)
+
     others = {column: value for column, value in first.items() if column != image and column not in typed}
     caption = choose_column("caption_column", config.caption_column, CAPTION_NAMES, others, shown)
     if caption is None and config.instance_prompt is None:
@@ -91,6 +95,7 @@ def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[s
 
 
 def _cells(table: "Dataset", column: str | None) -> Iterator[Any]:
+    """The values of a column, one for each row; nothing but None where there is no column."""
     if column is None:
         return iter([None] * len(table))
     return (cell for batch in _batches(table, column) for cell in _values(batch, column))
@@ -108,8 +113,7 @@ def _batches(table: "Dataset", column: str) -> Iterator["ChunkedArray"]:
 
 
 def _undecoded(table: "Dataset", column: str) -> Any:
-    """A column as it is stored; images stay encoded."""
-    # As Arrow, undecoded: Pillow must not open thousands of images to count rows.
+    """A column as it is stored: datasets would decode images, and fetch those that are addresses."""
     return table.select_columns([column]).with_format("arrow")
 
 
@@ -142,24 +146,35 @@ class ImageColumn:
         Raises:
             ImageError: Its file cannot be read any more.
         """
+        # A cell of the type Image is a dict; others are bytes, or the name of a file.
         cell = self.table[row].column(self.column)[0].as_py()
         content = cell.get("bytes") if isinstance(cell, dict) else cell
         if isinstance(content, bytes):
             return content
+
+        # datasets leaves images of zip files packed, under names such as zip://a.png::/data/images.zip.
         name = cell["path"] if isinstance(cell, dict) else cell
-        if packed := split_member(name):
-            return read_member(Path(packed[1]), packed[0])
+        packed = split_member(name)
+        if packed:
+            member, archive = packed
+            return read_member(Path(archive), member)
         path = self._path(name)
         return read_bytes(path, self._root(path) or path.parent)
 
     def _name_problem(self, name: str | None) -> Finding | None:
         if not name:
             return refused("no image in the row", "remove the row")
-        if packed := split_member(name):
-            name = packed[1]
-        if not Path(name).is_absolute() and (problem := name_problem(name)):
-            return problem
-        if root := self._root(self._path(name)):
+        packed = split_member(name)
+        if packed:
+            name = packed[1]  # the archive must lie inside as well
+
+        # Absolute names are what datasets makes of relative ones, so they are judged by where they lead.
+        if not Path(name).is_absolute():
+            problem = name_problem(name)
+            if problem:
+                return problem
+        root = self._root(self._path(name))
+        if root:
             return file_problem(self._path(name), root)
         return refused(
             f"file outside of the dataset ({name:.60})", "set train_data_dir to the images' folder instead"
@@ -170,16 +185,22 @@ class ImageColumn:
 
     def _root(self, path: Path) -> Path | None:
         real = path.resolve()
-        return next((root for root in self.roots if real.is_relative_to(root)), None)
+        for root in self.roots:
+            if real.is_relative_to(root):
+                return root
+        return None
 
 
 def _open_image_column(table: "Dataset", column: str, dataset: Path) -> ImageColumn:
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = dataset if dataset.is_dir() else dataset.parent if dataset.exists() else None
-    # Where images of a table may lie; a path in a row may name any file of the machine.
-    roots = [*([trusted_root(folder)] if folder else []), Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+    # The caches count as inside: there lies what datasets has downloaded and unpacked.
+    roots = [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+    folder = None
+    if dataset.exists():
+        folder = dataset if dataset.is_dir() else dataset.parent
+        roots.insert(0, trusted_root(folder))
     resolved = tuple(root.expanduser().resolve() for root in roots)
     return ImageColumn(_undecoded(table, column), column, folder, resolved)
 
@@ -188,35 +209,47 @@ def _sizes_and_names(cells: "ChunkedArray", column: str) -> tuple[list[Any], lis
     """Size of each encoded image in bytes and name of its file, None where a row has none."""
     from pyarrow import compute, types
 
-    nothing = [None] * len(cells)
-    if types.is_struct(cells.type):
-        parts = dict(zip([field.name for field in cells.type], cells.flatten(), strict=True))
+    if types.is_struct(cells.type):  # the type Image: {"bytes": binary, "path": string}
+        fields = dict(zip([field.name for field in cells.type], cells.flatten(), strict=True))
+    elif _is_text(cells.type):
+        fields = {"path": cells}
     else:
-        parts = {"path" if _is_text(cells.type) else "bytes": cells}
-    content = parts.get("bytes")
-    names = parts.get("path")
-    content = content if content is not None and _is_binary(content.type) else None
-    names = names if names is not None and _is_text(names.type) else None
+        fields = {"bytes": cells}
+
+    content = fields.get("bytes")
+    if content is not None and not _is_binary(content.type):
+        content = None
+    names = fields.get("path")
+    if names is not None and not _is_text(names.type):
+        names = None
     if content is None and names is None:
         raise DataError(f"column {column} holds {cells.type}, not images; set image_column to another column")
-    sizes = nothing if content is None else compute.call_function("binary_length", [content]).to_pylist()
-    return sizes, nothing if names is None else names.to_pylist()
+
+    # Lengths come from arrow's offsets: the bytes of a thousand pictures are never made objects of Python.
+    size_list: list[Any] = [None] * len(cells)
+    name_list: list[Any] = [None] * len(cells)
+    if content is not None:
+        size_list = compute.call_function("binary_length", [content]).to_pylist()
+    if names is not None:
+        name_list = names.to_pylist()
+    return size_list, name_list
 
 
-def _is_binary(kind: "DataType") -> bool:
+def _is_binary(data_type: "DataType") -> bool:
     from pyarrow import types
 
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    return types.is_binary(data_type) or types.is_large_binary(data_type)
 
 
-def _is_text(kind: "DataType") -> bool:
+def _is_text(data_type: "DataType") -> bool:
     from pyarrow import types
 
-    return types.is_string(kind) or types.is_large_string(kind)
+    return types.is_string(data_type) or types.is_large_string(data_type)
 
 
 def split_member(name: str) -> tuple[str, str] | None:
     """The name of a packed file and the path of its archive; None where the name is not of this kind."""
+    # A second "::" would be an archive within an archive, or a file behind an address.
     member, separator, archive = name.removeprefix(_PREFIX).partition("::")
     return (member, archive) if name.startswith(_PREFIX) and separator and "::" not in archive else None
 
@@ -229,8 +262,8 @@ def read_member(archive: Path, member: str) -> bytes:
     """
     try:
         opened = _open(archive, os.getpid())
-        # A zip file says how large its members are, and may lie: only usual ones are unpacked.
         info = opened.getinfo(member)
+        # Other methods are rare, and need modules that this Python may lack.
         if info.compress_type not in _USUAL:
             raise ImageError("packed in an unusual way", f"pack {archive.name} anew as a plain zip file")
         if info.file_size > MAX_BYTES:  # no more than it says is unpacked
@@ -242,7 +275,9 @@ def read_member(archive: Path, member: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _open(archive: Path, process: int) -> zipfile.ZipFile:
-    """Kept open, because a table of contents is long; not shared between processes, which would share its
-    position.
+    """Kept open, because a table of contents is long.
+
+    The process is part of the key: forked processes share a file's position, and would read each other's
+    bytes.
     """
     return zipfile.ZipFile(archive)
