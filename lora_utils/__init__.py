@@ -1,4 +1,11 @@
-"""Fine-tune SDXL with LoRA on a small GPU: check, precompute, train, compare."""
+"""Fine-tune SDXL with LoRA on a small GPU: check, precompute, train, compare.
+
+Each folder is a room, and its ``__init__.py`` says what is in it. On top of the rooms:
+
+cli       the command line: a row for each stage, a flag for each setting
+stages    each stage of a run, put together from the rooms
+notebook  what notebooks call besides the stages: their config, a finished LoRA, figures
+"""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Pictures of the base model and of the LoRA, on equal seeds.
+"""Pictures of the base model and of the LoRA, on equal seeds. What judges pictures goes here too.
 
 May use: model, storage, config, system.
 

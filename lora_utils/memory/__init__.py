@@ -9,7 +9,7 @@ advice                  judge_run, suggest, JudgedForecast, Suggestion: whether 
 planning                plan_step, step_shape, largest_batch: what a step recomputes to stay within a budget
 gradient_checkpointing  Plan, Prices, choose, tighter, apply_plan: which modules to recompute, best first
 footprint               Footprint, cached_on_disk: what running a model takes; of VAE and text encoders
-unet_footprint          StepShape, training_footprint, sampling_footprint, state_bytes: the same of the U-Net
+unet_footprint          StepShape, training_footprint, state_bytes: what the U-Net takes; optimisers' states
 simulation              Simulation, imitated_autocast, on_meta, SimulationError: a model run without memory
 operators               Work, class_of, flops_of, bytes_of: torch's operators, as the simulation sees them
 allocator               replay, least_limit: how much CUDA's allocator takes for what tensors ask

@@ -8,7 +8,7 @@ quantisation   quantise_linears, frozen_parameter, dequantised_weight: weights i
 pipelines      PipelineFiles: SDXL pipelines put together by hand, of the parts that a stage needs
 base           PretrainedSdxl, NoiseSchedule: where the base model's parts come from, one at a time
 text           encode_captions, encode_negative, cut_text, TextEmbeddings: captions to embeddings
-vae            plan_encoding, encode_images, decode_latents: pixels to moments, latents to pixels
+vae            plan_encoding, encode_images, decode_latents: its dtype, tiles, batch; to latents and back
 lora           add_lora, save_lora, find_lora, read_lora, load_lora: the adapter, from its birth to its file
 lean_ops       lora_linear, frozen_linear, frozen_conv2d, geglu, group_norm_silu: nodes that keep little
 lean           make_lean: a U-Net whose forward passes are those nodes

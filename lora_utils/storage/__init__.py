@@ -2,9 +2,9 @@
 
 May use: precompute, config, system.
 
-log             RunLog, read_summary: config.yaml, metrics.jsonl, summary.json
+log             RunLog, read_summary: the one way of every figure to disk; trackers go behind it
 store           CheckpointStore: which checkpoint to make, to keep, to go on from
-checkpoint      write_checkpoint, read_checkpoint, flatten_state: one checkpoint as a folder
+checkpoint      write_checkpoint, read_checkpoint, flatten_state: one folder, and what may be wrong with it
 identity        run_identity, data_digest, changes: what makes a run this run
 mirror          Mirror: the thread that copies while training goes on
 mirror_folder   open_mirror, steps_in, prune_copies: the mirror's names, and what is kept in it
