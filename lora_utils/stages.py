@@ -77,11 +77,11 @@ def check(config: RunConfig, card: str | None = None) -> Check:
         UserError: The machine cannot do what the settings ask for, the data cannot be used, or no card has
             this name.
     """
-    found = look_for_examples(config.data)
-    examples = len(found.examples) if found else None
+    found_examples = look_for_examples(config.data)
+    examples = len(found_examples.examples) if found_examples else None
     if card:
         return Check("", judge_run(config, find_card(card), examples), "")
-    machine = describe(config.model, config.paths, describe_data(config.data, found))
+    machine = describe(config.model, config.paths, describe_data(config.data, found_examples))
     here = card_here(_precision(config).dtype)
     try:
         judged = judge_run(config, here, examples)
@@ -167,8 +167,8 @@ def prepare_training(config: RunConfig) -> TrainingRun:
 
 
 def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -> Precomputed:
-    found = find_examples(config.data)
-    inspected, findings = inspect_examples(found.examples, config.data)
+    found_examples = find_examples(config.data)
+    inspected, findings = inspect_examples(found_examples.examples, config.data)
     output_dir = config.paths.output_dir
     # Said before minutes of encoding, not after.
     if output_dir.is_file():
@@ -178,7 +178,9 @@ def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -
     # Before the cache is opened: what the mirror has of it need not be encoded again.
     restore_if_wanted(config.checkpoint, output_dir, folder)
     encoding = Encoding(precision.dtype, encoding_dtype(config.model))
-    precomputed = fill_cache(folder, inspected, found.findings + findings, base, config.data, encoding)
+    precomputed = fill_cache(
+        folder, inspected, found_examples.findings + findings, base, config.data, encoding
+    )
     write_atomically(output_dir / REPORT_NAME, as_csv(precomputed.findings))
     return precomputed
 

@@ -110,18 +110,18 @@ def look_for_examples(config: DataConfig) -> FoundExamples | None:
     return find_examples(config) if config.train_data_dir else None
 
 
-def describe_data(config: DataConfig, found: FoundExamples | None) -> str:
+def describe_data(config: DataConfig, found_examples: FoundExamples | None) -> str:
     """What is known of the data at a glance, on one line.
 
     Args:
         config: Where the data comes from.
-        found: From ``look_for_examples``.
+        found_examples: From ``look_for_examples``.
     """
     # The commands that show this shall be quick, so each line ends with what would tell more.
-    if found is not None:
-        refused = sum(finding.kind == "refused" for finding in found.findings)
-        counts = f"{len(found.examples)} captioned images, {refused} refused"
-        return f"{counts}; check --data looks into them; {found.rule}"
+    if found_examples is not None:
+        refused = sum(finding.kind == "refused" for finding in found_examples.findings)
+        counts = f"{len(found_examples.examples)} captioned images, {refused} refused"
+        return f"{counts}; check --data looks into them; {found_examples.rule}"
     if config.dataset_name:
         return f"{config.dataset_name}; check --data loads it and looks into it"
     return "neither train_data_dir nor dataset_name is set"

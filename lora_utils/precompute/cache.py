@@ -117,11 +117,13 @@ class Cache:
         pack, _ = self._locate(name)
         return pack.notes.get(key, [])
 
-    def add(self, kind: str, key: str, record: Mapping[str, Tensor], notes: Sequence[Finding] = ()) -> None:
+    def add(
+        self, content: str, key: str, record: Mapping[str, Tensor], notes: Sequence[Finding] = ()
+    ) -> None:
         """Keep one record, refusing NaN and infinity.
 
         Args:
-            kind: images or texts.
+            content: images or texts.
             key: From ``record_key``.
             record: moments (2C, h, w), time_ids (6,) and perhaps loss_mask (1, h, w); or prompt_embeds (L, D)
                 and pooled_prompt_embeds (P,); fp32, fp16 or bf16, on the CPU.
@@ -135,7 +137,7 @@ class Cache:
                 raise CacheError(f"{name} not finite")
         row = new_row(bytes.fromhex(key), record)
         layout = Layout.of(record)
-        self._pending.setdefault((kind, layout), {})[row.key] = (row, notes)
+        self._pending.setdefault((content, layout), {})[row.key] = (row, notes)
         self._pending_bytes += layout.row_bytes
 
         # Writing takes a small share of the time, and a kill costs seconds of work.
@@ -147,9 +149,9 @@ class Cache:
     def commit(self) -> None:
         """Write what is pending."""
         started = time.monotonic()
-        for (kind, layout), rows in self._pending.items():
+        for (content, layout), rows in self._pending.items():
             notes = {key.hex(): list(findings) for key, (_, findings) in rows.items() if findings}
-            self._write(kind, layout, [row for row, _ in rows.values()], notes)
+            self._write(content, layout, [row for row, _ in rows.values()], notes)
         self._pending = {}
         self._pending_bytes = 0
         if len(self._packs) - self._joined > MANY_PACKS:
@@ -172,15 +174,15 @@ class Cache:
         for number, pack in self._packs.items():
             # Half of a full one or more: joining would move many bytes to save one file.
             if len(pack) * pack.layout.row_bytes < PACK_BYTES // 2:
-                kind = pack.path.name.split("-")[0]
-                groups.setdefault((kind, pack.layout), []).append(number)
-        for (kind, layout), numbers in groups.items():
+                content = pack.path.name.split("-")[0]
+                groups.setdefault((content, pack.layout), []).append(number)
+        for (content, layout), numbers in groups.items():
             if len(numbers) >= FEW_PACKS:
-                self._join(kind, layout, set(numbers))
+                self._join(content, layout, set(numbers))
         self._joined = len(self._packs)
         sweep(self.folder, STALE_SECONDS)
 
-    def _join(self, kind: str, layout: Layout, numbers: set[int]) -> None:
+    def _join(self, content: str, layout: Layout, numbers: set[int]) -> None:
         """Copy the records of some packs into as few as possible; the packs go when the copies were read
         back.
         """
@@ -196,16 +198,16 @@ class Cache:
                 rows.append(pack.row(number))
                 if key.hex() in pack.notes:
                     notes[key.hex()] = pack.notes[key.hex()]
-            joined = self._write(kind, layout, rows, notes)
+            joined = self._write(content, layout, rows, notes)
             for number in range(len(joined)):
                 joined.read(number)  # only what was read back whole may replace its source
         for number in numbers:
             self._packs.pop(number).path.unlink(missing_ok=True)
 
-    def _write(self, kind: str, layout: Layout, rows: list[Row], notes: Notes) -> Pack:
+    def _write(self, content: str, layout: Layout, rows: list[Row], notes: Notes) -> Pack:
         last = max((_pack_number(path) for path in self._pack_paths()), default=0)
         # The random part keeps two runs that share a cache from writing the same name.
-        path = self.folder / f"{kind}-{last + 1:06d}-{uuid.uuid4().hex[:8]}.safetensors"
+        path = self.folder / f"{content}-{last + 1:06d}-{uuid.uuid4().hex[:8]}.safetensors"
         write_pack(path, layout, rows, notes)
         pack = Pack(path)
         self._keep(pack)

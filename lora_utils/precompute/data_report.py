@@ -107,8 +107,8 @@ def report_on_data(data: DataConfig, train: TrainConfig, base: PretrainedSdxl) -
     Raises:
         DataError: There is nothing to train on.
     """
-    found = find_examples(data)
-    inspected, findings = inspect_examples(found.examples, data)
+    found_examples = find_examples(data)
+    inspected, findings = inspect_examples(found_examples.examples, data)
     usable, decoding_findings = _decode(inspected, data)
     # Equal captions are counted once, as they are encoded once.
     captions = list(dict.fromkeys(caption for example in usable for caption in example.captions))
@@ -118,10 +118,10 @@ def report_on_data(data: DataConfig, train: TrainConfig, base: PretrainedSdxl) -
     if tokenizers:
         counts, cuts = _count_tokens(tokenizers, captions, data.max_token_length)
 
-    findings = [*found.findings, *findings, *decoding_findings, *_long_captions(usable, cuts)]
+    findings = [*found_examples.findings, *findings, *decoding_findings, *_long_captions(usable, cuts)]
     findings += _rare_shapes(usable, train.train_batch_size)
     require_training(usable, findings, data.validation_split)
-    return DataReport(found.rule, usable, findings, counts, data, train)
+    return DataReport(found_examples.rule, usable, findings, counts, data, train)
 
 
 def _decode(
