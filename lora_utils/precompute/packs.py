@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, cast, get_args
 
 import torch
 from torch import Tensor
@@ -244,5 +244,7 @@ def _read_notes(content: object) -> Notes:
             if not isinstance(finding, list) or [type(part) for part in finding] != [str] * 3:
                 raise ValueError("the notes are no notes")
             problem, action, kind = finding
+            if kind not in get_args(Kind):
+                raise ValueError("a note is of an unknown kind")
             notes[key].append(Finding("", problem, action, cast(Kind, kind)))
     return notes

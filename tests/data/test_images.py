@@ -1,6 +1,7 @@
 """Every image is used right, changed with a notice, or refused; nothing is silent, hangs or fills the RAM."""
 
 import os
+import pickle
 import socket
 import struct
 import subprocess
@@ -233,3 +234,8 @@ def test_every_ending_is_either_read_or_refused():
         ".pdf",
     } <= images.UNREADABLE_SUFFIXES
     assert ".avif" in images.SUFFIXES | images.UNREADABLE_SUFFIXES
+
+
+def test_an_error_reaches_its_parent_process_whole():
+    error = pickle.loads(pickle.dumps(images.ImageError("empty", "save it again")))
+    assert (error.problem, error.action, str(error)) == ("empty", "save it again", "empty; save it again")

@@ -46,11 +46,13 @@ def test_a_damaged_index_is_an_error(tmp_path):
         read_index(tmp_path)
     write_index(tmp_path, [entry(1), entry(2)])
     path = tmp_path / "index.jsonl"
+    head, _, second = path.read_bytes().splitlines(keepends=True)
     for content in (
         b"",
         b"{",
         path.read_bytes()[:-60],
         b"[]\n" + path.read_bytes(),
+        *(head + line + b"\n" + second for line in (b"[]", b"{}", b"[" * 9999)),
         path.read_bytes().replace(b"size", b"side"),
     ):
         path.write_bytes(content)

@@ -129,6 +129,7 @@ PACKS = {
     "notes that are a list": pack(notes=[]),
     "notes of numbers": pack(notes={"a": [[1, 2, 3]]}),
     "notes that are text": pack(notes={"a": "abc"}),
+    "notes of an unknown kind": pack(notes={"a": [["b", "c", "lost"]]}),
     "notes of two parts": pack(notes={"a": [["b", "c"]]}),
     "a pipe": PIPE,
 }
