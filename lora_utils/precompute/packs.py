@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast, get_args
+from typing import IO, get_args
 
 import torch
 from torch import Tensor
@@ -246,5 +246,5 @@ def _read_notes(content: object) -> Notes:
             problem, action, kind = finding
             if kind not in get_args(Kind):
                 raise ValueError("a note is of an unknown kind")
-            notes[key].append(Finding("", problem, action, cast(Kind, kind)))
+            notes[key].append(Finding("", problem, action, kind))
     return notes
