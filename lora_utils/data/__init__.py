@@ -2,7 +2,7 @@
 
 May use: config, system.
 
-dataset      find_examples, look_for_examples, describe_data: the front door
+dataset      find_examples, look_for_examples, describe_data: the front door, which picks the source
 examples     Example, FoundExamples, DataError: what the front door hands over
 findings     Finding, Remarks, table, as_csv: what is wrong with a file or row, and what was done
 captions     Captioner, clean_caption, caption_variants: text decoded, cleaned, and its tags in several orders
