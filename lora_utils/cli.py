@@ -107,7 +107,7 @@ def _train(command: Command) -> None:
 
     for _ in stages.train(command.config):
         pass
-    print(f"the LoRA is in {command.config.paths.output_dir}/pytorch_lora_weights.safetensors")
+    print(f"the LoRA is in {command.config.paths.run_folder}/pytorch_lora_weights.safetensors")
 
 
 def _compare(command: Command) -> None:

@@ -76,9 +76,9 @@ def choose_preset(wanted: str) -> str:
 
 def ensure_trained(config: RunConfig) -> Path:
     """The LoRA of the run folder, trained first, or further, where the run is not complete."""
-    file = config.paths.output_dir / WEIGHTS_NAME
+    file = config.paths.run_folder / WEIGHTS_NAME
     # A LoRA without a summary came from elsewhere: there is no run to complete.
-    if not file.exists() or read_summary(config.paths.output_dir).get("status") not in (None, "done"):
+    if not file.exists() or read_summary(config.paths.run_folder).get("status") not in (None, "done"):
         for _ in train(config):
             pass
     return file

@@ -29,7 +29,7 @@ from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import find_lora
 from lora_utils.model.vae import encoding_dtype
 from lora_utils.precompute.data_report import DataReport, report_on_data
-from lora_utils.precompute.fill import Encoding, Precomputed, cache_folder, fill_cache, warn_of_findings
+from lora_utils.precompute.fill import Encoding, Precomputed, fill_cache, warn_of_findings
 from lora_utils.storage.mirror_restore import restore_if_wanted
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.files import write_atomically
@@ -138,13 +138,13 @@ def compare(config: RunConfig) -> Comparison:
         config.train.rescale_betas_zero_snr,
     )
     # Before any model is loaded: a missing LoRA is the usual mistake.
-    lora_file = find_lora(config.compare.lora_path or config.paths.output_dir)
+    lora_file = find_lora(config.compare.lora_path or config.paths.run_folder)
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
     adapter_scale = config.compare.adapter_scale
     dtype = _precision(config).dtype
     baseline, finetuned = draw_pairs(_base(config), lora_file, shots, settings, adapter_scale, dtype)
 
-    folder = config.paths.infer_path or config.paths.output_dir / "compare"
+    folder = config.paths.infer_path or config.paths.run_folder / "compare"
     drawn = comparison.write(folder, shots, settings, baseline, finetuned, adapter_scale)
     write_atomically(folder / "config.yaml", dump_config(config).encode())
     return drawn
@@ -162,19 +162,19 @@ def prepare_training(config: RunConfig) -> TrainingRun:
     with accelerator.main_process_first():  # which encodes; the others find all of it in the cache
         precomputed = _precompute(config, base, precision)
     if accelerator.is_main_process:
-        warn_of_findings(precomputed, config.paths.output_dir / REPORT_NAME)
+        warn_of_findings(precomputed, config.paths.run_folder / REPORT_NAME)
     return prepare(config, base, precomputed, accelerator, precision, started)
 
 
 def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -> Precomputed:
     found_examples = find_examples(config.data)
     inspected, findings = inspect_examples(found_examples.examples, config.data)
-    output_dir = config.paths.output_dir
+    output_dir = config.paths.run_folder
     # Said before minutes of encoding, not after.
     if output_dir.is_file():
         raise DataError(f"output_dir {output_dir} is a file; choose a folder")
 
-    folder = cache_folder(config.paths)
+    folder = config.paths.cache_folder
     # Before the cache is opened: what the mirror has of it need not be encoded again.
     restore_if_wanted(config.checkpoint, output_dir, folder)
     encoding = Encoding(precision.dtype, encoding_dtype(config.model))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError
+from lora_utils.config.run_name import default_run_name
 from lora_utils.config.schema import RunConfig
 from lora_utils.config.strict_yaml import YamlError, one_line, read_yaml, write_yaml
 from lora_utils.system.redaction import ADVICE, holds_secret, redacted
@@ -73,6 +74,8 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     leaves = _without_other_source(leaves, wanted) | wanted
     # Before pydantic sees them: its messages quote values, and one may be a token.
     _refuse_misplaced(leaves)
+    if not leaves.get("run_name"):
+        leaves["run_name"] = default_run_name(leaves, file)
     sections: dict[str, dict[str, Any]] = {}
     for leaf, value in leaves.items():
         sections.setdefault(all_settings()[leaf][0], {})[leaf] = value

@@ -6,9 +6,10 @@ them.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
+    Field,
     NonNegativeFloat,
     PositiveInt,
 )
@@ -18,20 +19,34 @@ from lora_utils.config.section import Numbers, Section, Texts
 from lora_utils.config.training import CheckpointConfig, LoraConfig, TrainConfig
 
 TINY = Path(__file__).parents[1] / "tiny"
+RUNS = Path("runs")
+"""Where run folders are made whose path nobody gives."""
 BasePrecision = Literal["auto", "fp16", "int8", "nf4"]
 
 
 class PathsConfig(Section):
     """Where things are written."""
 
-    output_dir: Path = Path("runs/lora")
-    """Run folder: weights, resolved config, metrics and pictures."""
+    output_dir: Path | None = None
+    """Run folder: weights, config, metrics, pictures; runs/<run_name>, then -2, -3, when not given."""
+    run_name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")] = "lora"
+    """Names the run folder where output_dir does not; <data>-<preset> when not given."""
     precompute_dir: Path | None = None
-    """Folder of precomputed moments and embeddings; <output_dir>/precomputed when not given."""
+    """Folder of precomputed moments and embeddings; precomputed in the run folder when not given."""
     infer_path: Path | None = None
-    """Folder for compare's pictures; <output_dir>/compare when not given."""
+    """Folder for compare's pictures; compare in the run folder when not given."""
     cache_dir: Path | None = None
     """Where downloaded models are kept; Hugging Face's own folder when not given."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run is, or the first run of its name."""
+        return self.output_dir or RUNS / self.run_name
+
+    @property
+    def cache_folder(self) -> Path:
+        """The run's cache: a folder of its own, or one that several runs share."""
+        return self.precompute_dir or self.run_folder / "precomputed"
 
 
 class ModelConfig(Section):
@@ -67,7 +82,7 @@ class CompareConfig(Section):
     """Base model against LoRA on equal seeds."""
 
     lora_path: Path | None = None
-    """LoRA file, or a folder with pytorch_lora_weights.safetensors; <output_dir> when not given."""
+    """LoRA file, or a folder with pytorch_lora_weights.safetensors; the run folder when not given."""
     prompt: Texts = ["a photo"]
     """One or more prompts."""
     negative_prompt: str | None = None

@@ -29,7 +29,7 @@ class CheckpointConfig(Section):
     resume_from_checkpoint: Annotated[
         str, BeforeValidator(lambda value: "none" if value is None else value)
     ] = "none"
-    """latest goes on from output_dir's newest sound checkpoint, if there is one; or a folder; or none."""
+    """latest goes on from the run folder's newest sound checkpoint, if there is one; or a folder; or none."""
     resume_force: bool = False
     """Go on from a checkpoint although settings differ that make it another run; takes over what fits."""
     max_train_minutes: PositiveFloat | None = None

@@ -35,7 +35,7 @@ def describe(model: ModelConfig, paths: PathsConfig, data: str) -> str:
         f"card        {_card()}",
         f"precision   {precision.name}: {precision.reason}",
         f"RAM         {ram.available / GIB:.1f} of {ram.total / GIB:.1f} GiB free, {os.cpu_count()} cores",
-        f"disk        {free_disk_gib(paths.output_dir):.1f} GiB free for {paths.output_dir}",
+        f"disk        {free_disk_gib(paths.run_folder):.1f} GiB free for {paths.run_folder}",
         f"base        {model.pretrained_model_name_or_path}: {_where(model, paths.cache_dir)}",
         f"data        {data}",
         *(f"attention   {problem}" for problem in problems()),

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from lora_utils.config.data import DataConfig
-from lora_utils.config.schema import PathsConfig
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Finding, fixed, refused, table
 from lora_utils.data.inspection import InspectedExample, held_out_hashes, require_training
@@ -229,8 +228,3 @@ def warn_of_findings(precomputed: Precomputed, report: Path) -> None:
         LOGGER.warning(
             "%d remarks on what is used, such as cut captions and turned pictures: %s", remarks, report
         )
-
-
-def cache_folder(paths: PathsConfig) -> Path:
-    """The run's cache: a folder of its own, or one that several runs share."""
-    return paths.precompute_dir or paths.output_dir / "precomputed"

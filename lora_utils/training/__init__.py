@@ -2,7 +2,7 @@
 
 May use: memory, model, precompute, storage, compare, config, system.
 
-loop        train, StepReport: every step of a run, whole, and each figure of a step that is logged
+loop        train, StepReport: every step, whole, and each figure of it that is logged
 state       TrainingState: what a step changes, and so what a checkpoint holds
 recording   recording, Recorder: when something is logged or kept; the files are storage's
 stopping    Stopping: a signal, or the time is over
@@ -10,7 +10,7 @@ run         TrainingRun, prepare: examples, base, adapter, precision, put togeth
 unet        PlannedUnet: loaded, adapted, planned for the card
 batches     micro_batches, read_batch: which examples, in which order
 objective   Batch, draw_visit, training_losses: from an example to its loss, by diffusion's formulas
-diffusion   add_noise, training_target, min_snr_weights: the mathematics, pure functions; a new loss starts here
+diffusion   add_noise, training_target, min_snr_weights: the mathematics; a new loss starts here
 optimizers  new_optimizer, new_lr_scheduler, load_states: by name, from the libraries that keep them
 average     WeightAverage, averaged_weights: the weights that are saved and measured
 validation  HeldOutLoss: the loss on held-out examples; other metrics of training go here
