@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from lora_utils import UserError, __version__
 from lora_utils.config.loading import all_settings, describe, find_config, load_config, presets
 from lora_utils.config.schema import RunConfig
+from lora_utils.system.console import accept_any_text
 from lora_utils.system.redaction import install, redacted
 
 
@@ -39,6 +40,7 @@ class Stage(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    accept_any_text()
     # A machine that is taken away says SIGTERM: it ends a run as Ctrl-C does, with a checkpoint.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     install()

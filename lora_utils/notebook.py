@@ -20,6 +20,7 @@ from lora_utils.precompute.data_report import DataReport
 from lora_utils.stages import train
 from lora_utils.storage.log import METRICS, read_summary
 from lora_utils.system import redaction
+from lora_utils.system.console import accept_any_text
 from lora_utils.system.device import MachineError
 from lora_utils.tiny.demo_data import draw_demo_data
 
@@ -40,6 +41,7 @@ def configure(preset: str = "auto", overrides: Mapping[str, Any] | None = None, 
         UserError: The preset or a setting is unknown or impossible.
     """
     redaction.install()
+    accept_any_text()
     file = find_config(choose_preset(preset))
     given = {name: value for name, value in fields.items() if value not in ("", None, [])}
     given |= overrides or {}

@@ -52,6 +52,33 @@ def test_rooms_import_downwards(name):
         assert "import RunConfig" not in OURS[name].read_text(encoding="utf-8"), "take a section instead"
 
 
+def opens_text(call):
+    """Whether a call opens a file as text; a mode that cannot be read here counts as text."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    if name in ("read_text", "write_text"):
+        return True
+    # Of others' open (os, Image, zipfile) none takes a path and a mode as Path.open and open do.
+    if name != "open" or owner in ("os", "Image", "webbrowser"):
+        return False
+    modes = [node.value for node in call.args if isinstance(node, ast.Constant)]
+    modes += [keyword.value.value for keyword in call.keywords if keyword.arg == "mode"]
+    return not any("b" in str(mode) for mode in modes)
+
+
+def test_text_is_read_and_written_as_utf_8_whatever_the_system_prefers():
+    calls = [
+        (name, node)
+        for name in FILES
+        if name.startswith(("lora_utils.", "tools."))
+        for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text(node)
+    ]
+    assert len(calls) > 5
+    for name, call in calls:
+        assert "encoding" in {keyword.arg for keyword in call.keywords}, f"{name} line {call.lineno}"
+
+
 def test_no_two_files_import_each_other():
     TopologicalSorter({name: imports_of(path) - {name} for name, path in FILES.items()}).prepare()
 

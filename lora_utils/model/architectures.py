@@ -115,10 +115,10 @@ def find_architecture(config: ModelConfig, cache_dir: Path | None) -> Architectu
 def _read(name: str, filename: str, cache_dir: Path | None, revision: str | None) -> dict[str, Any] | None:
     if Path(name).is_dir():
         file = Path(name, filename)
-        return json.loads(file.read_text()) if file.is_file() else None
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     try:
         cached = try_to_load_from_cache(name, filename, cache_dir=cache_dir, revision=revision)
     except HFValidationError:  # loading will explain it
         return None
     # Else None, or a mark that the Hub has no such file.
-    return json.loads(Path(cached).read_text()) if isinstance(cached, str) else None
+    return json.loads(Path(cached).read_text(encoding="utf-8")) if isinstance(cached, str) else None

@@ -115,7 +115,7 @@ class Part:
         if index is None:
             return [self._fetch(f"{stem}{infix}.safetensors")]
 
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         for shard in shards:
             # An index is data: it may point to a pickle, or out of the model's folder.
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
@@ -125,7 +125,7 @@ class Part:
         return [self._fetch(shard) for shard in shards]
 
     def _read_plain_config(self) -> dict[str, Any]:
-        config = _plausible(json.loads(self._fetch("config.json").read_text()), self.model)
+        config = _plausible(json.loads(self._fetch("config.json").read_text(encoding="utf-8")), self.model)
         if "quantization_config" in config or self._find("adapter_config.json"):
             raise ModelError(
                 f"{self.subfolder} of {self.model} is quantised or adapted; choose the plain model"

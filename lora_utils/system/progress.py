@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from lora_utils.system.console import is_terminal
+
 Item = TypeVar("Item")
 LOG_INTERVAL_SECONDS = 10.0
 
@@ -25,7 +27,7 @@ def progress_bar(
         done: How many of them lie behind already.
     """
     # A log file keeps every line that a terminal would overwrite.
-    interval = 0.2 if sys.stdout.isatty() else LOG_INTERVAL_SECONDS
+    interval = 0.2 if is_terminal(sys.stdout) else LOG_INTERVAL_SECONDS
     return tqdm(
         items,
         title,
@@ -34,6 +36,6 @@ def progress_bar(
         file=sys.stdout,
         mininterval=interval,
         maxinterval=interval,
-        disable=not shown,
+        disable=not shown or sys.stdout is None,  # None: a service, or a descriptor that is closed
         ncols=110,
     )

@@ -122,9 +122,9 @@ def build_tokenizers(corpus: list[str], folder: Path) -> tuple[CLIPTokenizer, CL
     vocabulary = {word: number for number, word in enumerate([*dict.fromkeys(words), START, END])}
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text(
-        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n", encoding="utf-8"
     )
     files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
     first = CLIPTokenizer(*files, model_max_length=TOKEN_LIMIT, pad_token=END)

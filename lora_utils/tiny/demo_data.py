@@ -39,7 +39,7 @@ def draw_demo_data(folder: Path, resolution_px: int = SIZE_PX) -> None:
         suffix = "png" if number % 2 else "jpg"  # both, since a user's folder holds both
         path = folder / f"ink_{number:02d}.{suffix}"
         picture.save(path, quality=95)
-        path.with_suffix(".txt").write_text(scene.caption + "\n")
+        path.with_suffix(".txt").write_text(scene.caption + "\n", encoding="utf-8")
 
 
 def demo_scenes() -> list[Scene]:
