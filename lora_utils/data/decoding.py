@@ -8,13 +8,16 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,10 +30,7 @@ from lora_utils.data.images import ImageError, decode
 from lora_utils.data.inspection import ALPHA, InspectedExample, read_unchanged
 
 LOGGER = logging.getLogger(__name__)
-NO_WORKERS = (
-    "worker processes cannot start here, so images are decoded in this one; a script that runs stages needs "
-    'its code under: if __name__ == "__main__"'
-)
+NO_WORKERS = "worker processes cannot start here, so images are decoded in this one, which takes longer"
 WORTH_WORKERS = 64
 """Images that outweigh the start of several workers."""
 LARGE_PX = 12 * 10**6
@@ -144,10 +144,11 @@ def decode_all(jobs: Iterable[Job], areas_px: Sequence[int], workers: int | None
         workers = _choose_workers(areas_px)
     source = iter(jobs)
     while workers:
-        with _pool(workers) as pool:
-            if not _starts(pool):
-                LOGGER.warning("%s", NO_WORKERS)
-                break
+        pool = _started_pool(workers)
+        if pool is None:
+            LOGGER.warning("%s", NO_WORKERS)
+            break
+        with pool:
             crashed = yield from _in_pool(pool, source, workers * AHEAD)
         if not crashed:
             return
@@ -167,12 +168,16 @@ def _choose_workers(areas_px: Sequence[int]) -> int:
     return int(max(areas_px, default=0) > LARGE_PX)
 
 
-def _starts(pool: ProcessPoolExecutor) -> bool:
-    # A spawned worker imports the main script, which may start the stages again, or not exist (python -c).
+def _started_pool(workers: int) -> ProcessPoolExecutor | None:
+    """None where processes cannot be had: in a sandbox without semaphores, in a child of a pool."""
+    if multiprocessing.current_process().daemon:
+        return None
     try:
-        return pool.submit(os.getpid).result() > 0
-    except BrokenProcessPool:
-        return False
+        pool = _pool(workers)
+        pool.submit(os.getpid).result()
+    except (BrokenProcessPool, OSError, ImportError, NotImplementedError):
+        return None
+    return pool
 
 
 def _in_pool(
@@ -205,8 +210,31 @@ def _alone(job: Job) -> Iterator[DecodedJob]:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
-    # A forked child of a process that runs torch's threads or CUDA can hang; a spawned one cannot.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_the_parent)
+    return ProcessPoolExecutor(workers, _Context(), _end_with_the_parent)
+
+
+class _Process(SpawnProcess):
+    """A worker that does not run the main script.
+
+    multiprocessing imports it in every worker. One that calls a stage without ``if __name__ == "__main__"``
+    would start the stage again in each of them, and one that came by stdin is not there to be imported.
+    Nothing that is sent here needs it: jobs and pictures are this file's.
+    """
+
+    def start(self) -> None:
+        """Start it while the main module looks like that of an interactive session, which has no file."""
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(SpawnContext):
+    """Spawned: a forked child of a process that runs torch's threads or CUDA can hang."""
+
+    Process = _Process
 
 
 def _end_with_the_parent() -> None:

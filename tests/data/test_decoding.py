@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lora_utils.data.crops import Crop
-from lora_utils.data.decoding import Job, decode_all, decode_job
+from lora_utils.data.decoding import NO_WORKERS, Job, decode_all, decode_job
 from tests.conftest import ROOT
 
 WHOLE = Crop((8, 8), (8, 8), 0, 0, (8, 8))
@@ -91,20 +91,78 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     assert not any(psutil.pid_exists(number) for number in workers)
 
 
-def test_a_script_without_a_main_guard_decodes_in_its_own_process(tmp_path):
+UNGUARDED = f"""
+from lora_utils.data.crops import Crop
+from lora_utils.data.decoding import Job, decode_all
+print("once")
+whole = Crop((8, 8), (8, 8), 0, 0, (8, 8))
+jobs = [Job(n, str(n), {png(7)!r}, {{"whole": whole}}, "white") for n in range(10)]
+pictures = list(decode_all(jobs, [64] * 10, 2))
+print(len(pictures), sum(p.refusal is not None for p in pictures))
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "module", "stdin", "-c", "runpy", "vanished", "daemon"])
+def test_a_script_without_a_main_guard_just_works(tmp_path, way):
     script = tmp_path / "script.py"
+    script.write_text(UNGUARDED, encoding="utf-8")
+    lines = {
+        "runpy": "import runpy; runpy.run_path('script.py', run_name='__main__')",
+        "vanished": "import os; os.remove(__file__)\n" + UNGUARDED,
+        "daemon": "import multiprocessing\n"
+        "def run(): import script\n"
+        "if __name__ == '__main__':\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=run, daemon=True)\n"
+        "    child.start()\n"
+        "    child.join()\n",
+    }
+    (tmp_path / "other.py").write_text(lines.get(way, ""), encoding="utf-8")
+    file = "other.py" if way in lines else "script.py"
+    command = {"module": ["-m", "script"], "stdin": ["-"], "-c": ["-c", UNGUARDED]}.get(way, [file])
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=UNGUARDED if way == "stdin" else "",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == ["once", "10", "0"]
+    # A daemon may have no children: it decodes by itself, and says so.
+    assert done.stderr == ("" if way != "daemon" else f"{NO_WORKERS}\n")
+
+
+def test_a_script_that_calls_stages_without_a_main_guard_just_works(tmp_path, tiny_settings):
+    script = tmp_path / "script.py"
+    settings = {name: str(value) for name, value in tiny_settings.items()}
+    settings |= {"precompute_dir": "cache", "output_dir": "run", "dataloader_num_workers": 2}
+    settings |= {"max_train_steps": 1}
     script.write_text(
-        "from tests.data.test_decoding import job\n"
-        "from lora_utils.data.decoding import decode_all\n"
-        "pictures = list(decode_all([job(n) for n in range(10)], [64] * 10, 2))\n"
-        "print(len(pictures), sum(p.refusal is not None for p in pictures))\n"
+        "from lora_utils import stages\n"
+        "from lora_utils.config.loading import load_config\n"
+        f"config = load_config(None, {settings})\n"
+        "stages.precompute(config)\n"
+        "print(len(list(stages.train(config))), 'step')\n",
+        encoding="utf-8",
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.stdout.split() == ["10", "0"]
-    assert "__main__" in done.stderr
+    assert done.stdout.splitlines()[-1] == "1 step"
+    assert "Traceback" not in done.stderr
+
+
+def test_where_no_worker_can_be_had_this_process_decodes(monkeypatch, caplog):
+    def no_semaphores(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("lora_utils.data.decoding.ProcessPoolExecutor", no_semaphores)
+    assert [decoded.number for decoded in decode_all([job(number) for number in range(3)], [64] * 3, 2)] == [
+        *range(3)
+    ]
+    assert caplog.messages == [NO_WORKERS]
 
 
 def test_a_mask_is_cut_to_latents():
