@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from lora_utils.config.loading import all_settings, describe, find_config, load_
 from lora_utils.config.schema import RunConfig
 from lora_utils.system.console import accept_any_text
 from lora_utils.system.redaction import install, redacted
+from lora_utils.system.signals import interrupt_when_told_to_end
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Stage(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
     accept_any_text()
-    # A machine that is taken away says SIGTERM: it ends a run as Ctrl-C does, with a checkpoint.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_when_told_to_end()
     install()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)

@@ -6,7 +6,6 @@ so a bit flipped in a JPEG or a lossy WebP that still decodes is not found. Work
 so it imports no torch.
 """
 
-import os
 import stat
 import struct
 import warnings
@@ -23,6 +22,7 @@ from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError,
 
 from lora_utils import UserError
 from lora_utils.data.findings import Finding, fixed, refused
+from lora_utils.system.portable import open_descriptor
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 10**6  # 192 MB as RGB, and decoding holds several copies of it
@@ -123,8 +123,8 @@ def read_bytes(path: Path, root: Path) -> bytes:
             size = f"larger than {MAX_BYTES // 2**20} MiB" if status.st_size else "empty (0 bytes)"
             raise ImageError(size, "replace or remove it")
 
-        # Without O_NONBLOCK, a pipe that takes the file's place at this moment would block forever.
-        with open(target, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        # A pipe may take the file's place at this moment, and would block forever.
+        with open(target, "rb", opener=open_descriptor) as file:
             return file.read(MAX_BYTES)
     # ValueError: a NUL in the name. RuntimeError: links in a circle, before Python 3.13.
     except (OSError, RuntimeError, ValueError) as error:

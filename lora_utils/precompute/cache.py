@@ -22,7 +22,8 @@ from torch import Tensor
 from lora_utils import UserError
 from lora_utils.data.findings import Finding, fixed
 from lora_utils.precompute.packs import Layout, Notes, Pack, PackError, Row, new_row, write_pack
-from lora_utils.system.files import allow_many_open_files, set_aside, sweep
+from lora_utils.system.files import set_aside, sweep
+from lora_utils.system.portable import allow_many_open_files
 
 LOGGER = logging.getLogger(__name__)
 SCHEMA = 2
@@ -88,6 +89,7 @@ class Cache:
         try:
             return pack.read(row)
         except (PackError, OSError) as error:
+            pack.close()
             self._set_aside(pack.path)
             raise CacheError(
                 f"{error}; run the same command again: it encodes what is damaged anew"
@@ -202,7 +204,11 @@ class Cache:
             for number in range(len(joined)):
                 joined.read(number)  # only what was read back whole may replace its source
         for number in numbers:
-            self._packs.pop(number).path.unlink(missing_ok=True)
+            replaced = self._packs.pop(number)
+            replaced.close()
+            # On Windows another run may hold it: then it stays until that one has ended, and is joined again.
+            with suppress(PermissionError):
+                replaced.path.unlink(missing_ok=True)
 
     def _write(self, content: str, layout: Layout, rows: list[Row], notes: Notes) -> Pack:
         last = max((_pack_number(path) for path in self._pack_paths()), default=0)

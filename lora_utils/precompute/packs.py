@@ -21,6 +21,7 @@ from torch import Tensor
 from lora_utils import UserError
 from lora_utils.data.findings import Finding, Kind
 from lora_utils.system.files import commit_file
+from lora_utils.system.portable import open_descriptor, read_at
 
 KEY_BYTES = 16
 HASH_BYTES = 32
@@ -131,14 +132,14 @@ class Pack:
             PackError: It is damaged, or the file is not as long as it says.
         """
         self.path = path
-        self._descriptor = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-        )  # a pipe would wait for ever
+        self._descriptor = open_descriptor(path)
         # Closed with the object, however it goes: a cache of many packs must not leak descriptors.
-        weakref.finalize(self, os.close, self._descriptor)
+        self.close = weakref.finalize(self, os.close, self._descriptor)
+        """Let go of the file, so that Windows lets it be renamed or deleted; nothing can be read after."""
         try:
             self._read_header()
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            self.close()
             raise PackError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
     def __len__(self) -> int:
@@ -146,14 +147,14 @@ class Pack:
 
     def keys(self) -> list[bytes]:
         """The records' keys, in the order of the rows."""
-        keys = os.pread(self._descriptor, self._count * KEY_BYTES, self._begin)
+        keys = read_at(self._descriptor, self._count * KEY_BYTES, self._begin)
         return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
 
     def row(self, number: int) -> Row:
         """A record as it stands in the file, for copying; not checked."""
         hashes = self._begin + self._count * KEY_BYTES
-        key = os.pread(self._descriptor, KEY_BYTES, self._begin + number * KEY_BYTES)
-        stored = os.pread(self._descriptor, HASH_BYTES, hashes + number * HASH_BYTES)
+        key = read_at(self._descriptor, KEY_BYTES, self._begin + number * KEY_BYTES)
+        stored = read_at(self._descriptor, HASH_BYTES, hashes + number * HASH_BYTES)
         return Row(key, stored, lambda name: self._part(name, number))
 
     def read(self, number: int) -> dict[str, Tensor]:
@@ -185,13 +186,13 @@ class Pack:
 
     def _part(self, name: str, number: int) -> bytes:
         start, size = self._offsets[name]
-        return os.pread(self._descriptor, size, start + number * size)
+        return read_at(self._descriptor, size, start + number * size)
 
     def _read_header(self) -> None:
-        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        length = int.from_bytes(read_at(self._descriptor, 8, 0), "little")
         if not 2 <= length <= GREATEST_HEADER:
             raise ValueError("no safetensors header")
-        text = os.pread(self._descriptor, length, 8)
+        text = read_at(self._descriptor, length, 8)
         header = json.loads(text)
         notes = json.loads(header.pop("__metadata__")["notes"])
         self.notes = _read_notes(notes)

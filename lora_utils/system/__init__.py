@@ -3,8 +3,9 @@
 May use: no other room.
 
 files      write_atomically, commit_folder, read_folder, staged, sweep: whole on disk, or not at all
+portable   open_descriptor, read_at, rename, replace, when_free: Linux, macOS and Windows, as one
 device     choose_precision, compute_capability, free_memory: what computes; a run's dtype, not the VAE's
-signals    StopRequest: Ctrl-C and SIGTERM, heard at the end of a step
+signals    StopRequest, interrupt_when_told_to_end: Ctrl-C and SIGTERM, heard at the end of a step
 console    accept_any_text, is_terminal: what is printed never ends a run
 progress   progress_bar: in a terminal, a notebook, a log file
 redaction  install, redacted: keeps tokens out of all that is printed or logged

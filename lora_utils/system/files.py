@@ -20,11 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from lora_utils import UserError
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+from lora_utils.system.portable import rename, replace, when_free
 
 PARTIAL = ".partial-"
 DELETED = ".deleted-"
@@ -52,13 +48,6 @@ def nearest_existing(path: Path) -> Path:
     return next(candidate for candidate in (absolute, *absolute.parents) if candidate.exists())
 
 
-def allow_many_open_files() -> None:
-    """Raise the soft limit on open files, often 1024, to the hard one, where the system has such limits."""
-    if resource is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def beside(path: Path, prefix: str) -> Path:
     """A hidden name in the same folder that nobody has: PARTIAL, DELETED or BAD, then the path's own name."""
     return path.with_name(f"{prefix}{path.name}-{uuid.uuid4().hex[:8]}")
@@ -70,10 +59,8 @@ def delete(path: Path) -> None:
     Raises:
         FileNotFoundError: It is gone.
     """
-    if stat.S_ISDIR(path.lstat().st_mode):
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    is_folder = stat.S_ISDIR(path.lstat().st_mode)
+    when_free(lambda: shutil.rmtree(path) if is_folder else path.unlink())
 
 
 @contextmanager
@@ -91,14 +78,14 @@ def staged(path: Path, discard: Callable[[Path], None] = delete) -> Iterator[Pat
 
 def set_aside(path: Path) -> Path:
     """Give a damaged file or folder a name under which nothing looks for it, and keep it."""
-    aside = path.rename(beside(path, BAD))
+    aside = rename(path, beside(path, BAD))
     sync_folder(path.parent)
     return aside
 
 
 def remove(folder: Path) -> None:
     """Delete a folder; killed on the way, it is whole under its name, or litter."""
-    delete(folder.rename(beside(folder, DELETED)))
+    delete(rename(folder, beside(folder, DELETED)))
 
 
 def is_litter(name: str) -> bool:
@@ -140,7 +127,7 @@ def commit_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             sync(file.fileno())
-        partial.replace(path)
+        replace(partial, path)
         sync_folder(path.parent)
 
 
@@ -163,7 +150,10 @@ def sync(descriptor: int) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Without this a power cut can lose the new name of a file whose bytes are safe."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder; its file systems keep names in a journal of their own
+        return
     try:
         sync(descriptor)
     finally:
@@ -191,7 +181,7 @@ def commit_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         # Last: a folder with a manifest has all of its files.
         write_new(partial / MANIFEST, json.dumps({"schema": SCHEMA, "files": manifest}, indent=1).encode())
         sync_folder(partial)
-        partial.rename(folder)
+        rename(partial, folder)
     # The new name itself has to reach the disk, too.
     sync_folder(folder.parent)
 

@@ -8,7 +8,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 LOGGER = logging.getLogger(__name__)
-HEARD = (signal.SIGINT, signal.SIGTERM)
+# SIGBREAK: Windows' Ctrl-Break, which it also sends when a console is closed.
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+HEARD = (signal.SIGINT, *ENDING)
+
+
+def interrupt_when_told_to_end() -> None:
+    """From now on SIGTERM interrupts as Ctrl-C does; a machine that is taken away sends it.
+
+    Nothing changes outside of the main thread, where Python hears no signals.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            signal.signal(number, signal.default_int_handler)
 
 
 class StopRequest:
