@@ -27,6 +27,7 @@ from lora_utils.system.files import (
     sync,
     sync_folder,
 )
+from lora_utils.system.portable import rename, replace
 
 CHUNK_BYTES = 8 * 2**20
 LATE_SECONDS = (0.5, 2.0)
@@ -86,8 +87,8 @@ def copy_folder(source: Path, target: Path) -> None:
         _wait_until(lambda: is_copy(partial, manifest), partial)
         # Two renames: a mounted drive cannot be trusted to replace a folder in one.
         with suppress(FileNotFoundError):
-            target.rename(beside(target, DELETED))
-        partial.rename(target)
+            rename(target, beside(target, DELETED))
+        rename(partial, target)
     _sync_names(target.parent)
     _wait_until(lambda: is_copy(target, manifest), target)
 
@@ -115,7 +116,7 @@ def copy_file(source: Path, target: Path) -> None:
                 copy.flush()
                 sync(copy.fileno())
             _wait_until(lambda: _reads_as(partial, sha256), partial)
-            partial.replace(target)
+            replace(partial, target)
     _sync_names(target.parent)
     _wait_until(lambda: _reads_as(target, sha256), target)
 

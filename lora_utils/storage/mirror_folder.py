@@ -22,6 +22,7 @@ from lora_utils.system.files import (
     nearest_existing,
     read_folder,
 )
+from lora_utils.system.portable import rename
 
 CHECKPOINTS = "checkpoints"
 PRECOMPUTED = "precomputed"
@@ -100,12 +101,12 @@ def prune_copies(checkpoints: Path, step: int) -> None:
 def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
     """Rename what an earlier run left above this step, lest restoring or pruning takes it for this run's."""
     newer = [folder for folder in steps_in(checkpoints) if (step_of(folder.name) or 0) > step]
-    return [folder.rename(beside(folder, BAD)) for folder in newer]
+    return [rename(folder, beside(folder, BAD)) for folder in newer]
 
 
 def discard(path: Path) -> None:
     """Delete a file or folder of ours, under another name first: nobody may read it half deleted."""
-    delete_emptied(path.rename(beside(path, DELETED)))
+    delete_emptied(rename(path, beside(path, DELETED)))
 
 
 def sweep_mirror(folder: Path) -> None:

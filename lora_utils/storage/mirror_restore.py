@@ -28,6 +28,7 @@ from lora_utils.storage.mirror_folder import (
     steps_in,
 )
 from lora_utils.system.files import DamagedError, commit_folder, staged, write_atomically
+from lora_utils.system.portable import replace
 
 LOGGER = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def _bring_pack(source: Path, target: Path) -> None:
             raise DamagedError("it is cut short or damaged") from error
         if damaged:
             raise DamagedError(f"{damaged} of {len(pack)} records are damaged")
-        partial.replace(target)
+        replace(partial, target)
 
 
 def _names(folder: Path) -> list[str]:

@@ -22,6 +22,7 @@ from lora_utils.storage.checkpoint import (
 from lora_utils.storage.identity import changes
 from lora_utils.storage.mirror import Mirror
 from lora_utils.system.files import DamagedError, sweep
+from lora_utils.system.portable import rename
 
 LOGGER = logging.getLogger(__name__)
 FOLDER = "checkpoints"
@@ -269,7 +270,7 @@ def _make_way(folder: Path, first_step: int) -> None:
     aside = next(path for path in candidates if not path.exists())
     aside.mkdir()
     for path in later:
-        path.rename(aside / path.name)
+        rename(path, aside / path.name)
     LOGGER.warning(
         "an earlier run's checkpoints, %s, are in %s now; delete them when they are not needed",
         ", ".join(path.name for path in later),
