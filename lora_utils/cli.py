@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
-from lora_utils.config.loading import all_settings, describe, find_config, load_config, presets
-from lora_utils.config.schema import RunConfig
+from lora_utils.config.flags import read_flags
+from lora_utils.config.loading import find_config, load_config, presets
+from lora_utils.config.schema import RunConfig, all_settings, describe
 from lora_utils.system.console import accept_any_text
 from lora_utils.system.redaction import install, redacted
 from lora_utils.system.signals import interrupt_when_told_to_end
@@ -67,18 +68,15 @@ def parse(arguments: Sequence[str]) -> Command:
     Raises:
         ConfigError: A flag is unknown or its value impossible.
     """
+    given, others = read_flags(arguments)
     parser = _build_parser()
-    known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in arguments])
-    given = {
-        name: value for name, value in vars(known).items() if name in all_settings() and value is not None
-    }
+    known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in others])
     # Unknown flags go to load_config too, which says what may have been meant.
-    stray = {}
-    for argument in unknown:
-        if argument.startswith("--"):
-            stray[argument.removeprefix("--").split("=")[0]] = None
+    stray = {word.removeprefix("--").split("=")[0]: "" for word in unknown if word.startswith("--")}
     if unknown and not stray:
         parser.error(f"cannot understand {' '.join(unknown)}")
+    if sum(word.split("=")[0] == "--config" for word in others) > 1:
+        parser.error("--config is there twice; a file may hold what both do")
     # argparse would take them with any stage, and they would be without effect.
     if (known.data or known.card) and known.stage != "check":
         parser.error("--data and --card belong to check")

@@ -6,8 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a script finds what lies beside it, and the package lies beside tools/
 
-from lora_utils.config.loading import all_settings, describe  # noqa: E402
-from lora_utils.config.schema import RunConfig  # noqa: E402
+from lora_utils.config.schema import RunConfig, all_settings, describe  # noqa: E402
 
 
 def page() -> str:

@@ -109,8 +109,9 @@ def outcome(content: bytes, file: Path) -> str:
         config = load_config(file)
     except UserError as error:
         message = str(error)
-        assert message.isprintable(), repr(message)  # one line, and no codes for the terminal
-        assert 10 < len(message) <= LONGEST_LINE, message
+        for line in message.split("\n"):  # one, or one for each unknown name; no codes for the terminal
+            assert line.isprintable(), repr(message)
+            assert 10 < len(line) <= LONGEST_LINE, message
         return "refused"
     assert isinstance(config, RunConfig)
     return "valid"

@@ -1,20 +1,29 @@
 """The settings of data: where it comes from, how it is captioned, framed and kept."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PlainSerializer,
-    PositiveInt,
     model_validator,
 )
 
-from lora_utils.config.section import Fraction, Numbers, Paths, Section
+from lora_utils.config.section import (
+    Fraction,
+    Location,
+    NameOrPath,
+    NonNegativeInt,
+    Numbers,
+    Paths,
+    PositiveInt,
+    Section,
+)
+
+MOST_VARIANTS = 1000  # of one image or caption; each is encoded and kept
+MOST_WORKERS = 256
 
 
 def parse_size(value: Any) -> Any:
@@ -62,7 +71,7 @@ class DataConfig(Section):
     """Folders of images with captions; also the data_dir that your own dataset_name file gets."""
     num_repeats: Numbers = [1]
     """How often an epoch shows each image of a folder: one number, or one per train_data_dir."""
-    dataset_name: str | None = None
+    dataset_name: NameOrPath | None = None
     """Hub id or local folder of a dataset, or your own Python file that yields images and captions."""
     dataset_config_name: str | None = None
     """Configuration of a Hub dataset that has several."""
@@ -82,7 +91,7 @@ class DataConfig(Section):
     """Shuffle comma-separated tags: caption_variants orders of each are encoded, a visit picks one."""
     keep_tokens: NonNegativeInt = 0
     """How many leading tags stay in place when tags are shuffled."""
-    caption_variants: PositiveInt = 4
+    caption_variants: Annotated[int, Field(ge=1, le=MOST_VARIANTS)] = 4
     """Orders of a shuffled caption that are encoded."""
     caption_dropout_rate: Fraction = 0.0
     """Share of visits without caption, so that the unconditional side of guidance learns too."""
@@ -92,7 +101,7 @@ class DataConfig(Section):
     """Size of training and comparison images in pixels: 1024, or 1280x720 for width x height."""
     random_crop: bool = False
     """Crop anywhere instead of in the middle: crop_variants crops are encoded, a visit picks one."""
-    crop_variants: PositiveInt = 4
+    crop_variants: Annotated[int, Field(ge=1, le=MOST_VARIANTS)] = 4
     """Crops of each image that are encoded with random_crop."""
     random_flip: bool = False
     """Encode the mirrored image too; a visit picks one of both."""
@@ -108,13 +117,13 @@ class DataConfig(Section):
     """Never enlarge an image: smaller ones get smaller buckets of their own."""
     alpha_background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour that shows through transparent pixels: a name or #rrggbb."""
-    mask_data_dir: Path | None = None
+    mask_data_dir: Location | None = None
     """Folder of grey masks named like the images: the loss counts where a mask is white."""
     alpha_mask: bool = False
     """Use the images' alpha channel as such a mask."""
     vae_batch_size: PositiveInt | None = None
     """Images that the VAE encodes together; what fits when not given."""
-    dataloader_num_workers: NonNegativeInt | None = None
+    dataloader_num_workers: Annotated[int, Field(ge=0, le=MOST_WORKERS)] | None = None
     """Processes that decode images while the VAE works; as many as help when not given."""
     latent_mode: Literal["sample", "mean"] = "sample"
     """Draw latents afresh from the VAE's posterior on every visit, or use its mean."""
@@ -133,8 +142,8 @@ class DataConfig(Section):
         if self.bucket_no_upscale and not self.enable_bucket:
             raise ValueError("bucket_no_upscale needs enable_bucket; set both or neither")
         folders = len(self.train_data_dir or [])
-        if len(self.num_repeats) not in (1, folders) or min(self.num_repeats) < 1:
-            raise ValueError("num_repeats takes one positive number, or one for each train_data_dir")
+        if len(self.num_repeats) not in (1, folders):
+            raise ValueError("num_repeats takes one number, or one for each train_data_dir")
         if self.mask_data_dir and self.alpha_mask:
             raise ValueError("mask_data_dir and alpha_mask exclude each other")
         return self

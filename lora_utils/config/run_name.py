@@ -1,9 +1,12 @@
 """What a run is called when nobody names it: after its data and its preset."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lora_utils.config.section import expanded
 
 NAMELESS = "lora"
 LONGEST = 60
@@ -30,7 +33,10 @@ def _last_part(source: object) -> str:
     text = str(source or "").strip()
     if not text:
         return ""
-    path = Path(text).expanduser()
+    # What cannot be expanded is refused a moment later, by its setting.
+    with contextlib.suppress(ValueError):
+        text = expanded(text)
+    path = Path(text)
     # "." and "pictures/.." have no name of their own.
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return _plain(Path(name).stem if path.is_file() or name.endswith(".py") else name)

@@ -1,23 +1,23 @@
 """Every setting, once: name, type, bounds, default and help.
 
 A run is described by one frozen ``RunConfig`` in sections. Leaf names are unique over the sections and are
-the flags of diffusers' training scripts where those have one, else of sd-scripts. ``config`` reads and writes
-them.
+the flags of diffusers' training scripts where those have one, else of sd-scripts. ``loading`` reads and
+writes them.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveInt,
-)
+from pydantic import BaseModel, Field, NonNegativeFloat
+from pydantic.fields import FieldInfo
 
 from lora_utils.config.data import DataConfig
-from lora_utils.config.section import Numbers, Section, Texts
+from lora_utils.config.run_name import NAMELESS
+from lora_utils.config.section import Location, NameOrPath, Section, Seeds, Texts
 from lora_utils.config.training import CheckpointConfig, LoraConfig, TrainConfig
 
+TIMESTEPS = 1000  # of SDXL's schedule; with more denoising steps its spacing comes out as 0
 TINY = Path(__file__).parents[1] / "tiny"
 RUNS = Path("runs")
 """Where run folders are made whose path nobody gives."""
@@ -27,21 +27,21 @@ BasePrecision = Literal["auto", "fp16", "int8", "nf4"]
 class PathsConfig(Section):
     """Where things are written."""
 
-    output_dir: Path | None = None
+    output_dir: Location | None = None
     """Run folder: weights, config, metrics, pictures; runs/<run_name>, then -2, -3, when not given."""
-    run_name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")] = "lora"
+    run_name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")] | None = None
     """Names the run folder where output_dir does not; <data>-<preset> when not given."""
-    precompute_dir: Path | None = None
+    precompute_dir: Location | None = None
     """Folder of precomputed moments and embeddings; precomputed in the run folder when not given."""
-    infer_path: Path | None = None
+    infer_path: Location | None = None
     """Folder for compare's pictures; compare in the run folder when not given."""
-    cache_dir: Path | None = None
+    cache_dir: Location | None = None
     """Where downloaded models are kept; Hugging Face's own folder when not given."""
 
     @property
     def run_folder(self) -> Path:
         """Where the run is, or the first run of its name."""
-        return self.output_dir or RUNS / self.run_name
+        return self.output_dir or RUNS / (self.run_name or NAMELESS)
 
     @property
     def cache_folder(self) -> Path:
@@ -52,11 +52,11 @@ class PathsConfig(Section):
 class ModelConfig(Section):
     """Which SDXL, in which precision."""
 
-    pretrained_model_name_or_path: str = "stabilityai/stable-diffusion-xl-base-1.0"
+    pretrained_model_name_or_path: NameOrPath = "stabilityai/stable-diffusion-xl-base-1.0"
     """Hub id or local folder of the base model, in diffusers' layout; tiny is the small one that comes
     along.
     """
-    pretrained_vae_model_name_or_path: str | None = None
+    pretrained_vae_model_name_or_path: NameOrPath | None = None
     """Another VAE, such as madebyollin/sdxl-vae-fp16-fix; the base model's own when not given."""
     revision: str | None = None
     """Branch, tag or commit of a base model on the Hub."""
@@ -81,17 +81,17 @@ class ModelConfig(Section):
 class CompareConfig(Section):
     """Base model against LoRA on equal seeds."""
 
-    lora_path: Path | None = None
+    lora_path: Location | None = None
     """LoRA file, or a folder with pytorch_lora_weights.safetensors; the run folder when not given."""
     prompt: Texts = ["a photo"]
     """One or more prompts."""
     negative_prompt: str | None = None
     """What to steer away from."""
-    seeds: Numbers = [0]
+    seeds: Seeds = [0]
     """Each prompt is drawn once per seed, with the same initial noise for base and LoRA."""
-    adapter_scale: NonNegativeFloat = 1.0
-    """Strength of the LoRA; 0 is the base model."""
-    num_inference_steps: PositiveInt = 30
+    adapter_scale: float = 1.0
+    """Strength of the LoRA; 0 is the base model, and below 0 the other way."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=TIMESTEPS)] = 30
     """Denoising steps."""
     guidance_scale: NonNegativeFloat = 5.0
     """Classifier-free guidance (Ho & Salimans, 2022); 1 and below turn it off."""
@@ -107,3 +107,20 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     compare: CompareConfig = CompareConfig()
+
+
+@cache
+def all_settings() -> dict[str, tuple[str, FieldInfo]]:
+    """Every leaf name with its section and field."""
+    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    return {
+        leaf: (section, field)
+        for section, model in sections.items()
+        if isinstance(model, type) and issubclass(model, BaseModel)
+        for leaf, field in model.model_fields.items()
+    }
+
+
+def describe(field: FieldInfo) -> str:
+    """What a setting does, on one line: the docstring below its field."""
+    return " ".join(str(field.description).split())

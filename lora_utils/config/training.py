@@ -1,20 +1,27 @@
 """The settings of checkpoints: when they are made, where they go, and how a run goes on from them."""
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
-from lora_utils.config.section import Fraction, Section, Texts
+from lora_utils.config.section import (
+    Fraction,
+    Location,
+    NameOrPath,
+    NonNegativeInt,
+    PositiveInt,
+    Section,
+    Seed,
+    Texts,
+)
 
 
 class CheckpointConfig(Section):
@@ -26,18 +33,17 @@ class CheckpointConfig(Section):
     """Minutes between checkpoints, where that comes first."""
     checkpoints_total_limit: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints that are kept; at least two, in case the disk damages one."""
-    resume_from_checkpoint: Annotated[
-        str, BeforeValidator(lambda value: "none" if value is None else value)
-    ] = "none"
+    resume_from_checkpoint: NameOrPath = "none"
     """latest goes on from the run folder's newest sound checkpoint, if there is one; or a folder; or none."""
     resume_force: bool = False
     """Go on from a checkpoint although settings differ that make it another run; takes over what fits."""
     max_train_minutes: PositiveFloat | None = None
     """Stop with a checkpoint after so long, before the machine is taken away; the same command goes on."""
-    mirror_dir: Path | None = None
+    mirror_dir: Location | None = None
     """Folder, such as one on Google Drive, for verified copies of checkpoints; latest restores from it."""
 
 
+LARGEST_RANK = 4096  # no matrix of SDXL's has a rank above 1280
 Optimizer = Literal[
     "adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "adafactor", "prodigy", "schedulefree"
 ]
@@ -50,19 +56,26 @@ def _from_flag(value: Any) -> Any:
     return words.get(str(value).lower(), value) if isinstance(value, bool | str) else value
 
 
+def _not_blank(names: list[str]) -> list[str]:
+    # An empty name would match every layer.
+    if not all(name.strip() for name in names):
+        raise ValueError("holds an empty name")
+    return names
+
+
 Checkpointing = Annotated[Literal["auto", "none", "full"], BeforeValidator(_from_flag)]
 
 
 class LoraConfig(Section):
     """Size and reach of the low-rank update (Hu et al., 2021)."""
 
-    rank: PositiveInt = 16
+    rank: Annotated[int, Field(gt=0, le=LARGEST_RANK)] = 16
     """Rank r of each update. Trainable parameters grow linearly with it."""
-    lora_alpha: PositiveInt | None = None
+    lora_alpha: PositiveFloat | None = None
     """The update is multiplied by lora_alpha / rank; equal to rank when not given."""
     lora_dropout: Fraction = 0.0
     """Share of a LoRA layer's inputs that is dropped during training."""
-    target_modules: Texts = ["attn"]
+    target_modules: Annotated[Texts, AfterValidator(_not_blank)] = ["attn"]
     """Layers with an update: attn (560 of SDXL's linears), attn+ff (722), full (convolutions too), names."""
     use_rslora: bool = False
     """Scale updates by lora_alpha / sqrt(rank) (Kalajdzievski, 2023)."""
@@ -73,7 +86,7 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """The training loop. A step is one optimiser update, a micro-batch one backward pass."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides initial weights, data order, noise and timesteps: equal seeds give equal weights."""
     max_train_steps: PositiveInt | None = None
     """Optimiser updates in all; overrides num_train_epochs."""

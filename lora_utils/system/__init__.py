@@ -8,6 +8,6 @@ device     choose_precision, compute_capability, free_memory: what computes; a r
 signals    StopRequest, interrupt_when_told_to_end: Ctrl-C and SIGTERM, heard at the end of a step
 console    accept_any_text, is_terminal: what is printed never ends a run
 progress   progress_bar: in a terminal, a notebook, a log file
-redaction  install, redacted: keeps tokens out of all that is printed or logged
+redaction  install, redacted, holds_token: keeps tokens out of all that is printed or logged
 versions   versions: of the packages that a result depends on
 """

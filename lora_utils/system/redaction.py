@@ -1,7 +1,8 @@
 """Keeps access tokens out of everything that is printed, logged or drawn: ``install()`` once, at the start.
 
 A secret is what looks like a token of a known service, or the value of an environment variable such as
-HF_TOKEN.
+HF_TOKEN. All of them are masked in output. Refused in settings are only those that can be nothing but a
+token: a password may be a plain word, and that word be in a prompt or a path.
 """
 
 import contextlib
@@ -14,12 +15,16 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 MASK = "***"
 ADVICE = "tokens belong in the environment variable HF_TOKEN, in Colab's secrets or in 'hf auth login'"
 _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|API_KEY|ACCESS_KEY|PASSWORD)$", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # characters; below, a value is more likely a word such as "none"
+_SHORTEST_TOKEN = 16  # of a secret that is refused in settings
+_LONG_MIX = re.compile(r"(?=[A-Za-z0-9]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{20,}")
+_CHANGES_OF_A_TOKEN = 0.2  # between lower case, upper case and digits, per character; hexadecimals have 0.47
 _TOKEN = re.compile(
     r"hf_(?:oauth[\w.-]{12,}|jwt_[\w.-]{12,}|[A-Za-z0-9]{16,})"
     r"|api_org_[A-Za-z0-9]{16,}"
@@ -36,16 +41,27 @@ _UNPRINTABLE = (TypeError, ValueError, LookupError, AttributeError, RuntimeError
 
 
 def redacted(text: str) -> str:
-    """The text with ``***`` in place of every secret."""
+    """The text with ``***`` in place of every secret: for what is printed or logged."""
     for value in _environment_secrets():
         text = text.replace(value, MASK)
-    text = _HEADER.sub(lambda match: (match[1] or match[2]) + MASK, text)
-    return _TOKEN.sub(MASK, text)
+    return _without_known_tokens(text)
+
+
+def without_tokens(text: str) -> str:
+    """The text with ``***`` in place of what can be nothing but a token: for files that are read again."""
+    for value in filter(_is_token, _environment_secrets()):
+        text = text.replace(value, MASK)
+    return _without_known_tokens(text)
 
 
 def holds_secret(text: str) -> bool:
     """Whether ``redacted`` would change the text."""
     return redacted(text) != text
+
+
+def holds_token(text: str) -> bool:
+    """Whether ``without_tokens`` would change the text."""
+    return without_tokens(text) != text
 
 
 def install() -> None:
@@ -73,6 +89,24 @@ def _environment_secrets() -> list[str]:
     values = {value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)}
     values |= {repr(value)[1:-1] for value in values}  # as a traceback quotes it
     return sorted((value for value in values if len(value) >= _SHORTEST_SECRET), key=len, reverse=True)
+
+
+def _is_token(value: str) -> bool:
+    """Whether a secret's value is so long and random that it is no word, name or path which a user writes."""
+    value = value.rstrip("\\")  # of a variable that was pasted with the end of its line
+    if not re.fullmatch(r"[^\s/.~\\][^\s\\]*", value) or len(value) < _SHORTEST_TOKEN:
+        return False
+    if _LONG_MIX.search(value):
+        return True
+    # In words, letters stand beside letters of their case; at random, anything beside anything.
+    classes = [char.islower() - char.isupper() for char in value if char.isalnum()]
+    changes = sum(left != right for left, right in pairwise(classes))
+    return any(char.isdigit() for char in value) and changes >= _CHANGES_OF_A_TOKEN * len(value)
+
+
+def _without_known_tokens(text: str) -> str:
+    text = _HEADER.sub(lambda match: (match[1] or match[2]) + MASK, text)
+    return _TOKEN.sub(MASK, text)
 
 
 def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
