@@ -105,8 +105,9 @@ RENAMED = {
     "validation_percentage",
     "validation_steps": "validate_every_n_steps eval_steps validation_step_interval val_every eval_every",
     "validation_steps, in steps": "validation_epochs validate_every_n_epochs eval_epochs",
-    "output_dir": "output_path output output_folder save_dir output_name save_path run_name workspace_dir "
-    "output_model_destination training_folder_name project_name lora_name job_name save_to",
+    "output_dir": "output_path output output_folder save_dir save_path workspace_dir save_to "
+    "output_model_destination",
+    "run_name": "output_name project_name lora_name job_name training_folder_name experiment_name",
     "cache_dir": "hf_cache_dir download_dir hub_cache model_cache_dir",
     "precompute_dir": "latent_cache_dir cache_path vae_cache_dir cache_dir_vae latents_dir",
     "checkpointing_steps": "save_every save_steps save_every_n_steps save_interval "
