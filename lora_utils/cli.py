@@ -102,11 +102,18 @@ def _precompute(command: Command) -> None:
 
 
 def _train(command: Command) -> None:
+    from lora_utils.storage.log import WEIGHTS_NAME
+    from lora_utils.training.folders import completed_run, find_run
+
+    if folder := completed_run(command.config):  # within a moment: without what training imports
+        print(f"{folder} is complete: the LoRA is {folder / WEIGHTS_NAME}")
+        return
+
     from lora_utils import stages
 
     for _ in stages.train(command.config):
         pass
-    print(f"the LoRA is in {command.config.paths.run_folder}/pytorch_lora_weights.safetensors")
+    print(f"the LoRA is in {find_run(command.config)}/{WEIGHTS_NAME}")
 
 
 def _compare(command: Command) -> None:

@@ -3,23 +3,18 @@
 Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
-import time
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from lora_utils.compare import comparison
 from lora_utils.compare.comparison import Comparison
 from lora_utils.compare.sampling import SamplingSettings, Shot, draw_pairs
 from lora_utils.config.loading import dump_config
 from lora_utils.config.schema import RunConfig
-from lora_utils.data.dataset import describe_data, find_examples, look_for_examples
+from lora_utils.data.dataset import describe_data, look_for_examples
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import as_csv
-from lora_utils.data.inspection import inspect_examples
 from lora_utils.memory.advice import JudgedForecast, judge_run
 from lora_utils.memory.cards import card_here, find_card
 from lora_utils.memory.forecast import Forecast
@@ -27,16 +22,21 @@ from lora_utils.memory.machine import describe
 from lora_utils.memory.simulation import SimulationError
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import find_lora
-from lora_utils.model.vae import encoding_dtype
 from lora_utils.precompute.data_report import DataReport, report_on_data
-from lora_utils.precompute.fill import Encoding, Precomputed, fill_cache, warn_of_findings
+from lora_utils.precompute.fill import Precomputed, fill_cache, warn_of_findings
+from lora_utils.precompute.plan import DataPlan
 from lora_utils.storage.mirror_restore import restore_if_wanted
+from lora_utils.storage.run_folder import require_same_data
+from lora_utils.storage.run_note import add_to_note
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.files import write_atomically
 from lora_utils.training import loop
+from lora_utils.training.folders import completed_run, find_run
 from lora_utils.training.loop import StepReport
 from lora_utils.training.run import TrainingRun, prepare
+from lora_utils.training.start import PlannedRun, describe_run, plan_encoding, plan_run
 
+LOGGER = logging.getLogger(__name__)
 REPORT_NAME = "data_report.csv"
 
 
@@ -107,7 +107,12 @@ def precompute(config: RunConfig) -> Precomputed:
     Raises:
         UserError: No data or the base model cannot be used; what was encoded until then is kept.
     """
-    return _precompute(config, _base(config), _precision(config))
+    _require_folder(config)
+    base = _base(config)
+    precision = _precision(config)
+    plan = plan_encoding(config, base, precision)
+    require_same_data(config.paths, config.checkpoint, describe_run(config, base, plan, precision))
+    return _encode(config, base, plan)
 
 
 def train(config: RunConfig) -> Iterator[StepReport]:
@@ -120,7 +125,16 @@ def train(config: RunConfig) -> Iterator[StepReport]:
     Raises:
         UserError: The data, the base model or a setting cannot be used, or the loss diverged.
     """
-    yield from loop.train(config, prepare_training(config))
+    folder = completed_run(config)
+    if folder is None:
+        _require_folder(config)
+        planned = plan_run(config)
+        # The mirror may lack a part of a run that is complete here.
+        if not planned.is_complete or config.checkpoint.mirror_dir:
+            yield from loop.train(planned.config, _prepare(planned))
+            return
+        folder = planned.config.paths.run_folder
+    LOGGER.warning("%s is complete; more max_train_steps would go on, other settings are another run", folder)
 
 
 def compare(config: RunConfig) -> Comparison:
@@ -138,13 +152,14 @@ def compare(config: RunConfig) -> Comparison:
         config.train.rescale_betas_zero_snr,
     )
     # Before any model is loaded: a missing LoRA is the usual mistake.
-    lora_file = find_lora(config.compare.lora_path or config.paths.run_folder)
+    run_folder = find_run(config)
+    lora_file = find_lora(config.compare.lora_path or run_folder)
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
     adapter_scale = config.compare.adapter_scale
     dtype = _precision(config).dtype
     baseline, finetuned = draw_pairs(_base(config), lora_file, shots, settings, adapter_scale, dtype)
 
-    folder = config.paths.infer_path or config.paths.run_folder / "compare"
+    folder = config.paths.infer_path or run_folder / "compare"
     drawn = comparison.write(folder, shots, settings, baseline, finetuned, adapter_scale)
     write_atomically(folder / "config.yaml", dump_config(config).encode())
     return drawn
@@ -152,37 +167,35 @@ def compare(config: RunConfig) -> Comparison:
 
 def prepare_training(config: RunConfig) -> TrainingRun:
     """Everything that ``train`` does before its first step; raises as it does."""
-    started = time.monotonic()
-    base = _base(config)
-    precision = _precision(config)
-    AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's processes
-    # Precision and accumulation are the loop's own; of accelerate it takes device and processes.
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    _require_folder(config)
+    return _prepare(plan_run(config))
 
+
+def _prepare(planned: PlannedRun) -> TrainingRun:
+    config = planned.config
+    accelerator = planned.accelerator
     with accelerator.main_process_first():  # which encodes; the others find all of it in the cache
-        precomputed = _precompute(config, base, precision)
+        precomputed = _encode(config, planned.base, planned.data)
     if accelerator.is_main_process:
         warn_of_findings(precomputed, config.paths.run_folder / REPORT_NAME)
-    return prepare(config, base, precomputed, accelerator, precision, started)
+    run = prepare(config, planned.base, precomputed, accelerator, planned.precision, planned.started)
+    if accelerator.is_main_process:
+        add_to_note(config.paths.run_folder, steps=run.steps)
+    return run
 
 
-def _precompute(config: RunConfig, base: PretrainedSdxl, precision: Precision) -> Precomputed:
-    found_examples = find_examples(config.data)
-    inspected, findings = inspect_examples(found_examples.examples, config.data)
-    output_dir = config.paths.run_folder
-    # Said before minutes of encoding, not after.
-    if output_dir.is_file():
-        raise DataError(f"output_dir {output_dir} is a file; choose a folder")
-
-    folder = config.paths.cache_folder
+def _encode(config: RunConfig, base: PretrainedSdxl, plan: DataPlan) -> Precomputed:
+    folder = config.paths.run_folder
     # Before the cache is opened: what the mirror has of it need not be encoded again.
-    restore_if_wanted(config.checkpoint, output_dir, folder)
-    encoding = Encoding(precision.dtype, encoding_dtype(config.model))
-    precomputed = fill_cache(
-        folder, inspected, found_examples.findings + findings, base, config.data, encoding
-    )
-    write_atomically(output_dir / REPORT_NAME, as_csv(precomputed.findings))
+    restore_if_wanted(config.checkpoint, folder, config.paths.cache_folder)
+    precomputed = fill_cache(config.paths.cache_folder, plan, base, config.data)
+    write_atomically(folder / REPORT_NAME, as_csv(precomputed.findings))
     return precomputed
+
+
+def _require_folder(config: RunConfig) -> None:
+    if config.paths.run_folder.is_file():
+        raise DataError(f"output_dir {config.paths.run_folder} is a file; choose a folder")
 
 
 def _base(config: RunConfig) -> PretrainedSdxl:

@@ -18,7 +18,10 @@ ROOMS = {  # room: the rooms that it may import
     "export": "model storage config system",
 }  # fmt: skip
 TOP = {"__init__", "__main__", "cli", "stages", "notebook"}  # may import all, and are imported by each other
-WHOLE_CONFIG = TOP | {"config", "memory", "training.run", "training.loop", "training.recording"}
+WHOLE_CONFIG = TOP | {
+    "config", "memory", "training.folders", "training.start", "training.run", "training.loop",
+    "training.recording",
+}  # fmt: skip
 LINES, FUNCTION_LINES = 400, 60
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path

@@ -106,9 +106,10 @@ def read_bytes(path: Path, root: Path) -> bytes:
         ImageError: It is missing, no regular file, empty, huge or unreadable, or lies outside of `root`.
     """
     try:
-        # Folders are resolved once: this runs for every image on every start.
-        target = _resolve(path.parent) / path.name
-        trusted = _resolve(root)
+        # Folders are resolved once: this runs for every image on every start. By absolute names: the same
+        # relative one means another folder after a notebook's %cd.
+        target = _resolve(path.parent.absolute()) / path.name
+        trusted = _resolve(root.absolute())
         status = target.lstat()
         if stat.S_ISLNK(status.st_mode):
             target = path.resolve(strict=True)

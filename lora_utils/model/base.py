@@ -47,6 +47,7 @@ class PretrainedSdxl:
         self._variant = config.variant
         self._source = {"revision": config.revision, "cache_dir": cache_dir}
         self._files = PipelineFiles(self.name, config.variant, self._source)
+        self._unet_identity: str | None = None
         self._unet = Part(self.name, "unet", config.variant, self._source)
         self._vae = Part(self.name, "vae", config.variant, self._source)
 
@@ -147,7 +148,9 @@ class PretrainedSdxl:
 
     def unet_identity(self) -> str:
         """What identifies the U-Net's weights: hashes of a folder's files, or the commit on the Hub."""
-        return f"{self._variant} {self._unet.identity()}"
+        if self._unet_identity is None:  # of gigabytes: hashed once
+            self._unet_identity = f"{self._variant} {self._unet.identity()}"
+        return self._unet_identity
 
     def vae_identity(self) -> str:
         """What identifies the VAE's weights: hashes of a folder's files, or the commit on the Hub."""

@@ -5,35 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lora_utils.config.data import DataConfig
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Finding, fixed, refused, table
-from lora_utils.data.inspection import InspectedExample, held_out_hashes, require_training
+from lora_utils.data.inspection import InspectedExample
 from lora_utils.model.base import PretrainedSdxl
-from lora_utils.model.vae import plan_encoding
-from lora_utils.precompute.cache import Cache, record_key
+from lora_utils.precompute.cache import Cache
 from lora_utils.precompute.encoding import ImageTask, encode_image_tasks, encode_texts
 from lora_utils.precompute.examples import Entry, write_index
+from lora_utils.precompute.plan import DataPlan
 
 LOGGER = logging.getLogger(__name__)
 VERIFIED_BYTES = 4 * 2**30
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """What decides the contents of records besides the data."""
-
-    text_dtype: torch.dtype
-    """fp32, fp16 or bf16: what the U-Net computes in."""
-    vae_dtype: torch.dtype
-    """fp32, or fp16 for a VAE made for it."""
-
-    @property
-    def moments_dtype(self) -> torch.dtype:
-        """fp16 where the U-Net computes in half precision; bf16 has too few digits for latents."""
-        return torch.float32 if self.text_dtype == torch.float32 else torch.float16
 
 
 @dataclass(frozen=True)
@@ -62,47 +45,7 @@ class Precomputed:
         return self.cache.folder
 
 
-def plan_entries(
-    examples: Sequence[InspectedExample], base: PretrainedSdxl, config: DataConfig, encoding: Encoding
-) -> list[Entry]:
-    """Name every record that the examples need, after all that determines its contents."""
-    held_out = held_out_hashes(examples, config.validation_split)
-    vae = base.vae_identity()
-    text_settings = _text_settings(base, config, encoding)
-    precisions = [str(encoding.vae_dtype), str(encoding.moments_dtype)]
-    entries = []
-    for example in examples:
-        shared = {
-            "image": example.content_hash,
-            "mask": example.mask_hash,
-            "vae": vae,
-            "precisions": precisions,
-            # Of images with transparency alone: another colour need not encode the others anew.
-            "background": config.alpha_background if example.has_alpha else None,
-            "tile": plan_encoding(example.size, encoding.vae_dtype).tile_px,
-        }
-        entries.append(
-            Entry(
-                source=example.example.source,
-                captions=example.captions,
-                image_keys=tuple(record_key(**shared, crop=vars(crop)) for crop in example.crops),
-                text_keys=tuple(record_key(caption=caption, **text_settings) for caption in example.captions),
-                size=example.size,
-                repeats=example.example.repeats,
-                held_out=example.content_hash in held_out,
-            )
-        )
-    return entries
-
-
-def fill_cache(
-    folder: Path,
-    examples: Sequence[InspectedExample],
-    findings: list[Finding],
-    base: PretrainedSdxl,
-    config: DataConfig,
-    encoding: Encoding,
-) -> Precomputed:
+def fill_cache(folder: Path, plan: DataPlan, base: PretrainedSdxl, config: DataConfig) -> Precomputed:
     """Encode what is missing or damaged and write the index.
 
     Killed at any moment, it keeps what it has and goes on next time. An image that turns out to be damaged is
@@ -110,20 +53,17 @@ def fill_cache(
 
     Args:
         folder: The cache.
-        examples: What to encode.
-        findings: What is known to be wrong already.
+        plan: What to encode.
         base: Where the encoders come from.
         config: How images are framed and captions cut.
-        encoding: Precisions.
 
     Raises:
         DataError: Nothing is left to train on.
     """
-    # Before anything is encoded, which may take an hour.
-    require_training(examples, findings, config.validation_split)
     cache = Cache(folder)
-    entries = plan_entries(examples, base, config, encoding)
-    unconditional_key = record_key(unconditional=True, **_text_settings(base, config, encoding))
+    entries = plan.entries
+    unconditional_key = plan.unconditional_key
+    encoding = plan.encoding
     # What is damaged is forgotten here, and missing a moment later.
     mended = _verify(cache, entries, unconditional_key)
 
@@ -131,7 +71,7 @@ def fill_cache(
     # The encoders are loaded only where there is something for them to do.
     if captions or unconditional_key not in cache:
         encode_texts(cache, base, captions, unconditional_key, config.max_token_length, encoding.text_dtype)
-    tasks = _missing_images(cache, entries, examples)
+    tasks = _missing_images(cache, entries, plan.examples)
     refusals = encode_image_tasks(cache, base, tasks, config, encoding.vae_dtype, encoding.moments_dtype)
     cache.compact()
 
@@ -141,7 +81,7 @@ def fill_cache(
             if key not in cache and key not in refusals:
                 refusals[key] = refused("damaged in the cache", "run the same command again")
     usable = tuple(entry for entry in entries if not refusals.keys() & {*entry.keys})
-    findings = findings + cache.findings + mended + _noted(cache, entries, refusals)
+    findings = plan.findings + cache.findings + mended + _noted(cache, entries, refusals)
     if all(entry.held_out for entry in usable):
         raise DataError(f"nothing is left to train on; do what the last column says\n{table(findings)}")
 
@@ -149,14 +89,6 @@ def fill_cache(
     write_index(folder, usable)
     encoded_images = sum(key in cache for _, crops in tasks for key in crops)
     return Precomputed(cache, usable, unconditional_key, encoded_images, len(captions), findings)
-
-
-def _text_settings(base: PretrainedSdxl, config: DataConfig, encoding: Encoding) -> dict[str, object]:
-    return {
-        "text": base.text_identity(),
-        "dtype": str(encoding.text_dtype),
-        "max_token_length": config.max_token_length,
-    }
 
 
 def _verify(cache: Cache, entries: Sequence[Entry], unconditional_key: str) -> list[Finding]:

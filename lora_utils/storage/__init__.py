@@ -5,6 +5,8 @@ May use: precompute, config, system.
 log             RunLog, read_summary: the one way of every figure to disk; trackers go behind it
 store           CheckpointStore: which checkpoint to make, to keep, to go on from
 checkpoint      write_checkpoint, read_checkpoint, flatten_state: one folder, and what may be wrong with it
+run_folder      choose_folder, require_same_data, set_aside_run: which folder a run goes into
+run_note        RunNote, read_note, is_whole: run.json, what makes the weights beside it this run's
 identity        run_identity, data_digest, changes: what makes a run this run
 mirror          Mirror: the thread that copies while training goes on
 mirror_folder   open_mirror, steps_in, prune_copies: the mirror's names, and what is kept in it

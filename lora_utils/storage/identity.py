@@ -9,6 +9,8 @@ from lora_utils.config.data import DataConfig
 from lora_utils.config.training import LoraConfig, TrainConfig
 from lora_utils.precompute.examples import Entry
 
+SHOWN = 3
+"""Examples that a sentence names."""
 # Of the section train, what decides which numbers a step sees, and what the optimiser's states mean.
 FIXED = ("seed", "train_batch_size", "gradient_accumulation_steps", "loraplus_lr_ratio", "use_ema")
 # Of the same section, what is told otherwise (as steps, as the optimiser's class), or without influence
@@ -60,6 +62,40 @@ def data_digest(entries: Iterable[Entry], unconditional_key: str) -> str:
         row = [entry.image_keys, entry.text_keys, entry.repeats, entry.held_out]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()[:32]
+
+
+def example_digests(entries: Iterable[Entry]) -> dict[str, list[str]]:
+    """Source of each example to what tells its picture and its captions from other ones."""
+    return {
+        entry.source: [_short([entry.image_keys, entry.repeats]), _short(entry.text_keys)]
+        for entry in entries
+    }
+
+
+def data_changes(before: Mapping[str, list[str]], after: Mapping[str, list[str]]) -> str:
+    """Which examples differ, in a few words; both from ``example_digests``."""
+    both = before.keys() & after.keys()
+    groups = {
+        "new": sorted(after.keys() - before.keys()),
+        "gone": sorted(before.keys() - after.keys()),
+        "with another caption": sorted(source for source in both if before[source][1] != after[source][1]),
+        "other pictures": sorted(source for source in both if before[source][0] != after[source][0]),
+    }
+    # Other encoders, or another size of all pictures: the names would tell nothing.
+    for name in ("with another caption", "other pictures"):
+        if len(groups[name]) == len(both) > 1:
+            groups[name] = []
+    told = [f"{len(sources)} {name} ({_listed(sources)})" for name, sources in groups.items() if sources]
+    return "data is other now: " + (", ".join(told) or "all of it is framed, held out or encoded otherwise")
+
+
+def _listed(sources: list[str]) -> str:
+    more = f" and {len(sources) - SHOWN} more" if len(sources) > SHOWN else ""
+    return ", ".join(sources[:SHOWN]) + more
+
+
+def _short(keys: object) -> str:
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:12]
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

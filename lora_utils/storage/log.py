@@ -16,6 +16,9 @@ from lora_utils.system.versions import versions
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+PICTURES = "compare"
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"  # diffusers' own name for it
 LOGGER = logging.getLogger(__name__)
 
 
@@ -50,6 +53,7 @@ class RunLog:
         self.is_paused = False
         """The run stopped by itself before its end, and can go on."""
         self._folder = folder
+        self._config = resolved_config.encode()
         self._metrics = bytearray(metrics)
         self._summary: dict[str, Any] = {"status": "running"}
         self._is_behind = False
@@ -57,7 +61,9 @@ class RunLog:
             return
 
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", resolved_config.encode())
+        # Beside weights stands what made them, until others take their place.
+        if not (folder / WEIGHTS_NAME).exists():
+            write_atomically(folder / CONFIG, self._config)
         write_atomically(folder / "versions.json", json.dumps(versions(), indent=1).encode())
         sweep(folder)
         # Lines of steps after the checkpoint go: those steps are taken again.
@@ -76,6 +82,10 @@ class RunLog:
             self._try(self._write_all)
         else:
             self._try(lambda folder: self._append(folder, line))
+
+    def keep_config(self) -> None:
+        """Write config.yaml: the weights beside it are of these settings now."""
+        self._try(lambda folder: write_atomically(folder / CONFIG, self._config))
 
     def metrics(self) -> bytes:
         """All lines of metrics.jsonl, those that could not be written too."""

@@ -20,7 +20,9 @@ from lora_utils.storage.checkpoint import (
     write_checkpoint,
 )
 from lora_utils.storage.identity import changes
+from lora_utils.storage.log import WEIGHTS_NAME
 from lora_utils.storage.mirror import Mirror
+from lora_utils.storage.run_folder import MADE_OF_WEIGHTS, set_aside_run
 from lora_utils.system.files import DamagedError, sweep
 from lora_utils.system.portable import rename
 
@@ -206,9 +208,7 @@ class CheckpointStore:
         wanted = self._config.resume_from_checkpoint
         if wanted == "latest":
             return newest_checkpoint(self.folder)
-        if wanted == "none":
-            if self._is_main:
-                _make_way(self.folder, 0)
+        if wanted == "none":  # an earlier run's checkpoints were set aside when the folder was chosen
             return None
 
         folder = next((path for path in (Path(wanted), self.folder / wanted) if path.is_dir()), None)
@@ -261,18 +261,21 @@ def _tell_where(checkpoint: Checkpoint, steps: int) -> None:
 
 
 def _make_way(folder: Path, first_step: int) -> None:
-    """Move checkpoints from a step on away: what is made now must not mix with an earlier run's."""
+    """Move checkpoints from a step on away, and the LoRA: what is made now must not mix with them."""
     later = [path for path in newest(folder, step_of) if (step_of(path.name) or 0) >= first_step]
     if not later:
         return
-    # Never deleted: "none" may have been a mistake.
+    # Never deleted: the wish may have been a mistake.
     candidates = (folder.with_name(f"{FOLDER}.old-{number}") for number in itertools.count(1))
     aside = next(path for path in candidates if not path.exists())
     aside.mkdir()
+    # First: the LoRA is of the last of them.
+    if (folder.parent / WEIGHTS_NAME).exists():
+        set_aside_run(folder.parent, MADE_OF_WEIGHTS)
     for path in later:
         rename(path, aside / path.name)
     LOGGER.warning(
-        "an earlier run's checkpoints, %s, are in %s now; delete them when they are not needed",
+        "the later checkpoints, %s, are in %s now; delete them when they are not needed",
         ", ".join(path.name for path in later),
         aside,
     )

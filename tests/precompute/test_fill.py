@@ -13,7 +13,7 @@ from PIL import Image
 from lora_utils import stages
 from lora_utils.data.examples import DataError
 from lora_utils.model import vae
-from lora_utils.precompute import cache, fill
+from lora_utils.precompute import cache, fill, plan
 from lora_utils.precompute.examples import CachedExamples
 
 
@@ -171,14 +171,14 @@ def test_a_large_cache_is_checked_when_training_reads_it(make_config, pictures, 
 def test_a_file_that_changes_while_it_is_encoded_is_not_kept_under_its_old_name(
     make_config, pictures, monkeypatch
 ):
-    inspect = stages.inspect_examples
+    inspect = plan.inspect_examples
 
     def inspect_then_change(*arguments):
         result = inspect(*arguments)
         one_pixel(pictures)
         return result
 
-    monkeypatch.setattr(stages, "inspect_examples", inspect_then_change)
+    monkeypatch.setattr(plan, "inspect_examples", inspect_then_change)
     config = make_config(train_data_dir=pictures, precompute_dir=None)
     found = stages.precompute(config)
     assert len(found.entries) == 9

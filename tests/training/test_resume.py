@@ -121,7 +121,7 @@ def test_other_rates_and_more_steps_are_accepted_told_and_recorded(again, caplog
 
 def test_another_adapter_optimiser_or_seed_is_refused_and_all_differences_are_listed(again):
     with pytest.raises(
-        CheckpointError, match=r"optimizer was AdamW, is Adafactor; rank was .*seed was 0, is 1"
+        CheckpointError, match=r"optimizer was adamw, is adafactor; rank was .*seed was 0, is 1"
     ) as told:
         again(rank=4, optimizer="adafactor", seed=1)
     assert "new output_dir" in str(told.value)
@@ -129,7 +129,7 @@ def test_another_adapter_optimiser_or_seed_is_refused_and_all_differences_are_li
 
 def test_other_data_is_refused(again, pictures):
     next(pictures.glob("*.txt")).write_text("another caption")
-    with pytest.raises(CheckpointError, match="data is other now"):
+    with pytest.raises(CheckpointError, match=r"data is other now: 1 with another caption \(ink_0"):
         again(train_data_dir=pictures)
 
 
@@ -156,10 +156,15 @@ def test_resume_force_cannot_give_an_adapter_another_rank(again):
         again(rank=4, resume_force=True)
 
 
-def test_none_starts_anew_and_moves_older_checkpoints_aside(again, caplog):
+def test_none_starts_anew_and_sets_the_earlier_run_aside_whole(again, caplog):
+    written = {path.name for path in again.folder.iterdir()}
+    weights = (again.folder / "pytorch_lora_weights.safetensors").read_bytes()
     assert again(resume_from_checkpoint="none", max_train_steps=1) == [1]
-    aside = again.folder / "checkpoints.old-1"
-    assert sorted(path.name for path in aside.iterdir()) == [f"step-00000000{step}" for step in (1, 2, 3)]
+    aside = again.folder / "earlier-1"
+    assert {path.name for path in aside.iterdir()} == written >= {"metrics.jsonl", "summary.json", "run.json"}
+    assert (aside / "pytorch_lora_weights.safetensors").read_bytes() == weights
+    checkpoints = sorted(path.name for path in (aside / "checkpoints").iterdir())
+    assert checkpoints == [f"step-00000000{step}" for step in (1, 2, 3)]
     assert str(aside) in caplog.text
     assert again(resume_from_checkpoint="latest", max_train_steps=2) == [2]
 
@@ -168,6 +173,7 @@ def test_none_starts_anew_and_moves_older_checkpoints_aside(again, caplog):
 def test_a_checkpoint_can_be_named_and_later_ones_are_moved_aside(again, name):
     assert again(resume_from_checkpoint=name.format(folder=again.folder), max_train_steps=3) == [2, 3]
     assert len(list((again.folder / "checkpoints.old-1").iterdir())) == 2
+    assert (again.folder / "earlier-1" / "pytorch_lora_weights.safetensors").is_file()
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error_that_lists_those_that_are(again):

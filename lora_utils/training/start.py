@@ -1,0 +1,107 @@
+"""Before anything is encoded: which run this is, and in which folder it goes on."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+
+from lora_utils.config.schema import RunConfig
+from lora_utils.model.base import PretrainedSdxl
+from lora_utils.model.vae import encoding_dtype
+from lora_utils.precompute.plan import DataPlan, Encoding, plan_data
+from lora_utils.storage.identity import data_digest, example_digests, run_identity
+from lora_utils.storage.run_folder import RunPlace, choose_folder
+from lora_utils.storage.run_note import RunNote, begin_note
+from lora_utils.system.device import Precision, choose_precision, compute_capability
+from lora_utils.system.versions import versions
+from lora_utils.training.folders import stamp_inputs
+
+COMPARED_VERSIONS = ("torch", "diffusers", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of which nothing was encoded or loaded yet."""
+
+    config: RunConfig
+    """With the folder that was chosen."""
+    base: PretrainedSdxl
+    precision: Precision
+    data: DataPlan
+    note: RunNote
+    """What it is."""
+    accelerator: Accelerator
+    """Device and processes; precision and accumulation are the loop's own."""
+    is_complete: bool
+    """All its steps are taken, and its LoRA is in the folder."""
+    started: float
+    """``time.monotonic`` when the stage began."""
+
+
+def plan_run(config: RunConfig) -> PlannedRun:
+    """Measure the data, say what run this is, and choose its folder.
+
+    Raises:
+        UserError: The data or the base model cannot be used, or output_dir holds another run.
+    """
+    started = time.monotonic()
+    AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's processes
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+
+    # Before the data is read: a file that changes meanwhile must not pass for the one that was learned.
+    inputs = stamp_inputs(config)
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
+    precision = choose_precision(config.model.mixed_precision, compute_capability())
+    with accelerator.main_process_first():  # a data set of the Hub is downloaded once
+        data = plan_encoding(config, base, precision)
+    note = describe_run(config, base, data, precision, accelerator.num_processes, inputs)
+    steps = note.free["steps"]
+
+    places: list[RunPlace | None] = [None]
+    if accelerator.is_main_process:
+        places = [choose_folder(config.paths, config.checkpoint, note, steps)]
+    # The others would take a folder that the first has begun for another run's.
+    [place] = broadcast_object_list(places)
+    assert place is not None
+    if accelerator.is_main_process and not place.is_complete:
+        begin_note(place.folder, note)
+    # Runs of one name share a cache: it is addressed by content.
+    chosen = {"output_dir": place.folder, "precompute_dir": config.paths.cache_folder}
+    paths = config.paths.model_copy(update=chosen)
+    settled = config.model_copy(update={"paths": paths})
+    return PlannedRun(settled, base, precision, data, note, accelerator, place.is_complete, started)
+
+
+def plan_encoding(config: RunConfig, base: PretrainedSdxl, precision: Precision) -> DataPlan:
+    """The data as it is now; raises as ``plan_data``."""
+    return plan_data(base, config.data, Encoding(precision.dtype, encoding_dtype(config.model)))
+
+
+def describe_run(
+    config: RunConfig,
+    base: PretrainedSdxl,
+    data: DataPlan,
+    precision: Precision,
+    processes: int = 1,
+    inputs: str | None = None,
+) -> RunNote:
+    """What a run is, by what can be known before anything is encoded."""
+    train = config.train
+    facts = {
+        "base": base.unet_identity(),
+        "data": data_digest(data.entries, data.unconditional_key),
+        "base_precision": config.model.base_precision,
+        "precision": precision.name,
+        # As it was asked for: another may take its place once the parameters are there.
+        "optimizer": "adamw8bit" if train.use_8bit_adam else train.optimizer,
+        "processes": processes,
+        "steps": train.total_steps(data.visits_per_epoch, processes),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "versions": versions(COMPARED_VERSIONS),
+    }
+    identity = run_identity(config.lora, train, config.data, facts)
+    name = config.model.pretrained_model_name_or_path
+    return RunNote(identity["fixed"], identity["free"], name, example_digests(data.entries), inputs)
