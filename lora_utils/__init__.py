@@ -4,6 +4,7 @@ Each folder is a room, and its ``__init__.py`` says what is in it. On top of the
 
 cli       the command line: a row for each stage, a flag for each setting
 stages    each stage of a run, put together from the rooms; a new one begins with its room
+checking  the stage check, apart: it loads less, and tells each line as soon as it is known
 notebook  what notebooks call besides the stages: their config, a finished LoRA, figures
 """
 

@@ -6,15 +6,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
 from lora_utils.config.flags import read_flags
-from lora_utils.config.loading import find_config, load_config, presets
+from lora_utils.config.loading import dump_config, find_config, load_config, presets
 from lora_utils.config.schema import RunConfig, all_settings, describe
+from lora_utils.system.collector import collector_paused
 from lora_utils.system.console import accept_any_text
+from lora_utils.system.progress import Steps
 from lora_utils.system.redaction import install, redacted
 from lora_utils.system.signals import interrupt_when_told_to_end
 
@@ -30,24 +33,31 @@ class Command:
     """With check: forecast for this card instead of the one that is here."""
     data: bool = False
     """With check: decode every image, read every caption."""
+    verbose: bool = False
+    """With check: every setting as it will be used."""
 
 
 class Stage(NamedTuple):
     """A row of STAGES."""
 
     purpose: str
-    run: Callable[[Command], None]
+    run: Callable[[Command], int]
+    """Returns the exit code."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, 2 for what the user can put right, 130 when interrupted."""
+    """Run one stage; returns the exit code.
+
+    0, 1 where a check has failed, 2 for what the user can put right, 130 when interrupted.
+    """
     accept_any_text()
     interrupt_when_told_to_end()
     install()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        STAGES[command.stage].run(command)
+        code = STAGES[command.stage].run(command)
         sys.stdout.flush()
+        return code
     except BrokenPipeError:  # | head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
@@ -78,49 +88,58 @@ def parse(arguments: Sequence[str]) -> Command:
     if sum(word.split("=")[0] == "--config" for word in others) > 1:
         parser.error("--config is there twice; a file may hold what both do")
     # argparse would take them with any stage, and they would be without effect.
-    if (known.data or known.card) and known.stage != "check":
-        parser.error("--data and --card belong to check")
-    return Command(known.stage, load_config(known.config, given | stray), known.card, known.data)
+    if (known.data or known.card or known.verbose) and known.stage != "check":
+        parser.error("--data, --card and --verbose belong to check")
+    config = load_config(known.config, given | stray)
+    return Command(known.stage, config, known.card, known.data, known.verbose)
 
 
 # Each imports the stages, and with them torch, only when it runs: --help must not wait for seconds.
 
 
-def _check(command: Command) -> None:
-    from lora_utils import stages
+def _check(command: Command) -> int:
+    from lora_utils import checking
 
     if command.data:
-        print(stages.check_data(command.config))
-    else:
-        print(stages.check(command.config, command.card))
+        print(checking.check_data(command.config))
+        return 0
+    lines = Steps(checking.checking(command.config, command.card))
+    for line in lines:
+        print(line, flush=True)
+    report = lines.result
+    if command.verbose:
+        print(f"\n{report.config or dump_config(command.config)}")
+    return int(report.has_failed)
 
 
-def _precompute(command: Command) -> None:
-    from lora_utils import stages
+def _precompute(command: Command) -> int:
+    print(_stages().precompute(command.config))
+    return 0
 
-    print(stages.precompute(command.config))
 
-
-def _train(command: Command) -> None:
+def _train(command: Command) -> int:
     from lora_utils.storage.log import WEIGHTS_NAME
     from lora_utils.training.folders import completed_run, find_run
 
     if folder := completed_run(command.config):  # within a moment: without what training imports
         print(f"{folder} is complete: the LoRA is {folder / WEIGHTS_NAME}")
-        return
-
-    from lora_utils import stages
-
-    for _ in stages.train(command.config):
+        return 0
+    for _ in _stages().train(command.config):
         pass
     print(f"the LoRA is in {find_run(command.config)}/{WEIGHTS_NAME}")
+    return 0
 
 
-def _compare(command: Command) -> None:
-    from lora_utils import stages
-
-    comparison = stages.compare(command.config)
+def _compare(command: Command) -> int:
+    comparison = _stages().compare(command.config)
     print(f"{len(comparison.shots)} pairs, side by side in {comparison.folder}/sheet.png")
+    return 0
+
+
+def _stages() -> ModuleType:
+    with collector_paused():
+        from lora_utils import stages
+    return stages
 
 
 STAGES = {
@@ -153,6 +172,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     cards = "with check: forecast for t4, l4, a100, 8gb … instead of here"
     parser.add_argument("--card", metavar="NAME", help=cards)
+    parser.add_argument("--verbose", action="store_true", help="with check: every setting as it will be used")
     parser.add_argument("--version", action="version", version=__version__)
 
     groups = {}

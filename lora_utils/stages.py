@@ -5,24 +5,17 @@ Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from lora_utils.checking import Check, check, check_data
 from lora_utils.compare import comparison
 from lora_utils.compare.comparison import Comparison
 from lora_utils.compare.sampling import SamplingSettings, Shot, draw_pairs
 from lora_utils.config.loading import dump_config
 from lora_utils.config.schema import RunConfig
-from lora_utils.data.dataset import describe_data, look_for_examples
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import as_csv
-from lora_utils.memory.advice import JudgedForecast, judge_run
-from lora_utils.memory.cards import card_here, find_card
-from lora_utils.memory.forecast import Forecast
-from lora_utils.memory.machine import describe
-from lora_utils.memory.simulation import SimulationError
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import find_lora
-from lora_utils.precompute.data_report import DataReport, report_on_data
 from lora_utils.precompute.fill import Precomputed, fill_cache, warn_of_findings
 from lora_utils.precompute.plan import DataPlan
 from lora_utils.storage.mirror_restore import restore_if_wanted
@@ -36,67 +29,10 @@ from lora_utils.training.loop import StepReport
 from lora_utils.training.run import TrainingRun, prepare
 from lora_utils.training.start import PlannedRun, describe_run, plan_encoding, plan_run
 
+__all__ = ["Check", "check", "check_data", "compare", "precompute", "prepare_training", "train"]
+
 LOGGER = logging.getLogger(__name__)
 REPORT_NAME = "data_report.csv"
-
-
-@dataclass(frozen=True)
-class Check:
-    """What ``check`` found; prints as text."""
-
-    machine: str
-    """Card, precision, memory, disk, data, versions; empty where another card was asked about."""
-    judged: JudgedForecast | SimulationError
-    """What will fit, or why that cannot be said with this torch."""
-    config: str
-    """Every setting, as YAML; empty likewise."""
-
-    @property
-    def forecast(self) -> Forecast:
-        """What every stage needs on the card.
-
-        Raises:
-            SimulationError: This torch cannot be simulated.
-        """
-        if isinstance(self.judged, SimulationError):
-            raise self.judged
-        return self.judged.forecast
-
-    def __str__(self) -> str:
-        return "\n\n".join(part for part in (self.machine, str(self.judged), self.config) if part)
-
-
-def check(config: RunConfig, card: str | None = None) -> Check:
-    """What this machine is, and what a run will need on its card or on another one; downloads nothing.
-
-    Args:
-        config: The run that is asked about.
-        card: t4, l4, a100, 8gb and so on; what is here when not given.
-
-    Raises:
-        UserError: The machine cannot do what the settings ask for, the data cannot be used, or no card has
-            this name.
-    """
-    found_examples = look_for_examples(config.data)
-    examples = len(found_examples.examples) if found_examples else None
-    if card:
-        return Check("", judge_run(config, find_card(card), examples), "")
-    machine = describe(config.model, config.paths, describe_data(config.data, found_examples))
-    here = card_here(_precision(config).dtype)
-    try:
-        judged = judge_run(config, here, examples)
-    except SimulationError as error:  # all the rest of the check is worth having without a forecast
-        judged = error
-    return Check(machine, judged, dump_config(config))
-
-
-def check_data(config: RunConfig) -> DataReport:
-    """Decode every image and read every caption, and say what is wrong before any weight is loaded.
-
-    Raises:
-        UserError: There is no data, or a setting is impossible.
-    """
-    return report_on_data(config.data, config.train, _base(config))
 
 
 def precompute(config: RunConfig) -> Precomputed:
@@ -157,7 +93,9 @@ def compare(config: RunConfig) -> Comparison:
     shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
     adapter_scale = config.compare.adapter_scale
     dtype = _precision(config).dtype
-    baseline, finetuned = draw_pairs(_base(config), lora_file, shots, settings, adapter_scale, dtype)
+    base = _base(config)
+    base.examine()
+    baseline, finetuned = draw_pairs(base, lora_file, shots, settings, adapter_scale, dtype)
 
     folder = config.paths.infer_path or run_folder / "compare"
     drawn = comparison.write(folder, shots, settings, baseline, finetuned, adapter_scale)

@@ -17,7 +17,7 @@ ROOMS = {  # room: the rooms that it may import
     "training": "memory model precompute storage compare config system",
     "export": "model storage config system",
 }  # fmt: skip
-TOP = {"__init__", "__main__", "cli", "stages", "notebook"}  # may import all, and are imported by each other
+TOP = {"__init__", "__main__", "cli", "stages", "checking", "notebook"}  # import all, and each other
 WHOLE_CONFIG = TOP | {
     "config", "memory", "training.folders", "training.start", "training.run", "training.loop",
     "training.recording",

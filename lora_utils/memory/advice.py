@@ -1,16 +1,17 @@
 """Whether a run will fit a card: every stage's forecast, judged, with what would help where it is tight."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_utils.config.schema import RunConfig
 from lora_utils.memory.cards import Card
-from lora_utils.memory.forecast import Forecast, StageForecast, forecast
+from lora_utils.memory.forecast import Forecast, StageForecast, forecasting
 from lora_utils.memory.gradient_checkpointing import Plan
-from lora_utils.memory.planning import largest_batch, plan_step, step_shape
+from lora_utils.memory.planning import PlannedStep, largest_batch, plan_step, step_shape
 from lora_utils.model.architectures import find_architecture
-from lora_utils.system.device import GIB
+from lora_utils.system.progress import Steps, finished
+from lora_utils.system.units import GIB
 
 # Of what can be used, a stage passes with either. Reserved blocks alone would be too strict: torch gives
 # empty ones back when the card is full.
@@ -55,20 +56,17 @@ class JudgedForecast:
 
     def __str__(self) -> str:
         forecast = self.forecast
-        card = forecast.card
-        headline = f"{card.name}: {forecast.budget_gib:.1f} of {card.total_gib:.1f} GiB can be used"
-        if forecast.assumes_sdxl:
-            headline += "; SDXL's own shapes are taken, the base model's config is not here yet"
-        how = "by rates measured here" if card.is_measured else "estimates by a roofline, not measured"
-        return "\n".join(
-            [
-                headline,
-                *(self._line(stage) for stage in forecast.stages.values()),
-                f"training: {forecast.plan}; {self._batches()}",
-                *(f"with {suggestion}" for suggestion in self.suggestions),
-                f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}",
-            ]
-        )
+        lines = [forecast.card.headline(forecast.budget_gib, forecast.assumes_sdxl)]
+        for stage in forecast.stages.values():
+            lines.append(_line(stage, self.judgements[stage.name], self.steps))
+        lines += _plan_lines(forecast, self.largest_batch, self.train_batch_size)
+        lines += [f"with {suggestion}" for suggestion in self.suggestions]
+        return "\n".join([*lines, self._needs()])
+
+    @property
+    def has_failed(self) -> bool:
+        """Some stage will not fit."""
+        return "FAIL" in self.judgements.values()
 
     @property
     def ram_gib(self) -> float:
@@ -80,18 +78,13 @@ class JudgedForecast:
         """Downloads, cache and results of all stages."""
         return sum(stage.disk_gib for stage in self.forecast.stages.values())
 
-    def _line(self, stage: StageForecast) -> str:
-        takes = f"{stage.seconds:.2g} s per {stage.per}" if stage.seconds else ""
-        if stage.name == "train" and self.steps:
-            takes += f", {self.steps * stage.seconds / 60:.0f} min for {self.steps} steps"
-        judgement = self.judgements[stage.name]
-        return f"{judgement:5} {stage.name:9} {stage.reserved_gib:5.1f} GiB   {takes}".rstrip()
-
-    def _batches(self) -> str:
-        if self.largest_batch > self.train_batch_size:
-            how = "" if self.forecast.plan.label == "full" else " without recomputing"
-            return f"train_batch_size up to {self.largest_batch} would fit{how}"
-        return f"train_batch_size is {self.train_batch_size}"
+    def _needs(self) -> str:
+        how = (
+            "by rates measured here"
+            if self.forecast.card.is_measured
+            else "estimates by a roofline, not measured"
+        )
+        return f"needs {self.ram_gib:.1f} GiB of RAM and {self.disk_gib:.1f} GiB of disk; times are {how}"
 
 
 def judge_run(config: RunConfig, card: Card, examples: int | None = None) -> JudgedForecast:
@@ -105,17 +98,51 @@ def judge_run(config: RunConfig, card: Card, examples: int | None = None) -> Jud
     Raises:
         SimulationError: This version of torch cannot be simulated.
     """
-    run = forecast(config, card, {config.data.resolution: examples or 1})
-    judgements: dict[str, Judgement] = {}
-    for name, stage in run.stages.items():
-        judgements[name] = _judge(stage, run.budget_gib)
-    suggestions = [] if judgements["train"] == "PASS" else suggest(config, run)
+    return finished(judging(config, card, examples))
 
+
+def judging(
+    config: RunConfig, card: Card, examples: int | None = None
+) -> Generator[str, None, JudgedForecast]:
+    """As ``judge_run``; yields the lines below the headline as they are known, and what is being tried."""
     steps = config.train.max_train_steps
     if steps is None and examples:
         steps = config.train.total_steps(examples)
+    budget = config.train.vram_gib or card.usable_gib
+    judgements: dict[str, Judgement] = {}
+    stages = Steps(forecasting(config, card, {config.data.resolution: examples or 1}))
+    for stage in stages:
+        judgements[stage.name] = _judge(stage, budget)
+        yield _line(stage, judgements[stage.name], steps)
+
+    run = stages.result
     largest = largest_batch(config, card)
-    return JudgedForecast(run, judgements, suggestions, largest, config.train.train_batch_size, steps)
+    yield from _plan_lines(run, largest, config.train.train_batch_size)
+    suggestions: list[Suggestion] = []
+    if judgements["train"] != "PASS":
+        trials = Steps(suggesting(config, run))
+        yield from trials
+        suggestions = trials.result
+    judged = JudgedForecast(run, judgements, suggestions, largest, config.train.train_batch_size, steps)
+    yield from str(judged).splitlines()[-1 - len(suggestions) :]
+    return judged
+
+
+def _line(stage: StageForecast, judgement: Judgement, steps: int | None) -> str:
+    takes = f"{stage.seconds:.2g} s per {stage.per}" if stage.seconds else ""
+    if stage.name == "train" and steps:
+        takes += f", {steps * stage.seconds / 60:.0f} min for {steps} steps"
+    return f"{judgement:5} {stage.name:9} {stage.reserved_gib:5.1f} GiB   {takes}".rstrip()
+
+
+def _plan_lines(run: Forecast, largest: int, train_batch_size: int) -> list[str]:
+    line = f"training: {run.plan}; "
+    if largest > train_batch_size:
+        how = "" if run.plan.label == "full" else " without recomputing"
+        line += f"train_batch_size up to {largest} would fit{how}"
+    else:
+        line += f"train_batch_size is {train_batch_size}"
+    return [line, f"base_precision: {run.left_in_full}"] if run.left_in_full else [line]
 
 
 def suggest(config: RunConfig, current: Forecast) -> list[Suggestion]:
@@ -125,23 +152,32 @@ def suggest(config: RunConfig, current: Forecast) -> list[Suggestion]:
         config: All settings as they are.
         current: What was forecast with them.
     """
-    folder = config.paths.cache_dir
-    architecture = find_architecture(config.model, folder)
+    return finished(suggesting(config, current))
+
+
+def suggesting(config: RunConfig, current: Forecast) -> Generator[str, None, list[Suggestion]]:
+    """As ``suggest``; yields a line before each setting that is tried, since each takes seconds."""
     reserved_gib = current.stages["train"].reserved_gib
     suggestions = []
-    for setting, section, changes in _candidates(config):
+    candidates = _candidates(config)
+    for number, (setting, section, changes) in enumerate(candidates, start=1):
+        yield f"      trying {setting} ({number} of {len(candidates)})"
         # A copy with one section changed: candidates are made of values that the schema allows.
         changed_section = getattr(config, section).model_copy(update=changes)
-        changed = config.model_copy(update={section: changed_section})
-        shape = step_shape(changed, current.precision, architecture, changed.data.resolution)
-        checkpointing = changed.train.gradient_checkpointing
-        step = plan_step(shape, current.card, current.budget_gib, checkpointing, folder)
+        step = _changed_step(config.model_copy(update={section: changed_section}), current)
 
         needed_gib = step.planned.needed_bytes / GIB
         needs_gib = max(needed_gib, min(step.planned.reserved_bytes / GIB, current.budget_gib))
         if needs_gib < reserved_gib or step.plan.share < current.plan.share:
             suggestions.append(Suggestion(setting, needs_gib, reserved_gib - needs_gib, step.plan))
     return sorted(suggestions, key=lambda suggestion: (suggestion.plan.share, suggestion.reserved_gib))
+
+
+def _changed_step(config: RunConfig, current: Forecast) -> PlannedStep:
+    folder = config.paths.cache_dir
+    architecture = find_architecture(config.model, folder)
+    shape = step_shape(config, current.precision, architecture, config.data.resolution)
+    return plan_step(shape, current.card, current.budget_gib, config.train.gradient_checkpointing, folder)
 
 
 def _judge(stage: StageForecast, budget_gib: float) -> Judgement:

@@ -7,22 +7,20 @@ to a published roofline of SDXL's step. The remaining cards' rates are shares of
 ``card_here`` measures instead.
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-import psutil
-import torch
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from lora_utils import UserError
-from lora_utils.system.device import GIB
+from lora_utils.system.units import GIB
+
+if TYPE_CHECKING:
+    import torch
 
 CONTEXT_GIB = 0.35  # CUDA itself, cuBLAS and cuDNN with the kernels that they load
 WORKSPACE_GIB = 0.1
 FP32_SLOWDOWN = 3.0  # of convolutions, against the rates here, which are half precision's: a T4 does 5 TFLOPS
 STREAMED_SHARE = 0.81  # of the data sheet's bandwidth that is reached
-MEASURED_SECONDS = 0.2  # for each rate
 
 
 class CardError(UserError):
@@ -48,6 +46,24 @@ class Card:
     """From one kernel to the next, as Python and the driver launch them."""
     is_measured: bool = False
     """The rates were measured here."""
+
+    @property
+    def is_gpu(self) -> bool:
+        """Else it is the CPU that is here."""
+        return self.compute_capability is not None
+
+    def headline(self, budget_gib: float, assumes_sdxl: bool) -> str:
+        """The first line of a forecast.
+
+        Args:
+            budget_gib: What training may take.
+            assumes_sdxl: The base model's shapes are not here yet.
+        """
+        memory = "" if self.is_gpu else " of RAM"
+        line = f"{self.name}: {budget_gib:.1f} of {self.total_gib:.1f} GiB{memory} can be used"
+        if assumes_sdxl:
+            line += "; SDXL's own shapes are taken, the base model's config is not here yet"
+        return line
 
     def seconds(self, flops: Mapping[str, float], streamed_bytes: float, kernels: int) -> float:
         """Of some work.
@@ -123,10 +139,17 @@ def find_card(name: str) -> Card:
     return CARDS[key]
 
 
-def card_here(dtype: torch.dtype) -> Card:
+def card_here(dtype: "torch.dtype") -> Card:
     """The GPU here, or the CPU: what is free, and rates from a second of measuring in this precision."""
+    # Here, as a card that is only asked about by its name needs neither.
+    import psutil
+    import torch
+
+    from lora_utils.memory.rates import measure_rates
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = _rates(device, dtype)
+    *computing, copying = measure_rates(device, dtype)
+    rates = (*computing, copying / STREAMED_SHARE)
     if device.type == "cpu":
         memory = psutil.virtual_memory()
         # Nothing is launched on a CPU: the operators' own time is all there is.
@@ -137,52 +160,3 @@ def card_here(dtype: torch.dtype) -> Card:
     properties = torch.cuda.get_device_properties(0)
     capability = properties.major, properties.minor
     return Card(properties.name, total / GIB, usable, capability, *rates, is_measured=True)
-
-
-def _rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float, float]:
-    """GEMM, convolution, attention in TFLOPS; bandwidth such that a copy reaches ``STREAMED_SHARE`` of it."""
-    side = (
-        4096 if device.type == "cuda" else 512
-    )  # large enough to fill the device, small enough for a second
-    width = side // 16
-    tokens = side // 2
-    heads = max(1, side // 256)
-    with torch.no_grad():
-        square = torch.randn(side, side, device=device).to(dtype)
-        picture = torch.randn(1, width, 64, 64, device=device).to(dtype)
-        kernel = torch.randn(width, width, 3, 3, device=device).to(dtype)
-        query = torch.randn(1, heads, tokens, 64, device=device).to(dtype)
-        gemm = _seconds(lambda: square @ square, device)
-        conv = _seconds(lambda: functional.conv2d(picture, kernel, padding=1), device)
-        attention = _seconds(lambda: functional.scaled_dot_product_attention(query, query, query), device)
-        copy = _seconds(lambda: square.clone(), device)
-
-    copied = 2 * square.numel() * square.element_size()  # read and written
-    return (
-        2 * side**3 / gemm / 1e12,
-        2 * width * width * 9 * 64 * 64 / conv / 1e12,
-        4 * heads * tokens * tokens * 64 / attention / 1e12,
-        copied / copy / 1e9 / STREAMED_SHARE,
-    )
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one run, from as many as fit into a fifth of a second."""
-    run()  # the first one chooses and loads kernels
-    runs = 0
-    started = _now(device)
-    elapsed = 0.0
-    while elapsed < MEASURED_SECONDS:
-        # Several before the clock is read: reading waits for the device, and the queue would run dry.
-        for _ in range(8 if device.type == "cuda" else 1):
-            run()
-            runs += 1
-        elapsed = _now(device) - started
-    return elapsed / runs
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, when all that was launched is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_utils.config.section import Size
 from lora_utils.memory.allocator import least_limit, replay
 from lora_utils.memory.operators import META, Work
 from lora_utils.memory.simulation import Simulation, Unit, on_meta
+from lora_utils.model.quantisation import LeftInFull
 from lora_utils.model.vae import tile_vae
+from lora_utils.system.collector import collector_paused
 from lora_utils.system.files import write_atomically
 from lora_utils.system.versions import versions
 
@@ -54,6 +54,8 @@ class Footprint:
     """Numbers in the base model's files."""
     trainable: int = 0
     """Parameters that learn."""
+    left_in_full: LeftInFull | None = None
+    """What of the base stays in full although it was to be quantised."""
 
 
 FORMAT = TypeAdapter(Footprint)
@@ -92,6 +94,9 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
         rows: Captions times the chunks of each.
         dtype: Of the encoders.
     """
+    # Here, as a count that is on disk needs no transformers.
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     first, second = configs
     with on_meta(dtype):
         encoders = nn.ModuleList(
@@ -117,6 +122,8 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
 def _vae_footprint(
     vae_config: dict[str, Any], dtype: torch.dtype, tile_px: int | None, shape: tuple[int, ...], method: str
 ) -> Footprint:
+    from diffusers import AutoencoderKL
+
     with on_meta(dtype):
         vae = cast(AutoencoderKL, AutoencoderKL.from_config(vae_config)).eval().requires_grad_(False)
     tile_vae(vae, tile_px)
@@ -193,7 +200,8 @@ def cached_on_disk(function: Callable[..., Footprint], *args: Any, folder: Path 
     # cache.
     with suppress(OSError, ValidationError):
         return FORMAT.validate_json(file.read_bytes())
-    footprint = function(*args)
+    with collector_paused():
+        footprint = function(*args)
     with suppress(OSError):  # a full or read-only disk costs some seconds the next time
         write_atomically(file, FORMAT.dump_json(footprint))
     return footprint

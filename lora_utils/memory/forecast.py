@@ -6,7 +6,7 @@ sums over files.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
 from lora_utils.memory.operators import NO_WORK
 from lora_utils.memory.planning import plan_step, step_shape
 from lora_utils.memory.simulation import require_support
-from lora_utils.memory.unet_footprint import StepShape, sampling_footprint
+from lora_utils.memory.step_shape import StepShape
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
+from lora_utils.model.quantisation import LeftInFull
 from lora_utils.model.vae import encoding_dtype, plan_decoding, plan_encoding
 from lora_utils.system.device import DTYPES, GIB, Precision, choose_precision
+from lora_utils.system.progress import finished
 
 LIBRARIES_GIB = 0.7  # resident: Python with torch, diffusers and peft; measured
 CUDA_HOST_GIB = 1.5  # resident: CUDA's own; an allowance
@@ -76,6 +78,8 @@ class Forecast:
     """What training may reserve."""
     assumes_sdxl: bool
     """The base model's shapes are not here yet, and SDXL's own are taken."""
+    left_in_full: LeftInFull | None = None
+    """What of the U-Net stays in full although it was to be quantised."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,16 @@ def forecast(
     Raises:
         SimulationError: This version of torch cannot be simulated.
     """
+    return finished(forecasting(config, card, sizes, precision))
+
+
+def forecasting(
+    config: RunConfig,
+    card: Card,
+    sizes: Mapping[Size, int] | None = None,
+    precision: Precision | None = None,
+) -> Generator[StageForecast, None, Forecast]:
+    """As ``forecast``; yields each stage as soon as it is known, since the step of training takes seconds."""
     require_support()
     sizes = sizes or {config.data.resolution: 1}
     architecture = find_architecture(config.model, config.paths.cache_dir)
@@ -143,19 +157,25 @@ def forecast(
 
     # Of the largest examples: a step that fits them fits all others.
     shape = step_shape(config, precision, architecture, max(sizes, key=math.prod))
+    context = StageContext(config, card, architecture, shape, sizes)
+    stages = [captions_forecast(context)]
+    yield stages[-1]
+    stages.append(images_forecast(context))
+    yield stages[-1]
+
     budget = config.train.vram_gib or card.usable_gib
     step = plan_step(shape, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
-
-    context = StageContext(config, card, architecture, shape, sizes)
-    stages = [
-        captions_forecast(context),
-        images_forecast(context),
-        training_forecast(context, step.planned),
-        save_forecast(context, step.planned),
-        comparison_forecast(context, step.plain),
-    ]
+    stages.append(training_forecast(context, step.planned))
+    yield stages[-1]
+    stages.append(save_forecast(context, step.planned))
+    yield stages[-1]
+    stages.append(comparison_forecast(context, step.plain))
+    yield stages[-1]
     by_name = {stage.name: stage for stage in stages}
-    return Forecast(card, precision, by_name, step.plan, step.prices, budget, architecture.is_assumed)
+    in_full = step.plain.left_in_full
+    return Forecast(
+        card, precision, by_name, step.plan, step.prices, budget, architecture.is_assumed, in_full
+    )
 
 
 def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = None) -> Plan | None:
@@ -260,7 +280,7 @@ def comparison_forecast(context: StageContext, training: Footprint) -> StageFore
     compare = context.config.compare
     size = context.config.data.resolution
     batch = 2 if compare.guidance_scale > 1 else 1
-    sampling = sampling_footprint(replace(context.shape, size_px=size), batch, training)
+    sampling = context.footprint(sampling_footprint, replace(context.shape, size_px=size), batch, training)
     vae = plan_decoding(size, _vae_card_gib(context.card))
     decoding = context.footprint(decoding_footprint, context.architecture.vae, size, vae.dtype, vae.tile_px)
     larger = max(sampling, decoding, key=lambda footprint: footprint.peak_bytes)
@@ -276,6 +296,13 @@ def comparison_forecast(context: StageContext, training: Footprint) -> StageFore
     tflop = denoising_steps * area * sampling.work.tflop + decoding.work.tflop
     kernels = denoising_steps * sampling.work.kernels + decoding.work.kernels
     return replace(stage, seconds=seconds, tflop=tflop, kernels=kernels)
+
+
+def sampling_footprint(shape: StepShape, batch: int, training: Footprint) -> Footprint:
+    """As ``unet_footprint``'s, which loads diffusers and peft: for a step that was not counted before."""
+    from lora_utils.memory import unet_footprint
+
+    return unet_footprint.sampling_footprint(shape, batch, training)
 
 
 def _stage(
@@ -316,10 +343,9 @@ def _stage(
     }
     parts["activations"] = peak - sum(parts.values())
     parts["allocator"] = max(0.0, reserved - peak)
-    is_gpu = card.compute_capability is not None
-    parts["context"] = CONTEXT_GIB if is_gpu else 0.0
+    parts["context"] = CONTEXT_GIB if card.is_gpu else 0.0
 
-    host = LIBRARIES_GIB + (CUDA_HOST_GIB + LOADING_SHARE * file_gib if is_gpu else peak)
+    host = LIBRARIES_GIB + (CUDA_HOST_GIB + LOADING_SHARE * file_gib if card.is_gpu else peak)
     seconds = times * _seconds(card, footprint)
     work = footprint.work
     return StageForecast(name, peak, reserved, parts, seconds, per, work.kernels, work.tflop, host, disk_gib)
@@ -332,7 +358,7 @@ def _seconds(card: Card, footprint: Footprint) -> float:
 
 def _vae_card_gib(card: Card) -> float | None:
     """None of a CPU, which is always the one that is here."""
-    return None if card.compute_capability is None else card.total_gib
+    return card.total_gib if card.is_gpu else None
 
 
 def _download(context: StageContext, file_gib: float) -> float:

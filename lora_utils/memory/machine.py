@@ -1,24 +1,31 @@
-"""The check before anything is downloaded: card, precision, memory, disk, data, versions."""
+"""The check before anything is downloaded: data, base, disk, memory, versions, card, precision."""
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import torch
 from huggingface_hub import try_to_load_from_cache
 from packaging.version import Version
 
-from lora_utils.config.schema import ModelConfig, PathsConfig
-from lora_utils.system.device import GIB, choose_precision, compute_capability
+from lora_utils.config.schema import CheckpointConfig, ModelConfig, PathsConfig
+from lora_utils.model.examination import locate
 from lora_utils.system.files import nearest_existing
+from lora_utils.system.locations import why_unwritable
+from lora_utils.system.units import GIB
 from lora_utils.system.versions import versions
 
 PEFT_NEEDS_TORCHAO = Version("0.16")
 
 
 def describe(model: ModelConfig, paths: PathsConfig, data: str) -> str:
-    """Card, precision, memory, disk, data and versions, as text. Downloads nothing.
+    """All lines of ``description``."""
+    return "\n".join(description(model, paths, data))
+
+
+def description(model: ModelConfig, paths: PathsConfig, data: str) -> Iterator[str]:
+    """Data, base, disk, memory, versions, card and precision, line by line. Downloads nothing.
 
     Args:
         model: The base model, and the precision that is wanted.
@@ -28,20 +35,38 @@ def describe(model: ModelConfig, paths: PathsConfig, data: str) -> str:
     Raises:
         MachineError: The precision cannot be had here.
     """
-    precision = choose_precision(model.mixed_precision, compute_capability())
+    yield f"data        {data}"
+    yield f"base        {model.pretrained_model_name_or_path}: {_where(model, paths.cache_dir)}"
+    yield f"disk        {free_disk_gib(paths.run_folder):.1f} GiB free for {paths.run_folder}"
     ram = psutil.virtual_memory()
+    yield f"RAM         {ram.available / GIB:.1f} of {ram.total / GIB:.1f} GiB free, {os.cpu_count()} cores"
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = [
-        f"card        {_card()}",
-        f"precision   {precision.name}: {precision.reason}",
-        f"RAM         {ram.available / GIB:.1f} of {ram.total / GIB:.1f} GiB free, {os.cpu_count()} cores",
-        f"disk        {free_disk_gib(paths.run_folder):.1f} GiB free for {paths.run_folder}",
-        f"base        {model.pretrained_model_name_or_path}: {_where(model, paths.cache_dir)}",
-        f"data        {data}",
-        *(f"attention   {problem}" for problem in problems()),
-        f"versions    {installed}",
-    ]
-    return "\n".join(lines)
+    yield f"versions    {installed}"
+    for problem in problems():
+        yield f"attention   {problem}"
+
+    # Last, as this loads torch: what is above stands on the screen meanwhile.
+    from lora_utils.system.device import choose_precision, compute_capability
+
+    yield f"card        {_card()}"
+    precision = choose_precision(model.mixed_precision, compute_capability())
+    yield f"precision   {precision.name}: {precision.reason}"
+
+
+def unwritable(paths: PathsConfig, checkpoint: CheckpointConfig) -> list[str]:
+    """The folders of a run into which nothing could be written, each with what is in the way."""
+    folders = {
+        "output_dir": paths.run_folder,
+        "precompute_dir": paths.precompute_dir,
+        "infer_path": paths.infer_path,
+        "mirror_dir": checkpoint.mirror_dir,
+    }
+    problems = []
+    for setting, folder in folders.items():
+        problem = folder and why_unwritable(folder)
+        if problem:
+            problems.append(f"{setting} {folder} cannot be written: {problem}; set it to another folder")
+    return problems
 
 
 def problems() -> list[str]:
@@ -60,6 +85,8 @@ def free_disk_gib(folder: Path) -> float:
 
 
 def _card() -> str:
+    import torch
+
     if not torch.cuda.is_available():
         return "none; computing on the CPU"
     card = torch.cuda.get_device_properties(0)
@@ -69,7 +96,7 @@ def _card() -> str:
 def _where(model: ModelConfig, cache_dir: Path | None) -> str:
     """Whether the base model is on this machine; its index alone is looked for, which every pipeline has."""
     name = model.base
-    if Path(name).is_dir():
+    if locate(name):
         return "a folder here"
     index = try_to_load_from_cache(name, "model_index.json", cache_dir=cache_dir, revision=model.revision)
     if isinstance(index, str):  # else None, or a mark that the file is known to be absent

@@ -16,7 +16,7 @@ from lora_utils.memory.cards import Card
 from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
 from lora_utils.memory.simulation import require_support
-from lora_utils.memory.unet_footprint import StepShape, training_footprint
+from lora_utils.memory.step_shape import StepShape
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.system.device import GIB, Precision, choose_precision
 
@@ -90,6 +90,13 @@ def plan_step(
     return min(fitting, key=lambda step: step.plan.share)
 
 
+def training_footprint(shape: StepShape) -> Footprint:
+    """As ``unet_footprint``'s, which loads diffusers and peft: for a step that was not counted before."""
+    from lora_utils.memory import unet_footprint
+
+    return unet_footprint.training_footprint(shape)
+
+
 def largest_batch(config: RunConfig, card: Card, sizes: Mapping[Size, int] | None = None) -> int:
     """The largest train_batch_size that fits; without recomputation, unless gradient_checkpointing is full.
 
@@ -118,8 +125,10 @@ def largest_batch(config: RunConfig, card: Card, sizes: Mapping[Size, int] | Non
     # Along a line from one example upwards, whose slope is what a second one adds to the tensors.
     budget = (config.train.vram_gib or card.usable_gib) * GIB
     single = count(1)
-    double = count(2)
     room = budget - single.needed_bytes
+    if room < 0:
+        return 0
+    double = count(2)
     batch = 1 + math.floor(room / (double.peak_bytes - single.peak_bytes))
 
     # Counted itself, the batch can need more than the line says, for the allocator's share is not quite

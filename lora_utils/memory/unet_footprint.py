@@ -7,25 +7,24 @@ U-Net without numbers. Only bitsandbytes' linears need a stand-in.
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_utils.config.section import Size
-from lora_utils.config.training import LoraConfig
 from lora_utils.memory.footprint import Footprint, bytes_added_by, footprint_of
-from lora_utils.memory.gradient_checkpointing import RECOMPUTABLE, Plan, apply_plan
+from lora_utils.memory.gradient_checkpointing import RECOMPUTABLE, apply_plan
 from lora_utils.memory.operators import META, Work
 from lora_utils.memory.simulation import Simulation, imitated_autocast, on_meta
+from lora_utils.memory.step_shape import StepShape
 from lora_utils.model import lean_ops
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
-from lora_utils.model.quantisation import dequantised_weight
+from lora_utils.model.quantisation import can_hold, dequantised_weight, left_in_full, transformer_linears
 from lora_utils.system.device import DTYPES
 
 WHOLE_STATES = {"adamw": 8, "paged_adamw": 8, "schedulefree": 8, "prodigy": 16}
@@ -37,37 +36,6 @@ EIGHT_BIT_MAPS = 2 * 256 * 4  # from 8 bits to fp32, one for each moment, shared
 
 # Of a byte: 4 bits, a scale of 8 bits for 64 of them, one of 32 bits for 256 of those (QLoRA, section 3).
 NF4_SHARE = 1 / 2 + 1 / 64 + 4 / 64 / 256
-
-
-@dataclass(frozen=True)
-class StepShape:
-    """All that decides what a micro-batch and its update need."""
-
-    unet: dict[str, Any]
-    """config.json."""
-    lora: LoraConfig
-    precision: str
-    """Of the computation: fp32, fp16 or bf16."""
-    base: Literal["plain", "int8", "nf4"]
-    """How the transformers' frozen weights are kept."""
-    optimizer: str
-    """A value of the setting ``optimizer``."""
-    batch: int
-    """Examples in the micro-batch."""
-    size_px: Size
-    """Width and height."""
-    tokens: int
-    """Of a caption as the U-Net sees it: 77, 152 or 227."""
-    is_lean: bool = True
-    """The lean step; else peft's forward under autocast."""
-    accumulates: bool = False
-    """Gradients of earlier micro-batches are there."""
-    has_average: bool = False
-    """An EMA of the adapter."""
-    scale_factor: int = 8
-    """Pixels to a latent."""
-    plan: Plan = field(default_factory=Plan)
-    """What is recomputed."""
 
 
 def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
@@ -107,6 +75,7 @@ def training_footprint(shape: StepShape) -> Footprint:
     """One micro-batch and one update of the adapter."""
     dtype = DTYPES[shape.precision]
     unet = _build_base(shape).train()
+    in_full = left_in_full(unet, shape.base)
     add_lora(unet, shape.lora, seed=0)
     learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     simulation = Simulation()
@@ -151,7 +120,7 @@ def training_footprint(shape: StepShape) -> Footprint:
         simulation.start("update")
         roots = [torch.empty_like(parameter) for parameter in learning]
         del roots
-    return footprint_of(simulation, resident, unet, first, middle, units)
+    return replace(footprint_of(simulation, resident, unet, first, middle, units), left_in_full=in_full)
 
 
 def sampling_footprint(shape: StepShape, batch: int, training: Footprint) -> Footprint:
@@ -205,8 +174,8 @@ def _build_base(shape: StepShape) -> UNet2DConditionModel:
         unet = cast(UNet2DConditionModel, UNet2DConditionModel.from_config(shape.unet)).requires_grad_(False)
     if shape.base == "plain":
         return unet
-    for name, module in unet.named_modules():
-        if ".attentions." in name and type(module) is nn.Linear:
+    for module in transformer_linears(unet).values():
+        if can_hold(shape.base, module):
             codes = torch.empty(module.weight.shape, dtype=torch.int8, device=META)
             module.__class__ = Linear8bitLt
             module.weight = nn.Parameter(codes, requires_grad=False)

@@ -3,8 +3,9 @@
 May use: config, system.
 
 architectures  Architecture, find_architecture, UNET, VAE: SDXL's shapes, known before anything is downloaded
-files          Part, load, explained, stream_weights, ModelError: files read with suspicion, and streamed
-quantisation   quantise_linears, frozen_parameter, dequantised_weight: weights in 8 or 4 bits, and back
+examination    examine, locate, ModelError: what a base is, and whether it is one; all stages ask here first
+files          Part, load, explained, stream_weights: files read with suspicion, and streamed
+quantisation   quantise_linears, left_in_full, dequantised_weight: weights in 8 or 4 bits, and back
 pipelines      PipelineFiles: SDXL pipelines put together by hand, of the parts that a stage needs
 base           PretrainedSdxl, NoiseSchedule: where the base model's parts come from, one at a time
 text           encode_captions, encode_negative, cut_text, TextEmbeddings: captions to embeddings

@@ -10,13 +10,20 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from lora_utils.config.schema import BasePrecision, ModelConfig
-from lora_utils.model.files import ModelError, Part, explained
+from lora_utils.model.examination import (
+    ModelError,
+    examine,
+    refuse_other_prediction,
+    refuse_other_unet,
+    refuse_other_vae,
+)
+from lora_utils.model.files import Part, explained
 from lora_utils.model.pipelines import TEXT_PARTS, PipelineFiles
-from lora_utils.model.quantisation import quantise_linears
+from lora_utils.model.quantisation import quantise_linears, transformer_linears
 
 CPU = torch.device("cpu")
 DIFFUSERS_SCALING_FACTOR = 0.18215  # what AutoencoderKL takes where a config.json does not say
@@ -44,6 +51,8 @@ class PretrainedSdxl:
     def __init__(self, config: ModelConfig, cache_dir: Path | None = None) -> None:
         self.name = config.base
         self.base_precision: BasePrecision = config.base_precision
+        self._config = config
+        self._cache_dir = cache_dir
         self._variant = config.variant
         self._source = {"revision": config.revision, "cache_dir": cache_dir}
         self._files = PipelineFiles(self.name, config.variant, self._source)
@@ -55,6 +64,10 @@ class PretrainedSdxl:
         self._own_vae = config.pretrained_vae_model_name_or_path
         if self._own_vae:
             self._vae = Part(self._own_vae, "", None, {"cache_dir": cache_dir})
+
+    def examine(self) -> None:
+        """Refuse what no stage could use, before anything is loaded; raises as ``examination.examine``."""
+        examine(self._config, self._cache_dir)
 
     def load_vae(self, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> AutoencoderKL:
         """The VAE, in fp32 unless it was made for fp16: SDXL's own overflows there."""
@@ -91,17 +104,10 @@ class PretrainedSdxl:
                 f"{dtype}; set base_precision to auto, or mixed_precision to fp16"
             )
         config = self._unet.config(UNet2DConditionModel)
-        if "quantization_config" in config:  # its tensors would be codes, taken for weights
-            raise ModelError(
-                f"{self.name} holds quantised weights; choose the plain model and base_precision=nf4"
-            )
-
+        refuse_other_unet(self.name, config)
         unet = self._unet.build(UNet2DConditionModel, config)
         if base_precision in ("int8", "nf4"):
-            # Transformers alone: 86 % of the weights. Embeddings are small and sensitive.
-            linears = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
-            in_transformers = [name for name in linears if ".attentions." in name]
-            quantise_linears(unet, in_transformers, base_precision, dtype)
+            quantise_linears(unet, list(transformer_linears(unet)), base_precision, dtype)
         return self._unet.fill(unet, dtype, device)
 
     def load_unet_pipeline(
@@ -120,11 +126,7 @@ class PretrainedSdxl:
         # Whatever sampler the base names: training knows timesteps as DDPM does (Ho et al., 2020).
         scheduler = self._files.load_scheduler(DDPMScheduler)
         prediction_type = scheduler.config["prediction_type"]
-        if prediction_type not in ("epsilon", "v_prediction"):
-            raise ModelError(
-                f"{self.name} predicts '{prediction_type}'; "
-                "choose a base that predicts epsilon or v_prediction"
-            )
+        refuse_other_prediction(self.name, prediction_type)
         scaling_factor = self.vae_config().get("scaling_factor", DIFFUSERS_SCALING_FACTOR)
         return NoiseSchedule(scheduler.alphas_cumprod.float(), prediction_type, scaling_factor)
 
@@ -135,10 +137,7 @@ class PretrainedSdxl:
             ModelError: It normalises latents in a way that SDXL's pipelines train without.
         """
         config = self._vae.config(AutoencoderKL)
-        if config.get("latents_mean") is not None:
-            raise ModelError(
-                f"the VAE of {self.name} shifts its latents (latents_mean); choose a VAE without"
-            )
+        refuse_other_vae(self.name, config)
         return config
 
     def vae_scale_factor(self) -> int:

@@ -23,13 +23,11 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from lora_utils import UserError
+from lora_utils.model.examination import ModelError, locate, plausible
 from lora_utils.model.quantisation import frozen_parameter
 from lora_utils.system.files import file_hash
 
 SHOWN_NAMES = 3  # of missing tensors, in a message
-MOST_LAYERS = 32  # SDXL's second text encoder has as many
-MOST_ENTRIES = 16  # of a list, such as a U-Net's blocks
-GREATEST_NUMBER = 2**20
 FAILURES = (
     OSError,
     ValueError,
@@ -46,10 +44,6 @@ FAILURES = (
 
 Result = TypeVar("Result")
 Model = TypeVar("Model", AutoencoderKL, UNet2DConditionModel)
-
-
-class ModelError(UserError):
-    """A base model cannot be found, read or used."""
 
 
 class WeightsError(UserError):
@@ -75,7 +69,7 @@ class Part:
         config = explained(
             self.model, lambda: model_class.load_config(self.model, subfolder=subfolder, **self.source)
         )
-        return _plausible(config, self.model)
+        return plausible(config, self.model)
 
     def plain_config(self) -> dict[str, Any]:
         """The config.json of one of transformers' models, checked: transformers itself would go further.
@@ -125,7 +119,7 @@ class Part:
         return [self._fetch(shard) for shard in shards]
 
     def _read_plain_config(self) -> dict[str, Any]:
-        config = _plausible(json.loads(self._fetch("config.json").read_text(encoding="utf-8")), self.model)
+        config = plausible(json.loads(self._fetch("config.json").read_text(encoding="utf-8")), self.model)
         if "quantization_config" in config or self._find("adapter_config.json"):
             raise ModelError(
                 f"{self.subfolder} of {self.model} is quantised or adapted; choose the plain model"
@@ -161,11 +155,7 @@ def explained(name: str, read: Callable[[], Result]) -> Result:
     Raises:
         ModelError: In place of what a library raises when a file is absent, damaged or does not fit.
     """
-    # Libraries take a folder that is not there for a Hub id, and then complain of its spelling.
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
-        raise ModelError(
-            f"there is no folder {name}; give a folder in diffusers' layout or a Hub id such as owner/name"
-        )
+    locate(name)  # libraries take whatever is no folder for a Hub id, and then complain of its spelling
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
@@ -217,22 +207,6 @@ def stream_weights(model: nn.Module, files: Iterable[Path], dtype: torch.dtype, 
         others = f" and {len(missing) - SHOWN_NAMES} more" if len(missing) > SHOWN_NAMES else ""
         names = ", ".join(list(missing)[:SHOWN_NAMES])
         raise WeightsError(f"{names}{others} are missing from the weight files")
-
-
-def _plausible(config: Any, model: str) -> dict[str, Any]:
-    """A configuration that builds in a moment: a number can ask for more memory than there is."""
-    for name, setting in config.items():
-        most = MOST_LAYERS if "layers" in name else GREATEST_NUMBER
-        unchecked = [setting]
-        while unchecked:  # a loop, not a recursion: lists can be nested as deep as the file is long
-            value = unchecked.pop()
-            if isinstance(value, list) and (len(value) <= MOST_ENTRIES or name == "trained_betas"):
-                unchecked += value  # of betas there are as many as timesteps
-            elif isinstance(value, list) or (isinstance(value, int) and abs(value) > most):
-                raise ModelError(
-                    f"cannot load {model}: its {name} is larger than SDXL's can be; choose another"
-                )
-    return config
 
 
 def _hashes(folder: Path) -> str:

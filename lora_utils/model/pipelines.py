@@ -12,12 +12,13 @@ import torch
 from diffusers import SchedulerMixin, StableDiffusionXLPipeline
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from lora_utils.model.files import ModelError, Part, explained, load
+from lora_utils.model.examination import ModelError, refuse_other_pipeline
+from lora_utils.model.files import Part, explained, load
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TEXT_PARTS = TEXT_ENCODERS + TOKENIZERS
-BYTE_TOKENS = 2 * 256  # of a CLIP tokenizer: every byte, alone and at the end of a word
+PROBED_TOKENS = 64  # of a vocabulary, to see whether it encodes its own words
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,7 @@ class PipelineFiles:
     def index(self) -> dict[str, Any]:
         """model_index.json of an SDXL pipeline."""
         index = explained(self.name, lambda: StableDiffusionXLPipeline.load_config(self.name, **self.source))
-        class_name = index.get("_class_name") if isinstance(index, dict) else None
-        if not isinstance(class_name, str) or not class_name.startswith("StableDiffusionXL"):
-            raise ModelError(
-                f"{self.name} is {class_name!s:.60} to its model_index.json, not SDXL; "
-                "choose an SDXL base model"
-            )
+        refuse_other_pipeline(self.name, index)
         return index
 
     def load_scheduler(self, scheduler_class: Any) -> Any:
@@ -130,5 +126,11 @@ class PipelineFiles:
 
 
 def _knows_words(tokenizer: CLIPTokenizer) -> bool:
-    """False of the empty tokenizer that transformers 5 makes of files that are not there, without a word."""
-    return len(tokenizer) >= BYTE_TOKENS
+    """False of the empty tokenizer that transformers 5 makes of files that are not there, without a word.
+
+    By what it does, not by its size: a small vocabulary is good if it encodes its own words.
+    """
+    special = set(tokenizer.all_special_ids)
+    words = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
+    texts = [tokenizer.decode([number]) for number in words[:PROBED_TOKENS]]
+    return any(set(tokenizer(text, add_special_tokens=False).input_ids) - special for text in texts)

@@ -7,11 +7,13 @@ P pooled width (1280). A chunk is the 75 tokens that a text encoder sees between
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
 
 CHUNK = 75
 CAPTIONS_PER_BATCH = 8
@@ -35,7 +37,7 @@ class TextEmbeddings:
 
 @torch.no_grad()
 def encode_captions(
-    pipeline: StableDiffusionXLPipeline, captions: Sequence[str], max_token_length: int = 77
+    pipeline: "StableDiffusionXLPipeline", captions: Sequence[str], max_token_length: int = 77
 ) -> TextEmbeddings:
     """Embed texts with both encoders; results are on the CPU, in the encoders' dtype.
 
@@ -71,7 +73,7 @@ def encode_captions(
 
 
 def encode_negative(
-    pipeline: StableDiffusionXLPipeline, negative_prompt: str | None, max_token_length: int = 77
+    pipeline: "StableDiffusionXLPipeline", negative_prompt: str | None, max_token_length: int = 77
 ) -> TextEmbeddings:
     """The unconditional side of guidance, N = 1: zeros without a negative prompt if the base says so."""
     texts = encode_captions(pipeline, [negative_prompt or ""], max_token_length)
@@ -120,7 +122,7 @@ def too_long(count: int, rest: str) -> tuple[str, str]:
     return f"caption too long ({count} tokens)", f"{cure}; cut off: {rest}"
 
 
-def _encoders(pipeline: StableDiffusionXLPipeline) -> list[tuple[Any, Any]]:
+def _encoders(pipeline: "StableDiffusionXLPipeline") -> list[tuple[Any, Any]]:
     return [(pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)]
 
 

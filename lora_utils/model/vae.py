@@ -9,15 +9,18 @@ either.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lora_utils.config.schema import ModelConfig
 from lora_utils.config.section import Size
 from lora_utils.system.device import DTYPES, GIB
+
+if TYPE_CHECKING:  # forecasts plan the VAE without one
+    from diffusers import AutoencoderKL
 
 # SDXL's VAE in fp32, and what it takes for an image of 1024x1024; counted on its graph, not yet measured on a
 # GPU.
@@ -123,7 +126,7 @@ def _device_gib() -> float:
     return torch.cuda.mem_get_info()[1] / GIB
 
 
-def tile_vae(vae: AutoencoderKL, tile_px: int | None) -> None:
+def tile_vae(vae: "AutoencoderKL", tile_px: int | None) -> None:
     """Make the VAE cut what is larger than ``tile_px`` on a side into tiles; None for never.
 
     ``enable_tiling`` alone keeps the tile of the VAE's config, 1024 in SDXL, and does nothing up to
@@ -136,7 +139,7 @@ def tile_vae(vae: AutoencoderKL, tile_px: int | None) -> None:
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+def encode_images(vae: "AutoencoderKL", pixels: Tensor) -> Tensor:
     """Posterior mean and log-variance of images.
 
     Args:
@@ -151,7 +154,7 @@ def encode_images(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode_latents(vae: "AutoencoderKL", latents: Tensor) -> Tensor:
     """Images from latents, as SDXL's pipeline decodes them.
 
     Args:

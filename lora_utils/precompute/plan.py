@@ -57,6 +57,7 @@ def plan_data(base: PretrainedSdxl, config: DataConfig, encoding: Encoding) -> D
         DataError: There is nothing to train on.
     """
     found_examples = find_examples(config)
+    base.examine()  # before images are hashed
     examples, findings = inspect_examples(found_examples.examples, config)
     findings = found_examples.findings + findings
     # Said here: encoding may take an hour.

@@ -5,9 +5,12 @@ May use: no other room.
 files      write_atomically, commit_folder, read_folder, staged, sweep: whole on disk, or not at all
 portable   open_descriptor, read_at, rename, replace, when_free: Linux, macOS and Windows, as one
 device     choose_precision, compute_capability, free_memory: what computes; a run's dtype, not the VAE's
+locations  looked_for, looks_like_path, why_unwritable: what a message says of a path
 signals    StopRequest, interrupt_when_told_to_end: Ctrl-C and SIGTERM, heard at the end of a step
 console    accept_any_text, is_terminal: what is printed never ends a run
-progress   progress_bar: in a terminal, a notebook, a log file
+progress   progress_bar, Steps, finished: in a terminal, a notebook, a log file; and results line by line
 redaction  install, redacted, holds_token: keeps tokens out of all that is printed or logged
+units      GIB: bytes, for those who need no torch
+collector  collector_paused: for what makes many objects that stay, such as imports
 versions   versions: of the packages that a result depends on
 """

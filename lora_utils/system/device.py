@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from lora_utils import UserError
+from lora_utils.system.units import GIB
 
-GIB = 2**30
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 

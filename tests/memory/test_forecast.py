@@ -81,7 +81,8 @@ def test_what_keeps_more_needs_more(make_config):
         return tiny_footprint(make_config, train_batch_size=8, **overrides).peak_bytes
 
     usual = peak()
-    assert peak(base_precision="nf4") < peak(base_precision="int8") < usual
+    assert peak(base_precision="nf4") < usual  # of the tiny U-Net half stays in full
+    assert peak(base_precision="int8") < usual
     assert peak(optimizer="paged_adamw8bit") < usual
     assert usual < peak(lean_step=False)
     assert usual < peak(max_token_length=225)

@@ -108,13 +108,14 @@ def test_the_seed_command_of_the_ancestor_is_understood():
 
 
 def test_check_says_what_will_be_used_and_writes_nothing(folders, data_dir, capsys):
-    assert (
-        main(["check", "--train_data_dir", str(data_dir), "--pretrained_model_name_or_path", str(TINY)]) == 0
-    )
+    options = ["--train_data_dir", str(data_dir), "--pretrained_model_name_or_path", str(TINY)]
+    assert main(["check", *options]) == 0
     text = capsys.readouterr().out
     assert "10 captioned images" in text
     assert "precision" in text
-    assert "rank: 16" in text
+    assert "rank: 16" not in text
+    assert main(["check", "--verbose", *options]) == 0
+    assert "rank: 16" in capsys.readouterr().out
     assert not (folders / "runs").exists()
 
 

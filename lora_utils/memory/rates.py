@@ -1,0 +1,57 @@
+"""How fast the device here multiplies, convolves, attends and copies: a second of measuring."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+MEASURED_SECONDS = 0.2  # for each rate
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float, float]:
+    """GEMM, convolution, attention in TFLOPS; bytes that a copy reads and writes, in GB/s."""
+    # Large enough to fill the device, small enough for a second.
+    side = 4096 if device.type == "cuda" else 512
+    width = side // 16
+    tokens = side // 2
+    heads = max(1, side // 256)
+    with torch.no_grad():
+        square = torch.randn(side, side, device=device).to(dtype)
+        picture = torch.randn(1, width, 64, 64, device=device).to(dtype)
+        kernel = torch.randn(width, width, 3, 3, device=device).to(dtype)
+        query = torch.randn(1, heads, tokens, 64, device=device).to(dtype)
+        gemm = _seconds(lambda: square @ square, device)
+        conv = _seconds(lambda: functional.conv2d(picture, kernel, padding=1), device)
+        attention = _seconds(lambda: functional.scaled_dot_product_attention(query, query, query), device)
+        copy = _seconds(lambda: square.clone(), device)
+
+    copied = 2 * square.numel() * square.element_size()  # read and written
+    return (
+        2 * side**3 / gemm / 1e12,
+        2 * width * width * 9 * 64 * 64 / conv / 1e12,
+        4 * heads * tokens * tokens * 64 / attention / 1e12,
+        copied / copy / 1e9,
+    )
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of one run, from as many as fit into a fifth of a second."""
+    run()  # the first one chooses and loads kernels
+    runs = 0
+    started = _now(device)
+    elapsed = 0.0
+    while elapsed < MEASURED_SECONDS:
+        # Several before the clock is read: reading waits for the device, and the queue would run dry.
+        for _ in range(8 if device.type == "cuda" else 1):
+            run()
+            runs += 1
+        elapsed = _now(device) - started
+    return elapsed / runs
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, when all that was launched is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
