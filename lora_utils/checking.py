@@ -3,11 +3,12 @@
 Apart from the other stages, as it loads less than they do, and tells every line as soon as it is known.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lora_utils.config.doubts import doubts
 from lora_utils.config.loading import dump_config
 from lora_utils.config.schema import RunConfig
 from lora_utils.data.dataset import describe_data, look_for_examples
@@ -37,6 +38,8 @@ class Check:
     """Every setting, as YAML; empty likewise."""
     problems: tuple[str, ...] = ()
     """What keeps a run from going well here although its settings are possible, each with its cure."""
+    doubts: tuple[str, ...] = ()
+    """Settings that will run, and most likely are not meant."""
 
     @property
     def has_failed(self) -> bool:
@@ -55,8 +58,8 @@ class Check:
         return self.judged.forecast
 
     def __str__(self) -> str:
-        problems = "\n".join(map(_failure, self.problems))
-        return "\n\n".join(part for part in (self.machine, str(self.judged), problems, self.config) if part)
+        remarks = "\n".join([*map(_failure, self.problems), *map(_doubt, self.doubts)])
+        return "\n\n".join(part for part in (self.machine, str(self.judged), remarks, self.config) if part)
 
 
 def check(config: RunConfig, card: str | None = None) -> Check:
@@ -77,11 +80,16 @@ def checking(config: RunConfig, card: str | None = None) -> Generator[str, None,
     """As ``check``; yields line after line, and says before each alternative that it is tried."""
     found_examples = look_for_examples(config.data)
     examples = len(found_examples.examples) if found_examples else None
+    # What will be held out is not known before all files are read; nor are all of the others usable.
+    visits = sum(example.repeats for example in found_examples.examples) if found_examples else 0
+    told = tuple(doubts(config, round(visits * (1 - config.data.validation_split)) or None))
     if card:
         asked = find_card(card)
         with suppress(UnreachableError):  # of this machine, and it is another one that is asked about
             examine(config.model, config.paths.cache_dir)
-        return Check("", (yield from _judged(config, asked, examples)), "")
+        judged = yield from _judged(config, asked, examples)
+        yield from _remarks((), told)
+        return Check("", judged, "", doubts=told)
 
     machine = []
     for line in description(config.model, config.paths, describe_data(config.data, found_examples)):
@@ -95,10 +103,8 @@ def checking(config: RunConfig, card: str | None = None) -> Generator[str, None,
 
     yield ""
     judged = yield from _judged(config, _card_here(config), examples)
-    if problems:
-        yield ""
-        yield from map(_failure, problems)
-    return Check("\n".join(machine), judged, dump_config(config), tuple(problems))
+    yield from _remarks(problems, told)
+    return Check("\n".join(machine), judged, dump_config(config), tuple(problems), told)
 
 
 def check_data(config: RunConfig) -> "DataReport":
@@ -113,7 +119,9 @@ def check_data(config: RunConfig) -> "DataReport":
         from lora_utils.model.base import PretrainedSdxl
         from lora_utils.precompute.data_report import report_on_data
 
-    return report_on_data(config.data, config.train, PretrainedSdxl(config.model, config.paths.cache_dir))
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
+    report = report_on_data(config.data, config.train, base)
+    return replace(report, doubts=doubts(config, report.visits_per_epoch))
 
 
 def _judged(
@@ -139,6 +147,18 @@ def _card_here(config: RunConfig) -> Card:
     from lora_utils.system.device import choose_precision, compute_capability
 
     return card_here(choose_precision(config.model.mixed_precision, compute_capability()).dtype)
+
+
+def _remarks(problems: Sequence[str], told: Sequence[str]) -> Iterator[str]:
+    """Lines below the verdict: what fails, then what is doubtful."""
+    if problems or told:
+        yield ""
+    yield from map(_failure, problems)
+    yield from map(_doubt, told)
+
+
+def _doubt(sentence: str) -> str:
+    return f"DOUBT {sentence}"
 
 
 def _failure(problem: str) -> str:

@@ -17,6 +17,7 @@ from lora_utils.config.loading import dump_config, find_config, load_config, pre
 from lora_utils.config.schema import RunConfig, all_settings, describe
 from lora_utils.system.collector import collector_paused
 from lora_utils.system.console import accept_any_text
+from lora_utils.system.launcher import AFTERWORD, launched_precision
 from lora_utils.system.progress import Steps
 from lora_utils.system.redaction import install, redacted
 from lora_utils.system.signals import interrupt_when_told_to_end
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UserError, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        if launched_precision() is not None:
+            print(AFTERWORD, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(

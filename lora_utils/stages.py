@@ -27,7 +27,7 @@ from lora_utils.training import loop
 from lora_utils.training.folders import completed_run, find_run
 from lora_utils.training.loop import StepReport
 from lora_utils.training.run import TrainingRun, prepare
-from lora_utils.training.start import PlannedRun, describe_run, plan_encoding, plan_run
+from lora_utils.training.start import PlannedRun, describe_run, plan_doubts, plan_encoding, plan_run
 
 __all__ = ["Check", "check", "check_data", "compare", "precompute", "prepare_training", "train"]
 
@@ -47,6 +47,8 @@ def precompute(config: RunConfig) -> Precomputed:
     base = _base(config)
     precision = _precision(config)
     plan = plan_encoding(config, base, precision)
+    for doubt in plan_doubts(config, base, precision, plan.visits_per_epoch):
+        LOGGER.warning("%s", doubt)
     require_same_data(config.paths, config.checkpoint, describe_run(config, base, plan, precision))
     return _encode(config, base, plan)
 

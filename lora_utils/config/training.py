@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from lora_utils.config.section import (
+    LARGEST_COUNT,
     Fraction,
     Location,
     NameOrPath,
@@ -31,7 +32,7 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; there is always one at the end."""
     checkpointing_minutes: PositiveFloat | None = 10.0
     """Minutes between checkpoints, where that comes first."""
-    checkpoints_total_limit: Annotated[int, Field(ge=2)] = 2
+    checkpoints_total_limit: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] = 2
     """Newest checkpoints that are kept; at least two, in case the disk damages one."""
     resume_from_checkpoint: NameOrPath = "none"
     """latest goes on from the run folder's newest sound checkpoint, if there is one; or a folder; or none."""
@@ -43,6 +44,7 @@ class CheckpointConfig(Section):
     """Folder, such as one on Google Drive, for verified copies of checkpoints; latest restores from it."""
 
 
+POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
 LARGEST_RANK = 4096  # no matrix of SDXL's has a rank above 1280
 Optimizer = Literal[
     "adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit", "adafactor", "prodigy", "schedulefree"
@@ -196,6 +198,24 @@ class TrainConfig(Section):
         if self.optimizer == "schedulefree" and self.lr_scheduler not in ("constant", "constant_with_warmup"):
             raise ValueError("optimizer schedulefree makes its own schedule; set lr_scheduler to constant")
         return self
+
+    @model_validator(mode="after")
+    def _schedule_can_be_drawn(self) -> Self:
+        # Where epochs decide, the steps are known once the data is counted.
+        if self.max_train_steps is not None and (problem := self.schedule_problem(self.max_train_steps)):
+            raise ValueError(problem)
+        return self
+
+    def schedule_problem(self, steps: int) -> str | None:
+        """Why the learning rate cannot be drawn over so many steps; None where it can."""
+        if self.lr_scheduler != "polynomial":
+            return None
+        if self.learning_rate > POLYNOMIAL_END and self.lr_warmup_steps < steps:
+            return None
+        return (
+            f"lr_scheduler polynomial needs a learning_rate above {POLYNOMIAL_END} and lr_warmup_steps below "
+            f"the {steps} steps of the run; change them, or set lr_scheduler=linear"
+        )
 
     def total_steps(self, visits_per_epoch: int, processes: int = 1) -> int:
         """Optimiser updates in all: max_train_steps, or enough for num_train_epochs."""

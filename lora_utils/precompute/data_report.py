@@ -19,7 +19,13 @@ from lora_utils.data.decoding import Job, decode_all, new_job
 from lora_utils.data.duplicates import near_duplicates, perceptual_hash
 from lora_utils.data.findings import Finding, noticed, table
 from lora_utils.data.images import ImageError
-from lora_utils.data.inspection import InspectedExample, held_out_hashes, inspect_examples, require_training
+from lora_utils.data.inspection import (
+    InspectedExample,
+    held_out_hashes,
+    inspect_examples,
+    require_training,
+    visits_per_epoch,
+)
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.text import cut_text, too_long
 from lora_utils.system.progress import progress_bar
@@ -43,6 +49,13 @@ class DataReport:
     """Of each caption variant; None while the tokenizers would have to be downloaded."""
     data: DataConfig
     train: TrainConfig
+    doubts: Sequence[str] = ()
+    """Settings that will run, and most likely are not meant."""
+
+    @property
+    def visits_per_epoch(self) -> int:
+        """Of examples that are not held out, with their repeats."""
+        return visits_per_epoch(self.examples, self.data.validation_split)
 
     @property
     def shapes(self) -> Counter[Size]:
@@ -56,9 +69,6 @@ class DataReport:
         crops = sum(len(example.crops) for example in self.examples)
         captions = sum(len(example.captions) for example in self.examples)
         masks = sum(example.mask_hash is not None for example in self.examples)
-        visits = sum(
-            example.example.repeats for example in self.examples if example.content_hash not in held_out
-        )
         lines = [
             f"data        {self.rule}",
             f"examples    {len(self.examples)} usable, {len(held_out)} images held out, {refused} refused",
@@ -67,7 +77,8 @@ class DataReport:
             *([f"masks       of {masks} examples"] if masks else []),
             f"captions    {self._lengths()}",
             *self._samples(),
-            f"training    {self._steps(visits)}",
+            f"training    {self._steps(self.visits_per_epoch)}",
+            *(f"doubt       {sentence}" for sentence in self.doubts),
         ]
         return "\n".join(lines) + "\n\n" + table(self.findings)
 

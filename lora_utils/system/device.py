@@ -1,12 +1,12 @@
 """What a stage needs of the device: how much was used, and giving it back."""
 
 import gc
-import os
 from dataclasses import dataclass
 
 import torch
 
 from lora_utils import UserError
+from lora_utils.system.launcher import launched_precision
 from lora_utils.system.units import GIB
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -74,11 +74,12 @@ def choose_precision(wanted: str, capability: tuple[int, int] | None) -> Precisi
         raise MachineError("mixed_precision=fp16 needs a CUDA GPU, and there is none; set it to auto or fp32")
     if wanted != "auto":
         return Precision(wanted, "mixed_precision says so")
+    launched = (launched_precision() or "no").lower()
+    # Its "no" is what it says when nobody asked it, and so no answer; a CPU computes in bf16, not in fp16.
+    if launched in DTYPES and (capability is not None or launched != "fp16"):
+        return Precision(launched, "accelerate launch says so")
     if capability is None:
         return Precision("fp32", "there is no GPU")
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched in DTYPES:
-        return Precision(launched, "accelerate launch says so")
     # Not torch's is_bf16_supported: a T4 answers True to it, and emulates bf16 slowly.
     major, minor = capability
     if capability >= (8, 0):

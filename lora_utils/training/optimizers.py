@@ -22,7 +22,6 @@ from lora_utils.system.device import GIB
 LOGGER = logging.getLogger(__name__)
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
 PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
-POLYNOMIAL_END = 1e-7  # where diffusers' polynomial ends
 # Of a parameter group, what is a setting; the rest of it may be states.
 GROUP_OPTIONS = (
     "lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize",
@@ -80,11 +79,8 @@ def new_lr_scheduler(optimizer: Optimizer, config: TrainConfig, steps: int) -> L
         OptimizerError: The schedule cannot be drawn with these settings.
     """
     name = config.lr_scheduler
-    if name == "polynomial" and (config.learning_rate <= POLYNOMIAL_END or config.lr_warmup_steps >= steps):
-        raise OptimizerError(
-            f"lr_scheduler polynomial needs a learning_rate above {POLYNOMIAL_END} and lr_warmup_steps below "
-            f"the {steps} steps of the run; change them, or set lr_scheduler=linear"
-        )
+    if problem := config.schedule_problem(steps):
+        raise OptimizerError(problem)
     if name == "constant" and config.lr_warmup_steps:
         name = "constant_with_warmup"  # diffusers' plain "constant" ignores warm-up without a word
     return get_scheduler(

@@ -1,5 +1,6 @@
 """Before anything is encoded: which run this is, and in which folder it goes on."""
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
+from lora_utils.config.doubts import doubts
 from lora_utils.config.schema import RunConfig
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.vae import encoding_dtype
@@ -16,9 +18,12 @@ from lora_utils.storage.identity import data_digest, example_digests, run_identi
 from lora_utils.storage.run_folder import RunPlace, choose_folder
 from lora_utils.storage.run_note import RunNote, begin_note
 from lora_utils.system.device import Precision, choose_precision, compute_capability
+from lora_utils.system.launcher import contradictions, refuse_impossible
 from lora_utils.system.versions import versions
 from lora_utils.training.folders import stamp_inputs
+from lora_utils.training.objective import training_schedule
 
+LOGGER = logging.getLogger(__name__)
 COMPARED_VERSIONS = ("torch", "diffusers", "transformers", "peft", "bitsandbytes")
 
 
@@ -48,8 +53,10 @@ def plan_run(config: RunConfig) -> PlannedRun:
         UserError: The data or the base model cannot be used, or output_dir holds another run.
     """
     started = time.monotonic()
+    refuse_impossible(torch.cuda.is_available())
     AcceleratorState._reset_state()  # else a second run in one notebook keeps the first one's processes
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    # The launcher's precision and compilation are ours to decide; its device and processes are taken.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), dynamo_backend="no")
 
     # Before the data is read: a file that changes meanwhile must not pass for the one that was learned.
     inputs = stamp_inputs(config)
@@ -57,6 +64,9 @@ def plan_run(config: RunConfig) -> PlannedRun:
     precision = choose_precision(config.model.mixed_precision, compute_capability())
     with accelerator.main_process_first():  # a data set of the Hub is downloaded once
         data = plan_encoding(config, base, precision)
+    told = plan_doubts(config, base, precision, data.visits_per_epoch, accelerator.num_processes)
+    for doubt in told if accelerator.is_main_process else []:
+        LOGGER.warning("%s", doubt)
     note = describe_run(config, base, data, precision, accelerator.num_processes, inputs)
     steps = note.free["steps"]
 
@@ -78,6 +88,21 @@ def plan_run(config: RunConfig) -> PlannedRun:
 def plan_encoding(config: RunConfig, base: PretrainedSdxl, precision: Precision) -> DataPlan:
     """The data as it is now; raises as ``plan_data``."""
     return plan_data(base, config.data, Encoding(precision.dtype, encoding_dtype(config.model)))
+
+
+def plan_doubts(
+    config: RunConfig, base: PretrainedSdxl, precision: Precision, visits_per_epoch: int, processes: int = 1
+) -> list[str]:
+    """What is most likely not meant, or not what accelerate launch says; known before an hour of encoding.
+
+    Raises:
+        UserError: The base model's timesteps or the learning rate's schedule cannot be had.
+    """
+    # Of the base, its scheduler's settings alone are read.
+    training_schedule(base.load_noise_schedule(), config.train)
+    train = config.train
+    told = contradictions(precision.name, train.gradient_accumulation_steps, train.torch_compile)
+    return told + doubts(config, visits_per_epoch, processes)
 
 
 def describe_run(

@@ -18,7 +18,7 @@ from lora_utils.config.loading import ConfigError, dump_config, load_config
 from lora_utils.config.schema import ModelConfig, RunConfig
 from lora_utils.config.strict_yaml import read_yaml
 from lora_utils.system import redaction
-from lora_utils.system.redaction import holds_secret, install, redacted
+from lora_utils.system.redaction import holds_secret, holds_token, install, redacted, without_tokens
 from tests.conftest import ROOT
 
 CANARY = "hf_" + "CANARYcanary0123456789CANARYcanary"
@@ -86,6 +86,64 @@ def test_the_value_of_a_secret_variable_is_masked_as_it_is_now(monkeypatch, name
     assert redacted(f"key={value} {value!r}") == "key=*** '***'"
     monkeypatch.setenv(name, "none")
     assert not holds_secret("none")
+
+
+WORDS = [
+    "cat",
+    "portrait",
+    "watercolour",
+    "photographofacat",
+    "correct horse battery staple",
+    "my-secret-folder-2024",
+    "stabilityai/stable-diffusion-xl-base-1.0",
+    "/home/me/Pictures/2024-11-03",
+    "12345678901234567890",
+    "naruto_t4_rank_32_run",
+]
+TOKENS = [
+    "0123456789abcdef0123456789abcdef01234567",
+    "d41d8cd98f00b204e9800998ecf8427e",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "aB3-xY9_kLm2-Qr7T.s8",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+    "xoxb-17653285-nJk3Bq8Wz",
+]
+
+
+@pytest.mark.parametrize("name", ["JUPYTER_PASSWORD", "JUPYTER_TOKEN", "DB_PASSWORD", "APP_SECRET"])
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_that_is_a_password_too_may_be_a_prompt_and_a_path(monkeypatch, tmp_path, name, word):
+    monkeypatch.setenv(name, word)
+    config = load_config(None, {"prompt": f"a {word}", "output_dir": tmp_path / word, "trigger_word": word})
+    assert config.compare.prompt == [f"a {word}"]
+    assert config.paths.output_dir == tmp_path / word
+    # What is written down means the same again; what is shown does not give it away.
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+    assert word not in redacted(f"a {word}") or len(word) < 8
+    assert not holds_token(f"a {word}")
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_of_the_environment_is_refused_in_a_setting(monkeypatch, token):
+    assert load_config(None, {"prompt": token}).compare.prompt == [token]
+    monkeypatch.setenv("SOME_TOKEN", token)
+    for leaf in ("prompt", "output_dir", "revision"):
+        with pytest.raises(ConfigError, match=f"{leaf} holds a token") as error:
+            load_config(None, {leaf: f"a{token}b"})
+        assert token not in str(error.value)
+    assert without_tokens(f"a{token}b") == redacted(f"a{token}b") == "a***b"
+    # A name that only looks alike is none.
+    assert load_config(None, {"prompt": token[:-1]})
+
+
+def test_a_password_is_masked_in_what_the_command_line_says(monkeypatch, capsys):
+    monkeypatch.setenv("JUPYTER_PASSWORD", "watercolour")
+    assert main(["train", "--train_data_dir", "absent/watercolour"]) == 2
+    error = capsys.readouterr().err
+    assert "no folder absent/***" in error
+    assert "watercolour" not in error
 
 
 def test_logs_hold_no_token(lines, monkeypatch):
