@@ -8,7 +8,7 @@ findings     Finding, Remarks, table, as_csv: what is wrong with a file or row, 
 captions     Captioner, clean_caption, caption_variants: text decoded, cleaned, and its tags in several orders
 images       read_bytes, read_header, decode, ImageError: a file's bytes in, upright sRGB out
 crops        Crop, choose_size, plan_crops, bucket_sizes: an image's shape, and six numbers for SDXL
-inspection   InspectedExample, inspect_examples, visits_per_epoch: files hashed and measured, not yet decoded
+inspection   InspectedExample, inspect_examples, held_out_hashes: files hashed and measured, not yet decoded
 decoding     Job, Picture, new_job, decode_all: images decoded and cut in worker processes
 duplicates   perceptual_hash, near_duplicates: pictures that are nearly the same
 sources/    one module for each kind of data

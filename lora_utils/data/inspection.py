@@ -106,12 +106,6 @@ def held_out_hashes(examples: Sequence[InspectedExample], validation_split: floa
     return set(different[: max(1, round(len(different) * validation_split))])
 
 
-def visits_per_epoch(examples: Sequence[InspectedExample], validation_split: float) -> int:
-    """How many visits of examples that are not held out make an epoch."""
-    held_out = held_out_hashes(examples, validation_split)
-    return sum(example.example.repeats for example in examples if example.content_hash not in held_out)
-
-
 def require_training(
     examples: Sequence[InspectedExample], findings: Sequence[Finding], validation_split: float
 ) -> None:

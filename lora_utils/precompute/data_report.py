@@ -55,7 +55,10 @@ class DataReport:
     @property
     def visits_per_epoch(self) -> int:
         """Of examples that are not held out, with their repeats."""
-        return visits_per_epoch(self.examples, self.data.validation_split)
+        held_out = held_out_hashes(self.examples, self.data.validation_split)
+        return sum(
+            example.example.repeats for example in self.examples if example.content_hash not in held_out
+        )
 
     @property
     def shapes(self) -> Counter[Size]:
