@@ -7,7 +7,7 @@ data           DataConfig: where pictures and captions come from, how they are f
 training       LoraConfig, TrainConfig, CheckpointConfig: adapter, loop and optimiser names, what is kept
 section        Section, Location, NameOrPath, Seed, expanded: what every group of settings shares
 loading        load_config, find_config, dump_config: defaults, then a file, then overrides
-run_name       default_run_name: what a run is called when nobody names it
+run_name       default_run_name, plain_name: what a run is called when nobody names it
 flags          read_flags: the settings among the words of a command line
 names          refuse_unknown, unknown_names: names that are none, all at once
 foreign_names  answer_to: what settings are called in other trainers

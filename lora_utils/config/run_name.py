@@ -28,6 +28,18 @@ def default_run_name(leaves: Mapping[str, Any], file: Path | None) -> str:
     return f"{data}-{preset or NAMELESS}" if data else preset or NAMELESS
 
 
+def plain_name(name: str) -> str:
+    """The name, where it can be a folder's on every system.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    # Not pydantic's pattern: its letters are others than Python's, which made the name.
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError("should be letters, digits, _, - and dots, and begin with none of the last two")
+    return name
+
+
 def _last_part(source: object) -> str:
     """The name of a folder, of a file without its ending, or of a dataset on the Hub."""
     text = str(source or "").strip()

@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, NonNegativeFloat
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeFloat
 from pydantic.fields import FieldInfo
 
 from lora_utils.config.data import DataConfig
-from lora_utils.config.run_name import NAMELESS
+from lora_utils.config.run_name import NAMELESS, plain_name
 from lora_utils.config.section import Location, NameOrPath, Section, Seeds, Texts
 from lora_utils.config.training import CheckpointConfig, LoraConfig, TrainConfig
 
@@ -29,7 +29,7 @@ class PathsConfig(Section):
 
     output_dir: Location | None = None
     """Run folder: weights, config, metrics, pictures; runs/<run_name>, then -2, -3, when not given."""
-    run_name: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")] | None = None
+    run_name: Annotated[str, AfterValidator(plain_name)] | None = None
     """Names the run folder where output_dir does not; <data>-<preset> when not given."""
     precompute_dir: Location | None = None
     """Folder of precomputed moments and embeddings; precomputed in the run folder when not given."""

@@ -24,7 +24,6 @@ from lora_utils.data.inspection import (
     held_out_hashes,
     inspect_examples,
     require_training,
-    visits_per_epoch,
 )
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.text import cut_text, too_long

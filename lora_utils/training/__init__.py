@@ -6,7 +6,7 @@ loop        train, StepReport: every step, whole, and each figure of it that is 
 state       TrainingState: what a step changes, and so what a checkpoint holds
 recording   recording, Recorder: when something is logged or kept; the files are storage's
 stopping    Stopping: a signal, or the time is over
-start       plan_run, PlannedRun, describe_run, plan_doubts: which run this is, and its folder, before encoding
+start       plan_run, PlannedRun, describe_run, plan_doubts: which run this is, its folder, what to doubt
 folders     find_run, completed_run, stamp_inputs: which run folder settings stand for
 run         TrainingRun, prepare: examples, base, adapter, precision, put together
 unet        PlannedUnet: loaded, adapted, planned for the card

@@ -127,3 +127,15 @@ def test_no_layer_is_called_nothing(names):
 )
 def test_what_could_only_fail_later_is_refused(leaf, value):
     assert leaf in refusal(leaf, value)
+
+
+@pytest.mark.parametrize("name", ["lora", "уни_日本_é_x²", "a.b-c", "e\u0301t\u00e9", "٣"])
+def test_a_run_may_be_called_what_a_folder_of_data_is(name, tmp_path):
+    folder = tmp_path / name
+    config = load_config(None, {"train_data_dir": folder})
+    assert load_config(None, {"run_name": config.paths.run_name}) is not None
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "-x", "a b", "a\\b", "a:b"])
+def test_a_run_is_not_called_what_is_no_folder(name):
+    assert "run_name" in refusal("run_name", name)
