@@ -28,6 +28,18 @@ install_torch() {
     fi
 }
 
+# HEIC and JPEG XL: the extra formats, as ready-made builds. Where a platform has none, such files are refused by name.
+install_formats() { # $@: more options of pip
+    python - <<'PYTHON' | while read -r package; do
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*tomllib.load(file)["project"]["optional-dependencies"]["formats"], sep="\n")
+PYTHON
+        python -m pip install -q --only-binary :all: "$@" "$package" </dev/null 2>/dev/null ||
+            echo "without $package, which has no build for this platform"
+    done
+}
+
 install() { # $1: what to install
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     if on_colab; then
@@ -41,11 +53,13 @@ for package in ("torch", "torchvision", "numpy", "pillow", "ipywidgets"):
         pass
 PYTHON
         python -m pip install -q -r requirements.txt -c /tmp/constraints.txt
+        install_formats -c /tmp/constraints.txt
         # Colab's torchao is too old for peft, which then refuses every LoRA; nothing here needs it.
         python -m pip uninstall -q -y torchao 2>/dev/null || true
     else
         install_torch
         python -m pip install -q -e "$1"
+        install_formats
     fi
 }
 

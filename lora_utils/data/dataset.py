@@ -11,7 +11,7 @@ from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import TRIGGER, Captioner, clean_caption
 from lora_utils.data.examples import DataError, Example, FoundExamples
 from lora_utils.data.findings import Remarks, showable, table
-from lora_utils.data.images import SUFFIXES
+from lora_utils.data.formats import SUFFIXES
 from lora_utils.data.sources.file_tree import METADATA
 from lora_utils.data.sources.folders import find_in_folders
 from lora_utils.data.sources.hub import holds_images

@@ -6,6 +6,7 @@ so a bit flipped in a JPEG or a lossy WebP that still decodes is not found. Work
 so it imports no torch.
 """
 
+import re
 import stat
 import struct
 import warnings
@@ -18,28 +19,24 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageColor, UnidentifiedImageError, features
+from PIL import Image, ImageChops, ImageCms, ImageColor, PngImagePlugin, UnidentifiedImageError
 
 from lora_utils import UserError
 from lora_utils.data.findings import Finding, fixed, refused
+from lora_utils.data.formats import FORMATS, jxl_header, named, png_exif, suffix_of
+from lora_utils.data.formats import SUFFIXES as SUFFIXES
+from lora_utils.data.formats import UNREADABLE_SUFFIXES as UNREADABLE_SUFFIXES
 from lora_utils.system.portable import open_descriptor
 
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 64 * 10**6  # 192 MB as RGB, and decoding holds several copies of it
+_TEXT_BYTES = 16 * 2**20
+_MOST_DENSE = 200
+"""Packed text or a profile in a PNG that is larger, and larger than this many times its file, is a bomb."""
 _TOO_LARGE = f"more than {MAX_PIXELS // 10**6} million pixels"
-_AVIF = "avif" in features.modules and bool(features.check("avif"))
-# Pillow is told these: its other readers, such as EPS, which runs Ghostscript, are never tried on a file.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF") + ("AVIF",) * _AVIF
-SUFFIXES = frozenset(
-    (".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .gif .tif .tiff" + " .avif" * _AVIF).split()
-)
-_NOT_READ = (
-    ".ai .arw .avif .cr2 .cr3 .dds .dib .dng .emf .eps .exr .hdr .heic .heif .icns .ico .j2k .jp2 .jpx .jxl "
-    ".nef .orf .pbm .pcx .pdf .pgm .pnm .ppm .ps .psb .psd .qoi .raf .raw .rw2 .srw .svg .svgz .tga .wmf .xcf"
-)
-UNREADABLE_SUFFIXES = frozenset(_NOT_READ.split()) - SUFFIXES  # to be refused by name, not passed over
 _GREY16 = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "CMYK", "YCbCr", *_GREY16)
+_SRGB_OF_JXL = re.compile(r"(RGB_D65_SRG|Gra_D65)_(Rel|Per|Sat|Abs)_SRG")  # as libjxl calls what it writes
 _ORIENTATION = 0x0112  # of EXIF (CIPA DC-008); 1 is upright, and from 5 on width and height change places
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -144,7 +141,7 @@ def read_header(content: bytes) -> Header:
     Raises:
         ImageError: As ``decode``, where no pixels are needed to see it.
     """
-    with _reading():
+    with _reading(content):
         image, orientation, _ = _probe(BytesIO(content))
         width, height = image.size
         tags = getattr(image, "tag_v2", None)
@@ -167,9 +164,9 @@ def decode(content: bytes, background: str = "white") -> Decoded:
         ImageError: It is damaged, no image of our formats, or has too many or unusual pixels.
     """
     backdrop = ImageColor.getrgb(background)[:3]
-    with _reading():
+    with _reading(content):
         orientation, changes = _check(content)
-        image = Image.open(BytesIO(content), formats=_FORMATS)  # anew: verifying has used up the first one
+        image = Image.open(BytesIO(content), formats=FORMATS)  # anew: verifying has used up the first one
         changes += _peculiarities(image)
         image.load()
         if abs(image.info.get("gamma", 1 / 2.2) * 2.2 - 1) > 0.1 and not image.info.get("icc_profile"):
@@ -227,8 +224,12 @@ def _peculiarities(image: Image.Image) -> list[Finding]:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def _reading(content: bytes) -> Iterator[None]:
     """Turns what Pillow raises into ImageErrors and silences what it only warns of."""
+    # Pillow's own limit is 1 MiB for a text or profile of a PNG, which workflows and camera profiles exceed.
+    limit = max(_TEXT_BYTES, min(_MOST_DENSE * len(content), MAX_BYTES))
+    PngImagePlugin.MAX_TEXT_CHUNK = limit
+    PngImagePlugin.MAX_TEXT_MEMORY = limit
     # Its warnings would reach the terminal once for each damaged file, without the file's name.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -237,7 +238,10 @@ def _reading() -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise ImageError(_TOO_LARGE, "make it smaller") from error
         except UnidentifiedImageError as error:
-            raise ImageError(f"not a readable {', '.join(_FORMATS)} image", "convert or remove it") from error
+            suffix = suffix_of(content)
+            hint = f" ({named(suffix)})" if suffix in UNREADABLE_SUFFIXES else ""
+            problem = f"not a readable {', '.join(FORMATS)} image{hint}"
+            raise ImageError(problem, "convert or remove it") from error
         except _PILLOW_ERRORS as error:
             reason = " ".join((str(error) or type(error).__name__).split())
             raise ImageError(f"damaged ({reason})", "replace or remove it") from error
@@ -245,20 +249,19 @@ def _reading() -> Iterator[None]:
 
 def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
     """The image with its pixels undecoded, its orientation, and whether its EXIF is damaged."""
-    image = Image.open(file, formats=_FORMATS)
+    header = jxl_header(file.getvalue())
+    if header is not None:  # before its reader decodes it
+        _require_few_pixels(header.width, header.height)
+    image = Image.open(file, formats=FORMATS)
     tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
     tile_px = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_HEIGHT, 0))
-    if max(image.width * image.height, tile_px) > MAX_PIXELS:
-        raise ImageError(f"{_TOO_LARGE} ({image.width} × {image.height})", "make it smaller")
+    _require_few_pixels(image.width, image.height, tile_px)
     if image.mode not in _MODES:
         raise ImageError(f"unusual pixels ({image.mode})", "save it as 8-bit RGB")
 
-    # A PNG may have its EXIF behind its pixels, where Pillow finds it only once these are decoded.
     exif_bytes = image.info.get("exif")
     if not exif_bytes and image.format == "PNG":
-        content = file.getvalue()
-        start = max(content.rfind(b"eXIfMM\0*", -(2**17)), content.rfind(b"eXIfII*\0", -(2**17)))
-        exif_bytes = content[start + 4 :] if start > 0 else None
+        exif_bytes = png_exif(file.getvalue())
     # Pillow only warns of a tag that it cannot read, and the orientation may be that tag.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -273,7 +276,15 @@ def _probe(file: BytesIO) -> tuple[Image.Image, int, bool]:
             orientation = -1
     if orientation not in range(1, 9):
         return image, 1, True
+    # JPEG XL's decoder has turned it by the header, except where a whole JPEG lies in the file.
+    if header is not None and header.orientation > 1 and not getattr(image, "jpeg", False):
+        orientation = 1
     return image, int(orientation), bool(caught)
+
+
+def _require_few_pixels(width: int, height: int, tile_px: int = 0) -> None:
+    if max(width * height, tile_px) > MAX_PIXELS:
+        raise ImageError(f"{_TOO_LARGE} ({width} × {height})", "make it smaller")
 
 
 def _split_alpha(image: Image.Image, bits: int) -> tuple[Image.Image, Image.Image | None]:
@@ -325,7 +336,7 @@ def _to_srgb(image: Image.Image, icc: bytes, changes: list[Finding]) -> Image.Im
             if (mode == "CMYK") != (image.mode == "CMYK") or (mode == "L" and image.mode not in ("1", "L")):
                 raise ValueError("made for other colours")
             # sRGB's own profile would change values by rounding alone, and every photo would need a remark.
-            if mode != "RGB" or "sRGB" not in name:
+            if not ((mode == "RGB" and "sRGB" in name) or _SRGB_OF_JXL.fullmatch(name)):
                 colours = image.convert(mode)
                 srgb = ImageCms.createProfile("sRGB")
                 image = ImageCms.profileToProfile(colours, profile, srgb, outputMode="RGB") or image

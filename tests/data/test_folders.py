@@ -86,7 +86,7 @@ def test_hidden_files_are_passed_over(tmp_path):
 
 
 def test_what_is_no_usable_image_is_named(tmp_path):
-    fill(tmp_path, "a.png", "photo.HEIC", "10_dog/b.png", "a.jpg", "lonely.png", caption="a dog")
+    fill(tmp_path, "a.png", "layers.PSD", "10_dog/b.png", "a.jpg", "lonely.png", caption="a dog")
     (tmp_path / "lonely.png").unlink()
     for name in ("notes.md", "data.json", "x/Thumbs.db"):
         fill(tmp_path, name, caption=None)
@@ -94,7 +94,7 @@ def test_what_is_no_usable_image_is_named(tmp_path):
     assert sources(found) == ["10_dog/b.png", "a.jpg", "a.png"]
     assert remarks(found) == [
         ("noticed", "10_dog", "folder name with repeats"),
-        ("refused", "photo.HEIC", "kind of picture that cannot be read"),
+        ("refused", "layers.PSD", "kind of picture that cannot be read"),
         ("noticed", tmp_path.name, "neither image nor caption"),
         ("noticed", "a.txt", "images that share a caption file"),
         ("noticed", "lonely.txt", "caption without image"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lora_utils.data.findings import Finding, Remarks, refused, showable
-from lora_utils.data.images import SUFFIXES, UNREADABLE_SUFFIXES
+from lora_utils.data.formats import SUFFIXES, UNREADABLE_SUFFIXES, named
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -61,7 +61,7 @@ def scan_folder(
             tree.texts[stem] = name  # of a.TXT and a.txt the small letters win, sorted as they are
         elif suffix.lower() in UNREADABLE_SUFFIXES:
             # By name: who has a thousand HEIC photos would wonder why none of them is learned.
-            problem = f"kind of picture that cannot be read ({suffix[1:].upper()})"
+            problem = f"kind of picture that cannot be read ({named(suffix)})"
             remarks.refuse(prefix + name, problem, "save it as PNG or JPEG")
             tree.unusable.add(name)
         elif suffix.lower() not in SUFFIXES:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Remarks
-from lora_utils.data.images import SUFFIXES
+from lora_utils.data.formats import SUFFIXES
 from lora_utils.data.sources.file_tree import METADATA, list_files
 
 if TYPE_CHECKING:

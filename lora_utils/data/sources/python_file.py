@@ -23,7 +23,8 @@ from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
 from lora_utils.data.findings import Remarks
-from lora_utils.data.images import UNREADABLE_SUFFIXES, read_bytes
+from lora_utils.data.formats import UNREADABLE_SUFFIXES, named
+from lora_utils.data.images import read_bytes
 from lora_utils.data.sources.file_tree import file_problem, trusted_root
 
 _SIGNATURE = "load_examples(data_dir)"
@@ -153,7 +154,7 @@ def _find_file(
     suffix = path.suffix.lower()
     if suffix in UNREADABLE_SUFFIXES:
         remarks.refuse(
-            source, f"kind of picture that cannot be read ({suffix[1:].upper()})", "save it as PNG or JPEG"
+            source, f"kind of picture that cannot be read ({named(suffix)})", "save it as PNG or JPEG"
         )
     elif problem := file_problem(path, root):
         remarks.add(problem.of(source))
