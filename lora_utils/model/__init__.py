@@ -11,6 +11,11 @@ base           PretrainedSdxl, NoiseSchedule: where the base model's parts come 
 text           encode_captions, encode_negative, cut_text, TextEmbeddings: captions to embeddings
 vae            plan_encoding, encode_images, decode_latents: its dtype, tiles, batch; to latents and back
 lora           add_lora, save_lora, find_lora, read_lora, load_lora: the adapter, from its birth to its file
+lora_reader    read_updates: any program's LoRA file, all of it used, told or refused
+lora_names     parse_name, layer_table, other_part, PREFIXES: what programs call a layer's tensors
+lora_update    LayerUpdate, read_update, LoraFile, LoraError: the tensors of a layer, made one update
+lora_strength  Strength, read_strength: peft's settings, where no tensor holds the strength
+lora_foreign   foreign_content, likely_base: what a file is instead, and for which base
 lean_ops       lora_linear, frozen_linear, frozen_conv2d, geglu, group_norm_silu: nodes that keep little
 lean           make_lean: a U-Net whose forward passes are those nodes
 """
