@@ -14,8 +14,12 @@ def page() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from the schema by `python tools/settings.py`. Every name is a flag (`--rank 8`), a key in a",
-        "YAML file, and a key of `overrides` in a notebook.",
+        "Made from the schema by `python tools/settings.py`. Every name is a flag (`--rank 8`), a key in",
+        "a YAML file, and a key of `overrides` in a notebook. Flags and overrides win over the preset or",
+        "file; `none` unsets what it sets. In paths, `~` and `$VAR` are expanded, and an empty one is not",
+        "given. Lists add up: `--prompt a b` is `--prompt a --prompt b`. Who names max_train_steps unsets",
+        "the preset's num_train_epochs, and the other way round; where both are named at once,",
+        "max_train_steps decides.",
     ]
     for section, field in RunConfig.model_fields.items():
         lines += [

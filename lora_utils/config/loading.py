@@ -16,7 +16,7 @@ from lora_utils.config.foreign_names import answer_to
 from lora_utils.config.names import refuse_unknown, unknown_names
 from lora_utils.config.run_name import default_run_name
 from lora_utils.config.schema import RunConfig, all_settings
-from lora_utils.config.section import EXPAND
+from lora_utils.config.section import EXPAND, expanded
 from lora_utils.config.strict_yaml import YamlError, one_line, read_yaml, write_yaml
 from lora_utils.system.redaction import ADVICE, holds_token, without_tokens
 
@@ -34,8 +34,19 @@ def presets() -> list[str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The file that ``--config NAME`` means: a preset for the bare name of one, such as t4, else a path."""
-    return PRESETS / f"{name}.yaml" if str(name) in presets() else Path(name)
+    """The file that ``--config NAME`` means: a preset for the bare name of one, such as t4, else a path.
+
+    Raises:
+        ConfigError: The path names a variable or a home that is not there, or nothing.
+    """
+    if str(name) in presets():
+        return PRESETS / f"{name}.yaml"
+    if _is_blank(str(name)):
+        raise ConfigError(f"the config's name is empty; name a file, or a preset: {', '.join(presets())}")
+    try:
+        return Path(expanded(name))
+    except ValueError as error:
+        raise ConfigError(f"config {name}: {error}") from None
 
 
 def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:

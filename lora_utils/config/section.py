@@ -54,7 +54,9 @@ def _as_list(value: Any) -> Any:
 
 def _possible_seed(value: int) -> int:
     if value < 0:
-        raise ValueError("should be 0 or more: a negative one means random elsewhere, and here nothing is")
+        raise ValueError(
+            "should be 0 or more (elsewhere a negative one means random; here all can be repeated)"
+        )
     if value >= SEEDS_END:
         raise ValueError("should be below 2^63")
     return value

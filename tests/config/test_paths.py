@@ -6,8 +6,9 @@ from typing import get_args
 
 import pytest
 
+from lora_utils.cli import main, parse
 from lora_utils.config.flags import read_flags
-from lora_utils.config.loading import ConfigError, all_settings, dump_config, load_config
+from lora_utils.config.loading import ConfigError, all_settings, dump_config, find_config, load_config
 from lora_utils.config.section import EXPAND
 
 
@@ -117,6 +118,22 @@ def test_an_empty_path_is_not_given(leaf, blank, home):
 def test_an_empty_path_among_others_is_left_out(home):
     assert read("train_data_dir", ["a", "", "b"]) == ["a", "b"]
     assert load_config(None, {"train_data_dir": []}).data.train_data_dir is None
+
+
+@pytest.mark.parametrize("text", ["~/mine.yaml", "$PICTURES/../mine.yaml", "mine.yaml"])
+def test_a_config_file_is_found_as_other_paths_are(text, home):
+    (home / "pictures").mkdir()
+    (home / "mine.yaml").write_text("rank: 3\n")
+    assert load_config(find_config(text)).lora.rank == 3
+    assert parse(["train", f"--config={text}"]).config.lora.rank == 3
+
+
+@pytest.mark.parametrize("text", ["", " ", "$UNSET/mine.yaml", "~nobody0/mine.yaml"])
+def test_a_config_file_that_cannot_be_meant_is_refused(text, home, capsys):
+    with pytest.raises(ConfigError, match="config"):
+        find_config(text)
+    assert main(["train", f"--config={text}"]) == 2
+    assert "ConfigError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("leaf", PATHS)
