@@ -62,6 +62,7 @@ def _size_text(size: tuple[int, int]) -> int | str:
 
 SidePx = Annotated[int, Field(ge=32, le=4096, multiple_of=8)]
 Resolution = Annotated[tuple[SidePx, SidePx], BeforeValidator(parse_size), PlainSerializer(_size_text)]
+CaptionLines = Literal["each", "one"]
 
 
 class DataConfig(Section):
@@ -83,6 +84,8 @@ class DataConfig(Section):
     """Column of captions; found by name when not given."""
     caption_extension: Annotated[str, BeforeValidator(_with_dot), Field(pattern=r"^\.[\w.]+$")] = ".txt"
     """Ending of the caption files."""
+    caption_lines: CaptionLines = "each"
+    """Lines of a caption file: each is a caption, of which a visit picks one; or all of them are one."""
     instance_prompt: str | None = None
     """Caption of the images that have none of their own."""
     trigger_word: str | None = None

@@ -1,7 +1,8 @@
 """Caption text: decoded, cleaned, with trigger word, in several orders.
 
 A caption is one line of text. White space inside it is collapsed, as the tokenizer would do anyway; NFC
-normalisation is not done. In a caption file every line that is not empty is a caption of its own.
+normalisation is not done. In a caption file every line that is not empty is a caption of its own, or all of
+them are one: tools write both, so caption_lines says which, and what looks like the other is told.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from math import factorial, prod
 from pathlib import Path
 from typing import Any
 
-from lora_utils.config.data import DataConfig
+from lora_utils.config.data import CaptionLines, DataConfig
 from lora_utils.data.findings import Remarks
 
 # CLIP reads 77 tokens, so a text this long is a document that was taken for a caption.
@@ -52,6 +53,30 @@ def decode_text(content: bytes) -> tuple[str, str]:
     return text, encoding
 
 
+def caption_form(text: str) -> str:
+    """What the lines of a caption file look like where they are one caption; empty where they may be more.
+
+    That is how captioners answer: in JSON, in wrapped tags, in paragraphs, under headings.
+    """
+    bare = text.strip()
+    if re.fullmatch(r"(?s)\{.*\".*\}|\[.*\".*\]|```.*```", bare):
+        return "JSON"
+    if re.search(r"(?m)^(Negative prompt: |Steps: \d+, )", bare):  # below pictures of stable-diffusion-webui
+        return "generation settings"
+    if re.search(r",[ \t]*[\r\n]", bare):
+        return "wrapped tags"
+    if re.search(r"(?m)^[ \t]*([-*•#]|\d+[.)])[ \t]|^\*\*|^[\w ]{1,30}:([ \t]|\r?$)", bare):
+        return "a list with headings"
+    lines = [line for line in re.split(r"[\r\n]+", bare) if line.strip()]
+    if len(lines) > 4 and max(map(len, lines)) <= 25:
+        return "a tag on each"
+    # A blank line alone parts short captions as well.
+    has_sentence = re.search(r"(?m)[.!?。！？][\"'”’)]*[ \t]*\r?$|^.{80}", bare)
+    if has_sentence and re.search(r"\n[ \t]*\r?\n", bare):
+        return "paragraphs"
+    return ""
+
+
 def clean_caption(text: str) -> tuple[str, str]:
     """The caption on one line, and the invisible characters that were taken out, as 'U+200B, U+0007'.
 
@@ -74,6 +99,8 @@ class Captioner:
     remarks: Remarks
     instance_prompt: str | None
     """Caption of images that have none."""
+    lines: CaptionLines = "each"
+    """What the lines of a caption file are: a caption each, or together one."""
 
     def caption(self, source: str, value: Any, cure: str) -> tuple[str, ...]:
         """The captions in a text or a list of texts; empty when it was refused.
@@ -83,12 +110,12 @@ class Captioner:
             value: From a file, a table cell or the user's code.
             cure: What the user could do about an empty caption.
         """
-        if value is None:
-            texts = []
-        elif isinstance(value, list | tuple):
-            texts = list(value)
-        else:
-            texts = [value]
+        texts = list(value) if isinstance(value, list | tuple) else [value]
+        # An empty cell of a list: what a table has for captions that were not written.
+        written = [text for text in texts if text is not None]
+        if written and len(written) < len(texts):
+            self.remarks.tally(source, "nothing among several captions", "the others are used")
+        texts = written
 
         # A number is refused, not turned into text: it is a label, and the wrong column was chosen.
         for text in texts:
@@ -110,7 +137,7 @@ class Captioner:
         return (self.instance_prompt,)
 
     def read(self, path: Path, source: str) -> tuple[str, ...]:
-        """The captions in a text file, one on each line."""
+        """The captions in a text file: one on each line, or one on all of them."""
         try:
             # One byte beyond the limit says that there is more, however large the file is.
             with path.open("rb") as file:
@@ -130,7 +157,20 @@ class Captioner:
 
         # Not splitlines: it also splits at form feeds and U+2028, which are white space inside a caption.
         lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-        return self.caption(source, lines, f"write what it shows into {path.name}")
+        self._remark_on_form(source, text, len(lines))
+        cure = f"write what it shows into {path.name}"
+        return self.caption(source, lines if self.lines == "each" else " ".join(lines), cure)
+
+    def _remark_on_form(self, source: str, text: str, count: int) -> None:
+        """Remark on a caption file that is not what it is taken for."""
+        form = caption_form(text)
+        if form in ("JSON", "generation settings"):
+            self.remarks.tally(
+                source, f"caption that looks like {form}", "used as text; keep the words alone"
+            )
+        if form and count > 1 and self.lines == "each":
+            problem = f"lines that look like one caption ({form})"
+            self.remarks.tally(source, problem, "used as one caption each; caption_lines=one makes them one")
 
     def _clean(self, source: str, texts: list[str], cure: str) -> tuple[str, ...]:
         captions: list[str] = []

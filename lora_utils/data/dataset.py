@@ -60,7 +60,7 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
 
     Contradicting settings are an error: a silent winner would train on the wrong data.
     """
-    captioner = Captioner(remarks, config.instance_prompt)
+    captioner = Captioner(remarks, config.instance_prompt, config.caption_lines)
     name = (config.dataset_name or "").strip()
     if not name and not config.train_data_dir:
         raise DataError(

@@ -69,6 +69,7 @@ USED = "noticed: caption file besides a row of metadata"
 NO_METADATA = "refused: metadata without a usable row"
 PROMPT = {"instance_prompt": "a photo"}
 GOOD = {"file_name": "a.png", "text": "a dog"}
+GOOD_SOUND = {"file_name": "sound.png", "text": "s"}
 
 TEXTS = {
     "plain": text("a dog", "a dog"),
@@ -99,6 +100,14 @@ TEXTS = {
     "damaged before": text("a d\ufffdg", "a d\ufffdg", remarks=("noticed: damaged letters",)),
     "several lines": text("a dog\n\na hound\n", "a dog", "a hound", remarks=("noticed: several captions",)),
     "the same line twice": text("a dog\na dog", "a dog", remarks=("noticed: the same caption twice",)),
+    "several lines that are one": text("a dog\nin  the snow\n", "a dog in the snow", caption_lines="one"),
+    "white space alone that is one": text(" \n\t\n", remarks=(EMPTY,), caption_lines="one"),
+    "UTF-16 lines that are one": text(
+        "a dög\r\nasleep".encode("utf-16"),
+        "a dög asleep",
+        remarks=("fixed: UTF-16 text",),
+        caption_lines="one",
+    ),
     "absurdly long": text("dog " * 3000, remarks=("refused: caption of more than 10,000 characters",)),
     "huge": text("a dog\n" * 200_000, remarks=("refused: caption file of more than 1 MB",)),
     "ending in capitals": Case({"a.TXT": "a dog"}, ("a dog",)),
@@ -187,6 +196,15 @@ ROWS = {
         GOOD | {"text": ["a dog", "a hound"]},
         captions=("a dog", "a hound"),
         remarks=("noticed: several captions",),
+    ),
+    "list with nothing in it": jsonl(
+        GOOD | {"text": ["a dog", None]},
+        captions=("a dog",),
+        remarks=("noticed: nothing among several captions",),
+    ),
+    "list with nothing else": jsonl(GOOD | {"text": [None]}, GOOD_SOUND, remarks=(EMPTY, USED)),
+    "list of a text and a number": jsonl(
+        GOOD | {"text": ["a dog", 2]}, remarks=("refused: caption that is no text",)
     ),
     "list of numbers": jsonl(GOOD | {"text": [1, 2]}, remarks=("refused: caption that is no text",)),
     "null": jsonl(GOOD | {"text": None}, {"file_name": "sound.png", "text": "s"}, remarks=(EMPTY, USED)),

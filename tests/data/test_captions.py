@@ -5,7 +5,7 @@ from math import factorial
 import pytest
 
 from lora_utils.config.data import DataConfig
-from lora_utils.data.captions import caption_variants
+from lora_utils.data.captions import caption_form, caption_variants
 from lora_utils.data.dataset import find_examples
 from lora_utils.data.examples import DataError
 from tests.data.caption_corpus import CASES, write_case
@@ -43,6 +43,64 @@ def test_no_case_of_the_corpus_is_silent(tmp_path):
         if captions != [case.captions] and not any(remark.startswith("refused") for remark in remarks):
             silent.append(name)
     assert silent == []
+
+
+FORMS = {
+    "": [
+        "a dog",
+        "a dog\na hound",
+        "a dog\n\na hound\n",
+        "a red dog, asleep\na hound, asleep",
+        "[trigger]",
+        "{red|blue}",
+        "A dog.\nA hound.",
+        "a\nb\nc\nd",
+    ],
+    "JSON": [
+        '{\n "subject": "dog",\n "colour": "red"\n}',
+        '["dog",\n"red"]',
+        '{"caption": "a dog"}',
+        "```\n{}\n```",
+    ],
+    "wrapped tags": ["1girl, solo,\nred hair,\n", "dog, red ,  \r\nsnow", "1girl, solo,\n\nred hair"],
+    "paragraphs": [
+        "A dog.\n\nIt sleeps.",
+        "A dog!\r\n\r\nIt sleeps",
+        "一只狗。\n \n睡觉",
+        "dog " * 30 + "\n\n" + "cat " * 30,
+    ],
+    "a list with headings": [
+        "- dog\n- snow",
+        "1. dog\n2. snow",
+        "Subject: a dog\nColour: red",
+        "# Dog\nred",
+        "**Dog**\nred",
+    ],
+    "generation settings": [
+        "a dog\nNegative prompt: blurry\nSteps: 20, Sampler: Euler",
+        "a dog\nSteps: 20, Seed: 1",
+    ],
+    "a tag on each": ["1girl\nsolo\nred hair\nsmile\nsky"],
+}
+
+
+@pytest.mark.parametrize(("form", "text"), [(form, text) for form in FORMS for text in FORMS[form]])
+def test_lines_that_are_one_caption_are_recognised_and_told(form, text, tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+    assert caption_form(text) == form
+    found = find_examples(DataConfig(train_data_dir=tmp_path))
+    assert found.examples[0].captions == tuple(dict.fromkeys(lines))
+    told = [finding for finding in found.findings if "look like one caption" in finding.problem]
+    assert [f"({form})" in finding.problem for finding in told] == [True] * (form != "" and len(lines) > 1)
+    assert all("caption_lines=one" in finding.action for finding in told)
+
+    found = find_examples(DataConfig(train_data_dir=tmp_path, caption_lines="one"))
+    assert found.examples[0].captions == (" ".join(lines),)
+    warned = [finding.problem for finding in found.findings if "looks like" in finding.problem]
+    assert warned == [f"caption that looks like {form}"] * (form in ("JSON", "generation settings"))
 
 
 def variants(caption, **settings):

@@ -17,7 +17,7 @@ from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import Captioner, TextError, decode_text
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Remarks
-from lora_utils.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.data.sources.columns import choose_caption_column, choose_image_column, refuse_columns
 from lora_utils.data.sources.file_tree import FileTree, file_problem, name_problem, trusted_root
 
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -64,12 +64,12 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
         for column, value in values.items():
             if examples.get(column) in (None, ""):
                 examples[column] = value
-    image = choose_column("image_column", config.image_column, IMAGE_NAMES, examples, name)
+    image = choose_image_column(config.image_column, examples, (), name)
     if image is None:
         refuse_columns("image_column", "no column file_name", examples, name)
     # Without the column of images, which caption_column must not be advised to name.
     others = {column: value for column, value in examples.items() if column != image}
-    caption = choose_column("caption_column", config.caption_column, CAPTION_NAMES, others, name)
+    caption = choose_caption_column(config.caption_column, others, name)
     if caption is None and config.instance_prompt is None:
         refuse_columns("caption_column", "no column of captions", others, name)
     if caption is None:

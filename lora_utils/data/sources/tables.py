@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
-from lora_utils.data.findings import Finding, refused
+from lora_utils.data.findings import Finding, Remarks, refused
 from lora_utils.data.images import MAX_BYTES, ImageError, read_bytes
-from lora_utils.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, choose_column, refuse_columns
+from lora_utils.data.sources.columns import choose_caption_column, choose_image_column, refuse_columns
 from lora_utils.data.sources.file_tree import file_problem, name_problem, trusted_root
 from lora_utils.data.sources.hub import load_table
 
@@ -46,7 +46,7 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
     name = config.dataset_name or ""
     table = load_table(name, config.dataset_config_name, config.dataset_split)
     shown = f"{Path(name).name}[{config.dataset_split}]"
-    image_column, caption_column = _choose_columns(table, config, shown)
+    image_column, caption_column = _choose_columns(table, config, shown, captioner.remarks)
     pictures = _open_image_column(table, image_column, Path(name).expanduser())
 
     # Both columns side by side, in batches: no picture is read for this, and no column held as a whole.
@@ -70,28 +70,36 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
     return examples, f"images of {shown}, column {image_column}; captions from {origin}"
 
 
-def _choose_columns(table: "Dataset", config: DataConfig, shown: str) -> tuple[str, str | None]:
+def _choose_columns(
+    table: "Dataset", config: DataConfig, shown: str, remarks: Remarks
+) -> tuple[str, str | None]:
     from datasets import Image
 
     typed = [column for column, feature in table.features.items() if isinstance(feature, Image)]
-    # The first row shows the user what there is, should a column be missing.
     first = {}
     for column in table.column_names:
-        cells = next(_batches(table, column))
-        first[column] = _values(cells[:1], column)[0]
-
-    # A column of the type Image is one, whatever its name; usual names serve CSV and JSON, which lack types.
-    image = choose_column("image_column", config.image_column, IMAGE_NAMES, first, shown)
-    if config.image_column is None and typed:
-        image = typed[0]
+        first[column] = _first_value(next(_batches(table, column)), column)
+    image = choose_image_column(config.image_column, first, typed, shown)
     if image is None:
         refuse_columns("image_column", "no column of images", first, shown)
+    for column in typed:
+        if column != image:
+            remarks.notice(f"{shown} {column}", "another column of images", f"not used; {image} is learned")
 
     others = {column: value for column, value in first.items() if column != image and column not in typed}
-    caption = choose_column("caption_column", config.caption_column, CAPTION_NAMES, others, shown)
+    caption = choose_caption_column(config.caption_column, others, shown)
     if caption is None and config.instance_prompt is None:
         refuse_columns("caption_column", "no column of captions", others, shown)
     return image, caption
+
+
+def _first_value(cells: "ChunkedArray", column: str) -> Any:
+    """A value that shows the user what a column holds; None where its first rows are empty."""
+    for start in range(len(cells)):
+        value = _values(cells[start : start + 1], column)[0]
+        if value not in (None, ""):
+            return value
+    return None
 
 
 def _cells(table: "Dataset", column: str | None) -> Iterator[Any]:
