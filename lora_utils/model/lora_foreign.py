@@ -92,7 +92,7 @@ def likely_base(shapes: Mapping[str, Sequence[int]], text_width: int) -> str | N
                 return architecture
         if re.search(r"attn2[._](processor[._])?to_[kv]", name) and len(shape) > 1:
             if shape[1] == text_width:
-                return "a base model like this with other blocks"
+                return "a relative of this with other blocks"
             return _TEXT_WIDTHS.get(shape[1])
     return None
 
