@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Remarks
 from lora_utils.data.formats import SUFFIXES
+from lora_utils.data.sources.arrow_types import plain_copy
 from lora_utils.data.sources.file_tree import METADATA, list_files
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ _CURES = {
     "OfflineModeIsEnabled": _GO_ONLINE,
     "UnicodeDecodeError": "save its files as UTF-8",
     "No space left": "free some disk space, or set HF_HOME to a folder on a larger disk",
+    "datasets dtype equivalent": (
+        "fetch its files (hf download {name} --repo-type dataset --local-dir my_dataset), which can be read "
+        "here, and set dataset_name=my_dataset"
+    ),
     "ImportError": "install what is missing",
 }
 
@@ -89,20 +94,23 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
     """
     import datasets  # here, as it takes seconds to load, and --help and folders need none of it
     import yaml
+    from datasets import config
     from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
     path = Path(name).expanduser()
     _check_name(name, path)
+    cache = Path(config.HF_DATASETS_CACHE)
     try:
         _check_archives(path)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             loaded = datasets.load_from_disk(str(path))
         elif file := _table_file(path, split):
-            files = {split.partition("[")[0]: str(file)}
+            files = {split.partition("[")[0]: str(plain_copy(file, cache))}
             loaded = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
         else:
-            loaded = datasets.load_dataset(str(path) if path.exists() else name, config_name, split=split)
+            local = str(plain_copy(path, cache)) if path.exists() else name
+            loaded = datasets.load_dataset(local, config_name, split=split)
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:  # in the words of datasets, so that _CURES knows it
                 raise ValueError(f"Unknown split {split}. Should be one of {list(loaded)}")

@@ -19,13 +19,14 @@ from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
 from lora_utils.data.findings import Finding, Remarks, refused
 from lora_utils.data.images import MAX_BYTES, ImageError, read_bytes
+from lora_utils.data.sources.arrow_types import binary_lengths, is_binary, is_text
 from lora_utils.data.sources.columns import choose_caption_column, choose_image_column, refuse_columns
 from lora_utils.data.sources.file_tree import file_problem, name_problem, trusted_root
 from lora_utils.data.sources.hub import load_table
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pyarrow import ChunkedArray, DataType
+    from pyarrow import ChunkedArray
 
 _BATCH_ROWS = 1000  # a column of images is never in memory as a whole, and a batch of it is
 _PREFIX = "zip://"
@@ -215,44 +216,31 @@ def _open_image_column(table: "Dataset", column: str, dataset: Path) -> ImageCol
 
 def _sizes_and_names(cells: "ChunkedArray", column: str) -> tuple[list[Any], list[Any]]:
     """Size of each encoded image in bytes and name of its file, None where a row has none."""
-    from pyarrow import compute, types
+    from pyarrow import types
 
     if types.is_struct(cells.type):  # the type Image: {"bytes": binary, "path": string}
         fields = dict(zip([field.name for field in cells.type], cells.flatten(), strict=True))
-    elif _is_text(cells.type):
+    elif is_text(cells.type):
         fields = {"path": cells}
     else:
         fields = {"bytes": cells}
 
     content = fields.get("bytes")
-    if content is not None and not _is_binary(content.type):
+    if content is not None and not is_binary(content.type):
         content = None
     names = fields.get("path")
-    if names is not None and not _is_text(names.type):
+    if names is not None and not is_text(names.type):
         names = None
     if content is None and names is None:
         raise DataError(f"column {column} holds {cells.type}, not images; set image_column to another column")
 
-    # Lengths come from arrow's offsets: the bytes of a thousand pictures are never made objects of Python.
     size_list: list[Any] = [None] * len(cells)
     name_list: list[Any] = [None] * len(cells)
     if content is not None:
-        size_list = compute.call_function("binary_length", [content]).to_pylist()
+        size_list = binary_lengths(content)
     if names is not None:
         name_list = names.to_pylist()
     return size_list, name_list
-
-
-def _is_binary(data_type: "DataType") -> bool:
-    from pyarrow import types
-
-    return types.is_binary(data_type) or types.is_large_binary(data_type)
-
-
-def _is_text(data_type: "DataType") -> bool:
-    from pyarrow import types
-
-    return types.is_string(data_type) or types.is_large_string(data_type)
 
 
 def split_member(name: str) -> tuple[str, str] | None:
