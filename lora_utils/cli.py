@@ -17,7 +17,7 @@ from lora_utils.config.loading import dump_config, find_config, load_config, pre
 from lora_utils.config.schema import RunConfig, all_settings, describe
 from lora_utils.system.collector import collector_paused
 from lora_utils.system.console import accept_any_text
-from lora_utils.system.launcher import AFTERWORD, launched_precision
+from lora_utils.system.launcher import AFTERWORD, is_first_process, launched_precision, launched_processes
 from lora_utils.system.progress import Steps
 from lora_utils.system.redaction import install, redacted
 from lora_utils.system.signals import interrupt_when_told_to_end
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     install()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
-        code = STAGES[command.stage].run(command)
+        code = _run(command)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # | head has seen enough
@@ -73,6 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _run(command: Command) -> int:
+    """The stage; in one process alone, where several could only do the same work and write the same files."""
+    count = launched_processes()
+    if command.stage != "train" and count > 1:
+        if not is_first_process():
+            return 0
+        print(f"accelerate launch says {count} processes, and {command.stage} uses one", file=sys.stderr)
+    return STAGES[command.stage].run(command)
 
 
 def parse(arguments: Sequence[str]) -> Command:

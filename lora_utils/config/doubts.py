@@ -135,5 +135,8 @@ def _of_short_runs(config: RunConfig, steps: int) -> Iterator[str]:
     every = config.checkpoint.checkpointing_steps
     if every > steps:
         minutes = config.checkpoint.checkpointing_minutes
-        besides = f", besides one every {minutes:g} minutes" if minutes else ""
-        yield f"the run's {steps} steps end before checkpointing_steps {every}: one, at the end{besides}"
+        unless = f", unless {minutes:g} minutes are over before" if minutes else ""
+        yield (
+            f"the run's {steps} steps end before checkpointing_steps {every}: the first checkpoint is that "
+            f"at the end{unless}"
+        )

@@ -28,6 +28,16 @@ def launched_precision() -> str | None:
     return os.environ.get(PRECISION)
 
 
+def launched_processes() -> int:
+    """How many processes accelerate launch, or torchrun, started."""
+    return _number("WORLD_SIZE", 1)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of them, or the only one."""
+    return _number("RANK", 0) == 0
+
+
 def refuse_impossible(has_gpu: bool) -> None:
     """Nothing, but where the launcher asks for what no setting could make of a run.
 
@@ -74,6 +84,11 @@ def contradictions(precision: str, gradient_accumulation_steps: int, torch_compi
         does = "compiles by itself" if torch_compile else "does not compile"
         told.append(f"dynamo_backend {backend}, and the run {does}, as torch_compile says")
     return [f"accelerate launch says {sentence}" for sentence in told]
+
+
+def _number(variable: str, otherwise: int) -> int:
+    text = os.environ.get(variable, "").strip()
+    return int(text) if text.isdecimal() else otherwise
 
 
 def _is_on(variable: str) -> bool:

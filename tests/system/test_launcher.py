@@ -151,6 +151,19 @@ def test_a_schedule_that_cannot_be_drawn_is_refused_before_anything_is_encoded(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stage", ["check", "precompute", "compare"])
+def test_what_needs_one_process_is_done_by_the_first(monkeypatch, capsys, stage):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main([stage, "--train_data_dir", "absent", "--lora_path", "absent"]) == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert main([stage, "--train_data_dir", "absent", "--lora_path", "absent"]) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == f"accelerate launch says 2 processes, and {stage} uses one"
+    assert "absent" in rest[-1]
+
+
 def test_an_error_under_the_launcher_is_a_sentence_and_whose_the_rest_is():
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
     command += ["--mixed_precision=no", "--dynamo_backend=no", "--quiet"]
