@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeFloat
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeFloat, model_validator
 from pydantic.fields import FieldInfo
 
 from lora_utils.config.data import DataConfig
@@ -107,6 +107,16 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     compare: CompareConfig = CompareConfig()
+
+    @model_validator(mode="after")
+    def _keeps_data_apart(self) -> "RunConfig":
+        # Pictures that are drawn would lie among those that are learned, and a run's files look like data.
+        data = {folder.resolve() for folder in self.data.train_data_dir or []}
+        written = {"output_dir": self.paths.output_dir, "infer_path": self.paths.infer_path}
+        for name, folder in written.items():
+            if folder and folder.resolve() in data:
+                raise ValueError(f"{name} and train_data_dir are both {folder}; set {name} to another folder")
+        return self
 
 
 @cache

@@ -15,6 +15,7 @@ from lora_utils.data.formats import SUFFIXES
 from lora_utils.data.sources.file_tree import METADATA
 from lora_utils.data.sources.folders import find_in_folders
 from lora_utils.data.sources.hub import holds_images
+from lora_utils.data.sources.own_output import refuse_output
 from lora_utils.data.sources.python_file import find_in_python_file
 from lora_utils.data.sources.tables import find_in_table
 
@@ -76,6 +77,8 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
             "train_data_dir and dataset_name are both set; set one of both (only a Python file takes both)"
         )
     folder = Path(name).expanduser()
+    if not is_python_file and folder.is_dir():
+        refuse_output(folder, "dataset_name")
     if not is_python_file and folder.is_dir() and holds_images(folder):
         # Not left to datasets' imagefolder, which knows no caption files and decodes what it lists.
         folders = [_split_folder(folder, config.dataset_split)]

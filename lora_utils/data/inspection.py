@@ -20,6 +20,10 @@ TOO_MUCH_CROPPED = 0.5
 """Share of an image beyond which a user is told."""
 MANY = 2000
 """Files whose reading takes long enough to show a bar."""
+DRAWN = b"iTXtlora_utils\0"
+"""Begins the chunk of a PNG in which ``compare.png`` keeps the settings that it was drawn with."""
+DRAWN_WITHIN_BYTES = 4096
+"""Pillow writes such chunks before the pixels, and few others come first."""
 ALPHA = "alpha"
 """Stands for the hash of a mask that lies in the image itself."""
 
@@ -124,6 +128,10 @@ def require_training(
 
 def _inspect(example: Example, config: DataConfig) -> InspectedExample:
     content = example.read()
+    if DRAWN in content[:DRAWN_WITHIN_BYTES]:
+        # The base model's are among them: nobody wants those for examples of a new style.
+        action = "remove it; to learn it all the same, save it anew without its settings"
+        raise ImageError("picture that compare has drawn", action)
     header = read_header(content)
     original = header.width, header.height
     content_hash = _hash(content)

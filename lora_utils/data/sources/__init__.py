@@ -5,6 +5,7 @@ tables       datasets of the Hub and of the disk: a column of images, a column o
 python_file  the user's own load_examples(data_dir)
 metadata     metadata.csv, .jsonl and .parquet of folders
 file_tree    what lies in a folder, and which paths lead out of it
+own_output   folders that this program has written, to be left out
 hub          opening datasets with the library datasets, and the cure where that fails
 arrow_types  what Arrow holds in a column, and what datasets refuses of it, in plain types
 columns      which column holds the images and which the captions

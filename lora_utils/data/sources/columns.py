@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
 from lora_utils.data.examples import DataError
-from lora_utils.data.images import SUFFIXES
+from lora_utils.data.formats import SUFFIXES
 
 # The names that the formats themselves give: imagefolder's tables of files, and datasets' tables of images.
 _OWN_NAMES = ("file_name", "image")

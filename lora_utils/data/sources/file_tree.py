@@ -1,7 +1,7 @@
 """What lies in a folder of images: pictures, captions, metadata files; and which paths lead out of it.
 
-Hidden files and folders (.ipynb_checkpoints, macOS' ._x.jpg) and __MACOSX are passed over, links to folders
-are not followed. Names are relative to the folder, with slashes, in the order of their letters.
+Folders of runs, hidden files and folders (.ipynb_checkpoints, macOS' ._x.jpg) and __MACOSX are passed over,
+links to folders are not followed. Names are relative to the folder, with slashes, in the order of letters.
 
 Data may come from strangers: a link or a row must not lead to files that whoever runs this has not shown us.
 """
@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from lora_utils.data.findings import Finding, Remarks, refused, showable
 from lora_utils.data.formats import SUFFIXES, UNREADABLE_SUFFIXES, named
+from lora_utils.data.sources.own_output import describe_output
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -99,6 +100,13 @@ def list_files(root: Path, prefix: str, skipped: Collection[Path], remarks: Rema
         base = ""
         if Path(folder) != root:
             base = Path(folder).relative_to(root).as_posix() + "/"
+
+        # Pictures that an earlier run has drawn would be learned as if they were the user's own.
+        output = describe_output(Path(folder), [*folders, *files]) if base else ""
+        if output:
+            remarks.tally(prefix + base[:-1], f"{output} (written by this program)", "left out")
+            folders.clear()
+            continue
 
         # In place: os.walk enters what this list holds afterwards.
         entered = []

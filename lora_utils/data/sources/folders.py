@@ -16,6 +16,7 @@ from lora_utils.data.findings import Remarks
 from lora_utils.data.images import read_bytes
 from lora_utils.data.sources.file_tree import FileTree, file_problem, scan_folder, trusted_root
 from lora_utils.data.sources.metadata import Metadata
+from lora_utils.data.sources.own_output import refuse_output
 
 
 class Masks:
@@ -138,6 +139,7 @@ def _different_folders(config: DataConfig, remarks: Remarks) -> dict[Path, int]:
             raise DataError(
                 f"there is no folder {folder}; set train_data_dir to the folder that holds your images"
             )
+        refuse_output(folder, "train_data_dir")
         if masks == folder.resolve():
             raise DataError(
                 f"mask_data_dir and train_data_dir are both {folder}; keep masks in a folder of their own"
