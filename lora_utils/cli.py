@@ -3,17 +3,18 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn, get_args, get_origin
+from typing import Any, NamedTuple, NoReturn, get_origin
 
 from pydantic.fields import FieldInfo
 
 from lora_utils import UserError, __version__
 from lora_utils.config.flags import read_flags
 from lora_utils.config.loading import dump_config, find_config, load_config, presets
+from lora_utils.config.reference import choices_of, parts_of, range_of, settings_of
 from lora_utils.config.schema import RunConfig, all_settings, describe
 from lora_utils.system.collector import collector_paused
 from lora_utils.system.console import accept_any_text
@@ -92,7 +93,8 @@ def parse(arguments: Sequence[str]) -> Command:
         ConfigError: A flag is unknown or its value impossible.
     """
     given, others = read_flags(arguments)
-    parser = _build_parser()
+    stage = next((word for word in others if word in STAGES), None)
+    parser = _build_parser(stage, shows_all="--help-all" in others)
     known, unknown = parser.parse_known_args([_with_underscores(argument) for argument in others])
     # Unknown flags go to load_config too, which says what may have been meant.
     stray = {word.removeprefix("--").split("=")[0]: "" for word in unknown if word.startswith("--")}
@@ -100,9 +102,9 @@ def parse(arguments: Sequence[str]) -> Command:
         parser.error(f"cannot understand {' '.join(unknown)}")
     if sum(word.split("=")[0] == "--config" for word in others) > 1:
         parser.error("--config is there twice; a file may hold what both do")
-    # argparse would take them with any stage, and they would be without effect.
+    # They would be without effect.
     if (known.data or known.card or known.verbose) and known.stage != "check":
-        parser.error("--data, --card and --verbose belong to check")
+        parser.error(f"{', '.join(CHECKS)} belong to check")
     config = load_config(known.config, given | stray)
     return Command(known.stage, config, known.card, known.data, known.verbose)
 
@@ -163,73 +165,78 @@ STAGES = {
 }
 
 
+CHECKS: dict[str, dict[str, Any]] = {
+    "--data": {"action": "store_true", "help": "with check: decode every image, read every caption"},
+    "--card": {"metavar": "NAME", "help": "with check: forecast for t4, l4, a100, 8gb … instead of here"},
+    "--verbose": {"action": "store_true", "help": "with check: every setting as it will be used"},
+}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(redacted(message))  # it quotes arguments, and one may be a token
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser(stage: str | None, shows_all: bool) -> argparse.ArgumentParser:
+    """What explains the command line, and reads all of it but the settings.
+
+    Args:
+        stage: Whose settings the help shows; None shows the stages.
+        shows_all: The help shows all settings.
+    """
     parser = _Parser(
         prog="python -m lora_utils",
-        usage="python -m lora_utils STAGE [--config FILE] [--SETTING VALUE ...]",
-        description="Fine-tune SDXL with LoRA on a small GPU.",
+        usage=f"python -m lora_utils {stage or 'STAGE'} [--config FILE] [--SETTING VALUE ...]",
+        description=STAGES[stage].purpose if stage else "Fine-tune SDXL with LoRA on a small GPU.",
         epilog="stages:\n" + "\n".join(f"  {name:12}{stage.purpose}" for name, stage in STAGES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # what is short for one setting today would be ambiguous with the next one
+        add_help=False,
     )
     parser.add_argument("stage", choices=STAGES, metavar="{" + ",".join(STAGES) + "}")
     files = f"YAML file of settings, or a preset: {', '.join(presets())}; flags win over it"
     parser.add_argument("--config", type=find_config, metavar="FILE", help=files)
-    parser.add_argument(
-        "--data", action="store_true", help="with check: decode every image, read every caption"
-    )
-    cards = "with check: forecast for t4, l4, a100, 8gb … instead of here"
-    parser.add_argument("--card", metavar="NAME", help=cards)
-    parser.add_argument("--verbose", action="store_true", help="with check: every setting as it will be used")
+    for name, options in CHECKS.items():
+        shown = {} if stage in (None, "check") else {"help": argparse.SUPPRESS}
+        parser.add_argument(name, **options | shown)
+    what = "the settings that this stage uses" if stage else "this; after a stage, the settings that it uses"
+    parser.add_argument("-h", "--help", action="help", help=what)
+    parser.add_argument("--help-all", action="help", help="every setting")
     parser.add_argument("--version", action="version", version=__version__)
-
-    groups = {}
-    for section, field in RunConfig.model_fields.items():
-        groups[section] = parser.add_argument_group(section, str(field.annotation.__doc__))
-    for leaf, (section, field) in all_settings().items():
-        groups[section].add_argument(f"--{leaf}", help=_help(field), metavar=_metavar(field), **_arity(field))
+    _explain_settings(parser, list(all_settings()) if shows_all else settings_of(stage) if stage else [])
     return parser
 
 
-def _arity(field: FieldInfo) -> dict[str, Any]:
-    """Several values for lists; none or one for switches, so that diffusers' bare flags mean true."""
-    if {get_origin(part) for part in _parts(field.annotation)} & {list, tuple}:
-        return {"nargs": "+"}
-    is_switch = field.annotation is bool or (field.default == "auto" and "full" in get_args(field.annotation))
-    return {"nargs": "?", "const": "true"} if is_switch else {}
+def _explain_settings(parser: argparse.ArgumentParser, leaves: list[str]) -> None:
+    groups: dict[str, Any] = {}
+    for leaf in leaves:
+        section, field = all_settings()[leaf]
+        if section not in groups:
+            about = str(RunConfig.model_fields[section].annotation.__doc__)
+            groups[section] = parser.add_argument_group(section, about)
+        groups[section].add_argument(f"--{leaf}", help=_help(field), metavar=_metavar(field))
 
 
 def _metavar(field: FieldInfo) -> str:
-    parts = list(_parts(field.annotation))
-    choices = [str(part) for part in parts if isinstance(part, str | int) and not isinstance(part, bool)]
-    if choices:
+    if choices := choices_of(field):
         return "{" + ",".join(choices) + "}"
-    return next(part.__name__.upper() for part in parts if part in (int, float, bool, str, Path))
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """What a type is made of: PositiveInt | None has int in it, a Literal its strings."""
-    yield annotation
-    for part in get_args(annotation):
-        yield from _parts(part)
+    parts = list(parts_of(field.annotation))
+    name = next(part.__name__.upper() for part in parts if part in (int, float, bool, str, Path))
+    return f"{name} ..." if {get_origin(part) for part in parts} & {list, tuple} else name
 
 
 def _help(field: FieldInfo) -> str:
     default = field.default
     if isinstance(default, list | tuple):
         default = " ".join(map(str, default))
-    text = describe(field) if default is None else f"{describe(field)} (default: {default})"
+    notes = [*range_of(field), *([] if default is None else [f"default: {default}"])]
+    text = describe(field) + (f" ({'; '.join(notes)})" if notes else "")
     return text.replace("%", "%%")  # argparse formats it
 
 
 def _with_underscores(argument: str) -> str:
     """--train-batch-size=4 as --train_batch_size=4; values keep their dashes."""
     name, equals, value = argument.partition("=")
-    if not name.startswith("--"):
+    if not name.startswith("--") or name == "--help-all":
         return argument
     return name.replace("-", "_").replace("__", "--", 1) + equals + value

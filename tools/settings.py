@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # a script finds what lies beside it, and the package lies beside tools/
 
+from lora_utils.config.reference import values_of  # noqa: E402
 from lora_utils.config.schema import RunConfig, all_settings, describe  # noqa: E402
 
 
@@ -27,13 +28,13 @@ def page() -> str:
             f"## {section}",
             str(field.annotation.__doc__),
             "",
-            "| setting | default | |",
-            "|---|---|---|",
+            "| setting | values | default | |",
+            "|---|---|---|---|",
         ]
         for leaf, (owner, setting) in all_settings().items():
             if owner == section:
                 default = "" if setting.default is None else f"`{setting.default}`"
-                lines.append(f"| `{leaf}` | {default} | {describe(setting)} |")
+                lines.append(f"| `{leaf}` | {values_of(setting)} | {default} | {describe(setting)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 from lora_utils.config.schema import RunConfig
 from lora_utils.memory.cards import Card
+from lora_utils.memory.footprint import Footprint
 from lora_utils.memory.forecast import Forecast, StageForecast, forecasting
 from lora_utils.memory.gradient_checkpointing import Plan
-from lora_utils.memory.planning import PlannedStep, largest_batch, plan_step, step_shape
+from lora_utils.memory.planning import count_recomputed, largest_batch, plan_step, step_shape
 from lora_utils.model.architectures import find_architecture
 from lora_utils.system.progress import Steps, finished
 from lora_utils.system.units import GIB
@@ -164,20 +165,29 @@ def suggesting(config: RunConfig, current: Forecast) -> Generator[str, None, lis
         yield f"      trying {setting} ({number} of {len(candidates)})"
         # A copy with one section changed: candidates are made of values that the schema allows.
         changed_section = getattr(config, section).model_copy(update=changes)
-        step = _changed_step(config.model_copy(update={section: changed_section}), current)
+        footprint, plan = _changed_step(config.model_copy(update={section: changed_section}), current)
 
-        needed_gib = step.planned.needed_bytes / GIB
-        needs_gib = max(needed_gib, min(step.planned.reserved_bytes / GIB, current.budget_gib))
-        if needs_gib < reserved_gib or step.plan.share < current.plan.share:
-            suggestions.append(Suggestion(setting, needs_gib, reserved_gib - needs_gib, step.plan))
+        needed_gib = footprint.needed_bytes / GIB
+        needs_gib = max(needed_gib, min(footprint.reserved_bytes / GIB, current.budget_gib))
+        if needs_gib < reserved_gib or plan.share < current.plan.share:
+            suggestions.append(Suggestion(setting, needs_gib, reserved_gib - needs_gib, plan))
     return sorted(suggestions, key=lambda suggestion: (suggestion.plan.share, suggestion.reserved_gib))
 
 
-def _changed_step(config: RunConfig, current: Forecast) -> PlannedStep:
+def _changed_step(config: RunConfig, current: Forecast) -> tuple[Footprint, Plan]:
+    """What a step takes with other settings, and what it recomputes then."""
     folder = config.paths.cache_dir
     architecture = find_architecture(config.model, folder)
     shape = step_shape(config, current.precision, architecture, config.data.resolution)
-    return plan_step(shape, current.card, current.budget_gib, config.train.gradient_checkpointing, folder)
+    checkpointing = config.train.gradient_checkpointing
+    # Where even everything recomputed is too much, few changes leave room for a better plan: the least is
+    # counted first, and often is all that is needed.
+    if current.plan.label == "full" and shape.base == "plain" and checkpointing == "auto":
+        least = count_recomputed(shape, folder)
+        if least.needed_bytes > current.budget_gib * GIB:
+            return least, Plan((), "full", least.peak_bytes, 1.0)
+    step = plan_step(shape, current.card, current.budget_gib, checkpointing, folder)
+    return step.planned, step.plan
 
 
 def _judge(stage: StageForecast, budget_gib: float) -> Judgement:

@@ -19,7 +19,7 @@ from torch import nn
 from lora_utils.config.section import Size
 from lora_utils.memory.allocator import least_limit, replay
 from lora_utils.memory.operators import META, Work
-from lora_utils.memory.simulation import Simulation, Unit, on_meta
+from lora_utils.memory.simulation import Simulation, Unit, on_meta, require_support
 from lora_utils.model.quantisation import LeftInFull
 from lora_utils.model.vae import tile_vae
 from lora_utils.system.collector import collector_paused
@@ -191,6 +191,9 @@ def cached_on_disk(function: Callable[..., Footprint], *args: Any, folder: Path 
         function: One of this module's or of ``unet_footprint``'s, by its name.
         args: All that decides its result, by their ``repr``.
         folder: Where results are kept; ~/.cache when not given.
+
+    Raises:
+        SimulationError: It has to be counted, and this version of torch cannot be simulated.
     """
     content = repr((function.__name__, args, versions(PACKAGES), _code()))
     name = hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -200,6 +203,7 @@ def cached_on_disk(function: Callable[..., Footprint], *args: Any, folder: Path 
     # cache.
     with suppress(OSError, ValidationError):
         return FORMAT.validate_json(file.read_bytes())
+    require_support()
     with collector_paused():
         footprint = function(*args)
     with suppress(OSError):  # a full or read-only disk costs some seconds the next time

@@ -24,7 +24,6 @@ from lora_utils.memory.footprint import (
 from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
 from lora_utils.memory.operators import NO_WORK
 from lora_utils.memory.planning import plan_step, step_shape
-from lora_utils.memory.simulation import require_support
 from lora_utils.memory.step_shape import StepShape
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
@@ -149,7 +148,6 @@ def forecasting(
     precision: Precision | None = None,
 ) -> Generator[StageForecast, None, Forecast]:
     """As ``forecast``; yields each stage as soon as it is known, since the step of training takes seconds."""
-    require_support()
     sizes = sizes or {config.data.resolution: 1}
     architecture = find_architecture(config.model, config.paths.cache_dir)
     if precision is None:

@@ -15,7 +15,6 @@ from lora_utils.config.section import Size
 from lora_utils.memory.cards import Card
 from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
-from lora_utils.memory.simulation import require_support
 from lora_utils.memory.step_shape import StepShape
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.system.device import GIB, Precision, choose_precision
@@ -90,6 +89,11 @@ def plan_step(
     return min(fitting, key=lambda step: step.plan.share)
 
 
+def count_recomputed(shape: StepShape, folder: Path | None = None) -> Footprint:
+    """A step with everything recomputed: the least that it can take, and one count instead of several."""
+    return cached_on_disk(training_footprint, replace(shape, plan=Plan((), "full")), folder=folder)
+
+
 def training_footprint(shape: StepShape) -> Footprint:
     """As ``unet_footprint``'s, which loads diffusers and peft: for a step that was not counted before."""
     from lora_utils.memory import unet_footprint
@@ -110,7 +114,6 @@ def largest_batch(config: RunConfig, card: Card, sizes: Mapping[Size, int] | Non
     Raises:
         SimulationError: This version of torch cannot be simulated.
     """
-    require_support()
     folder = config.paths.cache_dir
     architecture = find_architecture(config.model, folder)
     precision = choose_precision(config.model.mixed_precision, card.compute_capability)
@@ -129,7 +132,8 @@ def largest_batch(config: RunConfig, card: Card, sizes: Mapping[Size, int] | Non
     if room < 0:
         return 0
     double = count(2)
-    batch = 1 + math.floor(room / (double.peak_bytes - single.peak_bytes))
+    # Never beyond what is told: on a CPU the room differs from call to call, and so would the counted batch.
+    batch = min(LARGEST_BATCH, 1 + math.floor(room / (double.peak_bytes - single.peak_bytes)))
 
     # Counted itself, the batch can need more than the line says, for the allocator's share is not quite
     # linear.
@@ -141,7 +145,7 @@ def largest_batch(config: RunConfig, card: Card, sizes: Mapping[Size, int] | Non
             break
         steeper = 1 + math.floor((batch - 1) * room / (needed - single.needed_bytes))
         batch = min(batch - 1, steeper)
-    return max(0, min(batch, LARGEST_BATCH))
+    return batch
 
 
 def step_shape(

@@ -81,6 +81,7 @@ class TrainingRun:
 
     def facts(self) -> dict[str, Any]:
         """What the run's summary says of it."""
+        in_full = self.planned.left_in_full
         return {
             "max_train_steps": self.steps,
             "training_examples": len(self.examples),
@@ -88,6 +89,7 @@ class TrainingRun:
             "mixed_precision": self.precision.name,
             "device": str(self.accelerator.device),
             "forecast_memory_gib": self.planned.forecast_gib,
+            "left_in_full": str(in_full) if in_full else None,
         }
 
 

@@ -1,5 +1,7 @@
 """The U-Net of a run: loaded, given its adapter, and planned for the card that is here."""
 
+import logging
+
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -9,7 +11,10 @@ from lora_utils.memory.gradient_checkpointing import Plan, apply_plan, tighter
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
+from lora_utils.model.quantisation import left_in_full
 from lora_utils.system.device import GIB, Precision
+
+LOGGER = logging.getLogger(__name__)
 
 
 class PlannedUnet:
@@ -39,7 +44,11 @@ class PlannedUnet:
         """
         self.forecast = forecast
         self._may_replan = forecast is not None and config.gradient_checkpointing == "auto"
-        self.unet = _load(base, lora, config, precision.dtype, device)
+        self.unet = base.load_unet(precision.dtype, device, base.base_precision)
+        self.left_in_full = left_in_full(self.unet, base.base_precision)
+        if self.left_in_full:
+            LOGGER.warning("base_precision: %s", self.left_in_full)
+        _adapt(self.unet, lora, config)
         if forecast is not None:
             self.plan = forecast.plan
         elif config.gradient_checkpointing == "auto" and device.type == "cuda":
@@ -85,10 +94,7 @@ class PlannedUnet:
         apply_plan(self.unet, plan)
 
 
-def _load(
-    base: PretrainedSdxl, lora: LoraConfig, config: TrainConfig, dtype: torch.dtype, device: torch.device
-) -> UNet2DConditionModel:
-    unet = base.load_unet(dtype, device, base.base_precision)
+def _adapt(unet: UNet2DConditionModel, lora: LoraConfig, config: TrainConfig) -> None:
     add_lora(unet, lora, config.seed)
     if config.channels_last:
         unet.to(memory_format=torch.channels_last)
@@ -98,4 +104,4 @@ def _load(
         make_lean(unet)
     if config.torch_compile:
         unet.compile_repeated_blocks()
-    return unet.train()
+    unet.train()
