@@ -17,7 +17,7 @@ from lora_utils.memory.machine import description, unwritable
 from lora_utils.model.architectures import find_architecture
 from lora_utils.model.examination import UnreachableError, examine
 from lora_utils.system.collector import collector_paused
-from lora_utils.system.progress import Steps, finished
+from lora_utils.system.steps import Steps, finished
 
 if TYPE_CHECKING:  # what they need takes seconds to load: the first lines stand on the screen meanwhile
     from lora_utils.memory.advice import JudgedForecast

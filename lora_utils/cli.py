@@ -19,9 +19,9 @@ from lora_utils.config.schema import RunConfig, all_settings, describe
 from lora_utils.system.collector import collector_paused
 from lora_utils.system.console import accept_any_text
 from lora_utils.system.launcher import AFTERWORD, is_first_process, launched_precision, launched_processes
-from lora_utils.system.progress import Steps
 from lora_utils.system.redaction import install, redacted
 from lora_utils.system.signals import interrupt_when_told_to_end
+from lora_utils.system.steps import Steps
 
 
 @dataclass(frozen=True)

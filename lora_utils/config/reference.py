@@ -27,6 +27,7 @@ BESIDES = {
     "compare": ("resolution", "max_token_length", "rescale_betas_zero_snr"),
 }
 WITHOUT = {
+    "check": ("latent_mode",),
     "precompute": ("infer_path",),
     "train": ("infer_path",),
     "compare": ("precompute_dir", "vae_precision"),

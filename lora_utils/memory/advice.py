@@ -11,7 +11,7 @@ from lora_utils.memory.forecast import Forecast, StageForecast, forecasting
 from lora_utils.memory.gradient_checkpointing import Plan
 from lora_utils.memory.planning import count_recomputed, largest_batch, plan_step, step_shape
 from lora_utils.model.architectures import find_architecture
-from lora_utils.system.progress import Steps, finished
+from lora_utils.system.steps import Steps, finished
 from lora_utils.system.units import GIB
 
 # Of what can be used, a stage passes with either. Reserved blocks alone would be too strict: torch gives

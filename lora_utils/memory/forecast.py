@@ -30,7 +30,7 @@ from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.model.quantisation import LeftInFull
 from lora_utils.model.vae import encoding_dtype, plan_decoding, plan_encoding
 from lora_utils.system.device import DTYPES, GIB, Precision, choose_precision
-from lora_utils.system.progress import finished
+from lora_utils.system.steps import finished
 
 LIBRARIES_GIB = 0.7  # resident: Python with torch, diffusers and peft; measured
 CUDA_HOST_GIB = 1.5  # resident: CUDA's own; an allowance

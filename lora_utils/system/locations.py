@@ -21,6 +21,12 @@ def looks_like_path(name: str) -> bool:
 def why_unwritable(folder: Path) -> str | None:
     """Why nothing could be written into a folder, which need not exist; None where it could be."""
     absolute = folder.absolute()
+    try:
+        os.lstat(absolute)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # the nearest that exists decides
+    except OSError as error:  # too long for a name, or behind a folder that may not be entered
+        return f"{absolute} cannot be reached ({error.strerror})"
     # lexists, and not exists: a link that leads nowhere is in the way as well.
     nearest = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not os.path.isdir(nearest):

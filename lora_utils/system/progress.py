@@ -1,15 +1,14 @@
-"""Progress that reads well in a terminal, in a notebook and in a log file: bars, and results line by line."""
+"""Progress bars that read well in a terminal, in a notebook and in a log file."""
 
 import sys
-from collections.abc import Generator, Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from lora_utils.system.console import is_terminal
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 LOG_INTERVAL_SECONDS = 10.0
 
 
@@ -40,23 +39,3 @@ def progress_bar(
         disable=not shown or sys.stdout is None,  # None: a service, or a descriptor that is closed
         ncols=110,
     )
-
-
-class Steps(Generic[Item, Result]):
-    """What a generator yields, one after the other, and then what it returns, as ``result``."""
-
-    result: Result
-
-    def __init__(self, steps: Generator[Item, None, Result]) -> None:
-        self._steps = steps
-
-    def __iter__(self) -> Iterator[Item]:
-        self.result = yield from self._steps
-
-
-def finished(steps: Generator[Item, None, Result]) -> Result:
-    """What a generator returns, for who does not want to hear of it before."""
-    whole = Steps(steps)
-    for _ in whole:
-        pass
-    return whole.result

@@ -17,6 +17,7 @@ from lora_utils.data.images import read_bytes
 from lora_utils.data.sources.file_tree import FileTree, file_problem, scan_folder, trusted_root
 from lora_utils.data.sources.metadata import Metadata
 from lora_utils.data.sources.own_output import refuse_output
+from lora_utils.system.locations import looked_for
 
 
 class Masks:
@@ -29,7 +30,9 @@ class Masks:
             DataError: It is missing or holds no mask.
         """
         if not folder.is_dir():
-            raise DataError(f"there is no folder {folder}; set mask_data_dir to the folder of your masks")
+            raise DataError(
+                f"there is no folder {looked_for(folder)}; set mask_data_dir to the folder of your masks"
+            )
         self._root = folder
         self._remarks = remarks
         self._used: set[str] = set()
@@ -137,7 +140,8 @@ def _different_folders(config: DataConfig, remarks: Remarks) -> dict[Path, int]:
             )
         if not folder.is_dir():
             raise DataError(
-                f"there is no folder {folder}; set train_data_dir to the folder that holds your images"
+                f"there is no folder {looked_for(folder)}; "
+                "set train_data_dir to the folder that holds your images"
             )
         refuse_output(folder, "train_data_dir")
         if masks == folder.resolve():

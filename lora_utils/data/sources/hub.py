@@ -19,6 +19,7 @@ from lora_utils.data.findings import Remarks
 from lora_utils.data.formats import SUFFIXES
 from lora_utils.data.sources.arrow_types import plain_copy
 from lora_utils.data.sources.file_tree import METADATA, list_files
+from lora_utils.system.locations import looked_for, looks_like_path
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,6 +31,7 @@ _FAILURES = (
     *(ArithmeticError, AssertionError, UnpicklingError, struct.error),
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
 )
+_HUB_SECONDS = 10  # to wait for an answer
 _MOST_DENSE = 200  # text is packed to a tenth
 _FORMATS = {"arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text"}
 _FORMATS |= {"videofolder", "webdataset"}
@@ -109,6 +111,8 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
             files = {split.partition("[")[0]: str(plain_copy(file, cache))}
             loaded = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
         else:
+            if not path.exists() and not _is_cached(name):
+                _ask_hub(name)
             local = str(plain_copy(path, cache)) if path.exists() else name
             loaded = datasets.load_dataset(local, config_name, split=split)
         if isinstance(loaded, datasets.DatasetDict):
@@ -133,16 +137,48 @@ def _check_name(name: str, path: Path) -> None:
             f"{name} is neither a table ({', '.join(_BUILDERS)}) nor a Python file; "
             "unpack it if it is an archive, and set dataset_name to the folder"
         )
-    is_path = name[0] in "/.~" or "\\" in name or name.count("/") > 1 or path.suffix in _BUILDERS
+    is_path = looks_like_path(name) or path.suffix in _BUILDERS
     if not path.exists() and is_path:
         raise DataError(
-            f"there is no folder or file {name}; set dataset_name to one, or to a Hub id such as user/name"
+            f"there is no folder or file {looked_for(name)}; "
+            "set dataset_name to one, or to a Hub id such as user/name"
         )
     if name in _FORMATS:
         raise DataError(
             f"{name} is a format, not a dataset; set train_data_dir to a folder of images with captions "
             "instead, or dataset_name to a table"
         )
+
+
+def _is_cached(name: str) -> bool:
+    """Whether a dataset of the Hub was loaded before: its name in the folder of the library's copies."""
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___").lower()).exists()
+
+
+def _ask_hub(name: str) -> None:
+    """Ask once whether there is such a dataset, as the library would try for half a minute.
+
+    Raises:
+        DataError: There is none, or the Hub does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(name, timeout=_HUB_SECONDS)
+    except OfflineModeIsEnabled:
+        return  # the library knows by itself, and may have a copy
+    except RepositoryNotFoundError as error:
+        raise DataError(
+            f"there is no folder {looked_for(name)}, and the Hub shows no dataset of this name; "
+            f"{_CURES['DatasetNotFoundError']}"
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise DataError(
+            f"there is no folder {looked_for(name)}, and the Hub cannot be reached; {_GO_ONLINE}"
+        ) from error
 
 
 def _check_archives(folder: Path) -> None:

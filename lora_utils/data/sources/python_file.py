@@ -26,6 +26,7 @@ from lora_utils.data.findings import Remarks
 from lora_utils.data.formats import UNREADABLE_SUFFIXES, named
 from lora_utils.data.images import read_bytes
 from lora_utils.data.sources.file_tree import file_problem, trusted_root
+from lora_utils.system.locations import looked_for
 
 _SIGNATURE = "load_examples(data_dir)"
 
@@ -72,7 +73,9 @@ def _data_dir(config: DataConfig) -> Path | None:
             f"{config.dataset_name} gets one folder; set train_data_dir to one, not {len(folders)}"
         )
     if folders and not folders[0].is_dir():
-        raise DataError(f"there is no folder {folders[0]}; set train_data_dir to the folder of your data")
+        raise DataError(
+            f"there is no folder {looked_for(folders[0])}; set train_data_dir to the folder of your data"
+        )
     return folders[0] if folders else None
 
 
