@@ -181,8 +181,8 @@ def _build_parser(stage: str | None, shows_all: bool) -> argparse.ArgumentParser
     """What explains the command line, and reads all of it but the settings.
 
     Args:
-        stage: Whose settings the help shows; None shows the stages.
-        shows_all: The help shows all settings.
+        stage: Whose settings the help shows.
+        shows_all: The help shows all settings; so it does without a stage.
     """
     parser = _Parser(
         prog="python -m lora_utils",
@@ -199,11 +199,13 @@ def _build_parser(stage: str | None, shows_all: bool) -> argparse.ArgumentParser
     for name, options in CHECKS.items():
         shown = {} if stage in (None, "check") else {"help": argparse.SUPPRESS}
         parser.add_argument(name, **options | shown)
-    what = "the settings that this stage uses" if stage else "this; after a stage, the settings that it uses"
+    what = (
+        "the settings that this stage uses" if stage else "every setting; after a stage, those that it uses"
+    )
     parser.add_argument("-h", "--help", action="help", help=what)
     parser.add_argument("--help-all", action="help", help="every setting")
     parser.add_argument("--version", action="version", version=__version__)
-    _explain_settings(parser, list(all_settings()) if shows_all else settings_of(stage) if stage else [])
+    _explain_settings(parser, list(all_settings()) if shows_all or stage is None else settings_of(stage))
     return parser
 
 
