@@ -28,6 +28,7 @@ from lora_utils.storage.run_note import (
     numbered,
     read_note,
 )
+from lora_utils.system.portable import rename
 
 LOGGER = logging.getLogger(__name__)
 RUN_FILES = (
@@ -130,7 +131,7 @@ def set_aside_run(folder: Path, names: Sequence[str] = RUN_FILES) -> Path:
     aside.mkdir()
     for name in names:
         if (folder / name).exists():
-            (folder / name).rename(aside / name)
+            rename(folder / name, aside / name)
     LOGGER.warning("the earlier run in %s is in %s now; delete it when it is not needed", folder, aside)
     return aside
 
