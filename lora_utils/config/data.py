@@ -82,8 +82,8 @@ class DataConfig(Section):
     """Column of images; found by name when not given."""
     caption_column: str | None = None
     """Column of captions; found by name when not given."""
-    caption_extension: Annotated[str, BeforeValidator(_with_dot), Field(pattern=r"^\.[\w.]+$")] = ".txt"
-    """Ending of the caption files."""
+    caption_extension: Annotated[str, BeforeValidator(_with_dot), Field(pattern=r"^\.[\w.]+$")] | None = None
+    """Ending of the caption files; .txt, else .caption, .cap or .tags when not given."""
     caption_lines: CaptionLines = "each"
     """Lines of a caption file: each is a caption, of which a visit picks one; or all of them are one."""
     instance_prompt: str | None = None

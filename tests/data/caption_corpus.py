@@ -118,7 +118,7 @@ TEXTS = {
         settings={"caption_extension": ".caption"},
     ),
     "another ending that is not set": Case(
-        {"a.caption": "a dog"}, (), ("refused: no caption", "noticed: neither image nor caption")
+        {"a.caption": "a dog"}, ("a dog",), ("noticed: caption file that is no .txt",)
     ),
     "caption without image": Case(
         {"a.txt": "a dog", "b.txt": "a cat"}, ("a dog",), ("noticed: caption without image",)

@@ -215,7 +215,7 @@ def test_masks_that_cannot_be_used_are_an_error(tmp_path):
     with pytest.raises(DataError, match="set mask_data_dir"):
         find(folder, mask_data_dir=tmp_path / "absent")
     with pytest.raises(DataError, match=r"no mask in .* is named like an image"):
-        find(folder, mask_data_dir=fill(tmp_path / "masks", "a_mask.png", caption=None))
+        find(folder, mask_data_dir=fill(tmp_path / "masks", "mask_of_a.png", caption=None))
     with pytest.raises(DataError, match="folder of their own"):
         find(folder, mask_data_dir=folder)
     with pytest.raises(DataError, match="masks need a folder"):

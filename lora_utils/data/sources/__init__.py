@@ -3,7 +3,11 @@
 folders      images with captions beside them, in text files or in metadata files
 tables       datasets of the Hub and of the disk: a column of images, a column of captions
 python_file  the user's own load_examples(data_dir)
-metadata     metadata.csv, .jsonl and .parquet of folders
+metadata     metadata.csv, .jsonl and .parquet of folders, and other tables where captions lack
+masks        masks in a folder of their own, or beside their images
+sidecars     what other programs put beside images
+row_files    rows of CSV in its dialects, JSON lines, parquet
+names        names that look the same
 file_tree    what lies in a folder, and which paths lead out of it
 own_output   folders that this program has written, to be left out
 hub          opening datasets with the library datasets, and the cure where that fails

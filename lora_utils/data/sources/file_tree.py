@@ -9,15 +9,18 @@ Data may come from strangers: a link or a row must not lead to files that whoeve
 import os
 import re
 import stat
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from lora_utils.data.findings import Finding, Remarks, refused, showable
 from lora_utils.data.formats import SUFFIXES, UNREADABLE_SUFFIXES, named
+from lora_utils.data.sources.names import Names, alike
 from lora_utils.data.sources.own_output import describe_output
 
+CAPTION_ENDINGS = (".txt", ".caption", ".cap", ".tags")
+"""Of caption files, the usual one first; sd-scripts and taggers write the others."""
+TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
@@ -28,58 +31,85 @@ class FileTree:
     root: Path
     prefix: str
     """Stands before names in remarks, so that equal names in several folders can be told apart."""
-    text_extension: str
-    """The ending of caption files, such as '.txt'."""
+    endings: tuple[str, ...]
+    """Those of caption files, such as '.txt'; the first is the usual one."""
     images: list[str] = field(default_factory=list)
     unusable: set[str] = field(default_factory=set)
     """Images that were refused."""
-    texts: dict[str, str] = field(default_factory=dict)
-    """Caption files by the name of their image without its ending."""
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    """Caption files by what their names without ending look like."""
     metadata: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    """Tables by other names, which may be about anything."""
+    strays: list[str] = field(default_factory=list)
+    """All other files."""
+
+    def texts_of(self, image: str) -> list[str]:
+        """The caption files of an image: a.txt before a.caption, and a.png.txt before a.txt."""
+        stem = os.path.splitext(image)[0]
+        texts = self.texts.get(alike(image), []) + self.texts.get(alike(stem), [])
+
+        def rank(text: str) -> tuple[int, bool, bool]:
+            ending = caption_ending(text, self.endings)
+            name = text[: -len(ending)]
+            # Of é.txt in both forms each image has its own, and of a.TXT and a.txt the small letters win.
+            return self.endings.index(ending), name not in (image, stem), not text.endswith(ending)
+
+        return sorted(texts, key=rank)
 
 
 def scan_folder(
-    root: Path, prefix: str, text_extension: str, skipped: Collection[Path], remarks: Remarks
+    root: Path, prefix: str, text_extension: str | None, skipped: Collection[Path], remarks: Remarks
 ) -> FileTree:
     """Look through a folder without opening any file; remark on what cannot be used.
 
     Args:
         root: The folder.
         prefix: Stands before names in remarks.
-        text_extension: The ending of caption files, such as '.txt'.
+        text_extension: The ending of caption files, such as '.txt'; the usual ones when not given.
         skipped: Resolved folders that are left out, such as that of the masks.
         remarks: Takes up what cannot be used.
     """
-    tree = FileTree(root, prefix, text_extension)
-    strays: Counter[str] = Counter()
+    endings = (text_extension.lower(),) if text_extension else CAPTION_ENDINGS
+    tree = FileTree(root, prefix, endings)
     real_root = trusted_root(root)
     # Sorted, as the order of a disk's folders differs from machine to machine, and training follows this one.
     for name in sorted(list_files(root, prefix, skipped, remarks)):
-        stem, suffix = os.path.splitext(name)
+        ending = PurePosixPath(name).suffix.lower()
         if PurePosixPath(name).name.lower() in METADATA:
             tree.metadata.append(name)
-        elif suffix.lower() == text_extension.lower():
-            tree.texts[stem] = name  # of a.TXT and a.txt the small letters win, sorted as they are
-        elif suffix.lower() in UNREADABLE_SUFFIXES:
-            # By name: who has a thousand HEIC photos would wonder why none of them is learned.
-            problem = f"kind of picture that cannot be read ({named(suffix)})"
-            remarks.refuse(prefix + name, problem, "save it as PNG or JPEG")
-            tree.unusable.add(name)
-        elif suffix.lower() not in SUFFIXES:
-            strays[suffix.lower() or "no ending"] += 1
-        elif finding := file_problem(root / name, real_root):
-            remarks.add(finding.of(prefix + name))
-            tree.unusable.add(name)
+        elif caption := caption_ending(name, endings):
+            tree.texts.setdefault(alike(name[: -len(caption)]), []).append(name)
+        elif ending in SUFFIXES or ending in UNREADABLE_SUFFIXES:
+            _take_image(tree, name, ending, real_root, remarks)
+        elif ending in TABLE_ENDINGS:
+            tree.tables.append(name)
         else:
-            tree.images.append(name)
+            tree.strays.append(name)
 
-    # One line for all: README, Thumbs.db and the like lie in most folders.
-    if strays:
-        endings = ", ".join(ending for ending, _ in strays.most_common(5))
-        count = f"{strays.total()} file{'s' if strays.total() > 1 else ''}"
-        problem = f"neither image nor caption ({count}: {endings})"
-        remarks.notice(prefix.rstrip("/") or root.resolve().name, problem, "passed over")
+    for names in Names(tree.images).twins():
+        for name in names[1:]:
+            problem = f"name that looks like another ({name!a} like {names[0]!a})"
+            remarks.notice(prefix + name, problem, "both are used; rename one of them")
     return tree
+
+
+def caption_ending(name: str, endings: Iterable[str]) -> str:
+    """Which of the endings a file has, in whatever letters; empty when it has none of them."""
+    return next((ending for ending in endings if name.lower().endswith(ending)), "")
+
+
+def _take_image(tree: FileTree, name: str, ending: str, real_root: Path, remarks: Remarks) -> None:
+    if ending not in SUFFIXES:
+        # By name: who has a thousand camera raws would wonder why none of them is learned.
+        problem = f"kind of picture that cannot be read ({named(ending)})"
+        remarks.refuse(tree.prefix + name, problem, "save it as PNG or JPEG")
+        tree.unusable.add(name)
+    elif finding := file_problem(tree.root / name, real_root):
+        remarks.add(finding.of(tree.prefix + name))
+        tree.unusable.add(name)
+    else:
+        tree.images.append(name)
 
 
 def list_files(root: Path, prefix: str, skipped: Collection[Path], remarks: Remarks) -> Iterator[str]:

@@ -5,7 +5,6 @@ A row of a metadata file comes before a text file, and a text file before instan
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -14,72 +13,19 @@ from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
 from lora_utils.data.findings import Remarks
 from lora_utils.data.images import read_bytes
-from lora_utils.data.sources.file_tree import FileTree, file_problem, scan_folder, trusted_root
+from lora_utils.data.sources.file_tree import (
+    CAPTION_ENDINGS,
+    FileTree,
+    caption_ending,
+    file_problem,
+    scan_folder,
+    trusted_root,
+)
+from lora_utils.data.sources.masks import masks_beside, open_masks, open_masks_among
 from lora_utils.data.sources.metadata import Metadata
 from lora_utils.data.sources.own_output import refuse_output
+from lora_utils.data.sources.sidecars import remark_on_strays
 from lora_utils.system.locations import looked_for
-
-
-class Masks:
-    """The masks of mask_data_dir, found by the image's name relative to its folder; the ending may differ."""
-
-    def __init__(self, folder: Path, remarks: Remarks) -> None:
-        """Look through the folder.
-
-        Raises:
-            DataError: It is missing or holds no mask.
-        """
-        if not folder.is_dir():
-            raise DataError(
-                f"there is no folder {looked_for(folder)}; set mask_data_dir to the folder of your masks"
-            )
-        self._root = folder
-        self._remarks = remarks
-        self._used: set[str] = set()
-        self._names = scan_folder(folder, f"{folder.name}/", ".txt", (), remarks).images
-        if not self._names:
-            raise DataError(f"no image in {folder}; put masks there that are named like the images")
-        # By stem, as photos are JPEG and their masks PNG.
-        self._by_stem: dict[str, list[str]] = {}
-        for name in self._names:
-            self._by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
-
-    def find(self, image: str, source: str) -> Callable[[], bytes] | None:
-        """What reads the image's mask; None when there is none.
-
-        Args:
-            image: Name relative to its folder.
-            source: What the user knows the image by, for remarks.
-        """
-        names = self._by_stem.get(os.path.splitext(image)[0], [])
-        if not names:
-            self._remarks.notice(source, "no mask", "all of it is learned")
-            return None
-        # Where a.jpg and a.png both exist, here and there, each has the mask of its own ending.
-        if image in names:
-            name = image
-        else:
-            name = names[0]
-            if len(names) > 1:
-                self._remarks.notice(source, "several masks", f"{name} is used")
-        self._used.add(name)
-        return partial(read_bytes, self._root / name, trusted_root(self._root))
-
-    def check(self) -> None:
-        """Remark on masks without image.
-
-        Raises:
-            DataError: No mask belongs to any image.
-        """
-        # One mask too few may be meant; none that fits is a naming scheme that we do not know.
-        if not self._used:
-            raise DataError(
-                f"no mask in {self._root} is named like an image; give {self._names[0]} and the others the "
-                "names of their images, in the same sub-folders"
-            )
-        for name in self._names:
-            if name not in self._used:
-                self._remarks.tally(f"{self._root.name}/{name}", "mask without image", "not used")
 
 
 def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Example], str]:
@@ -92,22 +38,31 @@ def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Exam
     folders = _different_folders(config, remarks)
     masks = None
     apart = {folder.resolve() for folder in folders}
-    if config.mask_data_dir:
+    mask_folder = config.mask_data_dir and config.mask_data_dir.resolve()
+    if config.mask_data_dir and mask_folder:
         # Masks often lie in a sub-folder of the images, and are no images to learn.
-        mask_folder = config.mask_data_dir.expanduser()
-        masks = Masks(mask_folder, remarks)
-        apart.add(mask_folder.resolve())
+        opened = open_masks_among if mask_folder in apart else open_masks
+        masks = opened(config.mask_data_dir, remarks)
+        apart.add(mask_folder)
 
     prefixes = _prefixes(list(folders))
     examples: list[Example] = []
     origins: list[str] = []
+    endings: set[str] = set()
     for folder, repeats in folders.items():
         prefix = prefixes[folder]
         tree = scan_folder(folder, prefix, config.caption_extension, apart - {folder.resolve()}, remarks)
         metadata = Metadata(tree, config, remarks)
+        pictures = _without_masks(tree, metadata, remarks)
+        if folder.resolve() != mask_folder:
+            _remark_on_masks(tree, pictures, remarks)
+        metadata.add_tables(
+            [name for name in pictures if not metadata.rows.get(name) and not tree.texts_of(name)]
+        )
+        remark_on_strays(tree, remarks)
         root = trusted_root(folder)
         origins += metadata.origins
-        for image in tree.images:
+        for image in pictures:
             captions = _captions(image, tree, root, metadata, captioner)
             if not captions:
                 continue  # refused, with a remark
@@ -115,22 +70,42 @@ def find_in_folders(config: DataConfig, captioner: Captioner) -> tuple[list[Exam
             # partial, not lambda: it can be pickled and so be called in another process.
             read = partial(read_bytes, folder / image, root)
             examples.append(Example(prefix + image, read, captions, repeats, read_mask))
-        _remark_on_texts(tree, metadata, remarks)
+        endings |= _remark_on_texts(tree, pictures, metadata, remarks)
 
     # Without examples no mask can have been used, and the error about that would hide why there are none.
     if masks and examples:
         masks.check()
-    origins.append(f"{config.caption_extension} files beside the images")
+    usual = (config.caption_extension.lower(),) if config.caption_extension else CAPTION_ENDINGS
+    used = [ending for ending in usual if ending in endings] or usual[:1]
+    origins.append(f"{', else '.join(used)} files beside the images")
     if captioner.instance_prompt:
         origins.append("instance_prompt")
     return examples, f"images of {', '.join(map(str, folders))}; captions from {', else '.join(origins)}"
+
+
+def _without_masks(tree: FileTree, metadata: Metadata, remarks: Remarks) -> list[str]:
+    """The pictures that are learned: all but masks beside their images."""
+    beside = masks_beside(tree)
+    pictures = []
+    for image in tree.images:
+        is_captioned = image in metadata.rows or bool(tree.texts_of(image))
+        if image in beside and is_captioned:
+            remarks.notice(tree.prefix + image, "name like that of a mask", "learned, as it has a caption")
+        if image not in beside or is_captioned:
+            pictures.append(image)
+    return pictures
+
+
+def _remark_on_masks(tree: FileTree, pictures: list[str], remarks: Remarks) -> None:
+    for image in sorted(set(tree.images) - set(pictures)):
+        action = "not learned; where the loss shall follow it, set mask_data_dir to this folder"
+        remarks.tally(tree.prefix + image, "mask beside its image", action)
 
 
 def _different_folders(config: DataConfig, remarks: Remarks) -> dict[Path, int]:
     """Every folder once, with its repeats; an image that is read twice would be shown twice as often."""
     given = [folder.expanduser() for folder in config.train_data_dir or []]
     repeats = config.num_repeats if len(config.num_repeats) > 1 else config.num_repeats * len(given)
-    masks = config.mask_data_dir and config.mask_data_dir.expanduser().resolve()
     different: dict[Path, int] = {}
     seen: set[Path] = set()
     for folder, count in zip(given, repeats, strict=True):
@@ -144,10 +119,6 @@ def _different_folders(config: DataConfig, remarks: Remarks) -> dict[Path, int]:
                 "set train_data_dir to the folder that holds your images"
             )
         refuse_output(folder, "train_data_dir")
-        if masks == folder.resolve():
-            raise DataError(
-                f"mask_data_dir and train_data_dir are both {folder}; keep masks in a folder of their own"
-            )
         # Resolved: x, x/ and x/sub/.. are one folder.
         if folder.resolve() in seen:
             remarks.notice(
@@ -184,8 +155,9 @@ def _captions(
     if rows:
         return metadata.captions(rows, captioner)
 
-    text = tree.texts.get(stem)
-    if text:
+    texts = tree.texts_of(image)
+    if texts:
+        text = texts[0]
         # Checked here and not by scan_folder: texts that belong to no image are never opened.
         problem = file_problem(tree.root / text, root)
         if problem:
@@ -193,27 +165,55 @@ def _captions(
             return ()
         return captioner.read(tree.root / text, tree.prefix + text)
 
+    rows = metadata.further.get(image)
+    if rows:
+        return metadata.captions(rows, captioner)
+
     # Where there is metadata, a row is what its owner forgot; the text file is the second choice.
-    cure = f"write what it shows into {PurePosixPath(stem).name}{tree.text_extension}"
+    cure = f"write what it shows into {PurePosixPath(stem).name}{tree.endings[0]}"
     file = metadata.file_of(image)
     if file:
         return captioner.missing(source, f"no row in {file}", f"add one, or {cure}")
     return captioner.missing(source, "no caption", cure)
 
 
-def _remark_on_texts(tree: FileTree, metadata: Metadata, remarks: Remarks) -> None:
-    """Remark on caption files that no image uses, or more than one."""
-    by_stem: dict[str, list[str]] = {}
+def _users(tree: FileTree, pictures: list[str]) -> dict[str, list[str]]:
+    """The images that each caption file is for; of several files of an image only the first."""
+    users: dict[str, list[str]] = {}
     # Refused images count too: their captions are in order, and need no second remark.
-    for image in [*tree.images, *tree.unusable]:
-        by_stem.setdefault(os.path.splitext(image)[0], []).append(image)
-    for stem, text in tree.texts.items():
-        images = by_stem.get(stem, [])
-        if not images:
+    for image in [*pictures, *tree.unusable]:
+        for text in tree.texts_of(image)[:1]:
+            users.setdefault(text, []).append(image)
+    return users
+
+
+def _remark_on_texts(tree: FileTree, pictures: list[str], metadata: Metadata, remarks: Remarks) -> set[str]:
+    """Remark on caption files that no image uses, or more than one; the endings of those that are used."""
+    users = _users(tree, pictures)
+    spare = {text for image in [*pictures, *tree.unusable] for text in tree.texts_of(image)[1:]}
+    endings: set[str] = set()
+    for text in sorted(text for texts in tree.texts.values() for text in texts):
+        images = users.get(text, [])
+        ending = caption_ending(text, tree.endings)
+        if not images and text in spare:
+            action = f"the first of {', '.join(tree.endings)} is used; caption_extension chooses another"
+            remarks.tally(tree.prefix + text, f"second caption file of an image ({ending})", action)
+        elif not images:
             remarks.notice(tree.prefix + text, "caption without image", "not used; name it like its image")
         elif all(image in metadata.rows for image in images):
             remarks.tally(tree.prefix + text, "caption file besides a row of metadata", "the row is used")
-        elif len(images) > 1:
-            names = ", ".join(PurePosixPath(image).name for image in images)
-            problem = f"images that share a caption file ({names})"
-            remarks.notice(tree.prefix + text, problem, "each of them has this caption")
+        else:
+            endings.add(ending)
+            _remark_on_use(tree, text, images, remarks)
+    return endings
+
+
+def _remark_on_use(tree: FileTree, text: str, images: list[str], remarks: Remarks) -> None:
+    ending = caption_ending(text, tree.endings)
+    if ending != tree.endings[0]:
+        problem = f"caption file that is no {tree.endings[0]} ({ending})"
+        remarks.tally(tree.prefix + text, problem, "used, as there is no other")
+    if len(images) > 1:
+        names = ", ".join(PurePosixPath(image).name for image in images)
+        problem = f"images that share a caption file ({names})"
+        remarks.notice(tree.prefix + text, problem, "each of them has this caption")

@@ -1,26 +1,33 @@
-"""What metadata files say about the images of a folder.
+"""What metadata files and other tables say about the images of a folder.
 
 A file describes images in its own folder and below. Rows about the same image add up, from whichever file:
-equal ones count once, different captions are several captions of the image.
+equal ones count once, different captions are several captions of the image. metadata.* comes before caption
+files; a table by another name, which may be about anything, only says what no caption file does.
 """
 
-import csv
-import io
-import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_utils.config.data import DataConfig
-from lora_utils.data.captions import Captioner, TextError, decode_text
+from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Remarks
 from lora_utils.data.sources.columns import choose_caption_column, choose_image_column, refuse_columns
-from lora_utils.data.sources.file_tree import FileTree, file_problem, name_problem, trusted_root
+from lora_utils.data.sources.file_tree import (
+    TABLE_ENDINGS,
+    FileTree,
+    file_problem,
+    name_problem,
+    trusted_root,
+)
+from lora_utils.data.sources.names import Names
+from lora_utils.data.sources.row_files import read_lines
 
-_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+# Of tables beside a folder of images; there could be any others, about anything.
+_USUAL_STEMS = {"metadata", "captions", "caption", "labels", "prompts", "tags", "texts", "dataset", "train"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,7 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
     Raises:
         DataError: The file as a whole cannot be used, or a column cannot be found.
     """
-    # Own readers: datasets gives up at the first bad line, unnamed.
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    try:
-        rows = list(readers[path.suffix.lower()](path, name, remarks))
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{name} cannot be opened ({reason}); make it readable, or remove it") from error
+    rows = read_lines(path, name, remarks)
     if not rows:
         remarks.refuse(name, "metadata without a usable row", "write one row for each image, or remove it")
         return [], ""
@@ -79,106 +80,18 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
     return [Row(source, values.get(image), values.get(caption)) for source, values in rows], caption
 
 
-def _read_jsonl(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
-    action = 'write {"file_name": "a.png", "text": "…"} on one line'
-    # Not splitlines: JSON may hold U+2028 within a text, and splitlines would cut there.
-    for number, line in enumerate(_read_text(path, name, remarks).split("\n"), start=1):
-        if not line.strip():
-            continue
-        source = f"{name} line {number}"
-        try:
-            values = json.loads(line, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:  # RecursionError: "[[[[…" without end
-            remarks.refuse(source, f"not JSON ({error})", action)
-            continue
-        if isinstance(values, dict):
-            yield source, values
-        else:
-            remarks.refuse(source, "not a JSON object", action)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json keeps the last of two equal keys in silence; which one was meant only the user knows.
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("a key stands there twice")
-    return values
-
-
-def _read_csv(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
-    text = _read_text(path, name, remarks)
-    # From the header alone, as captions are full of commas. Excel writes semicolons in half of Europe.
-    header = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(_DELIMITERS, key=header.count)
-    # Strict, or a quote that never ends would swallow all following rows into one caption.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns: list[str] = []
-    # Not a for loop, which an error would end: the rows behind a bad one can still be used.
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            remarks.refuse(f"{name} line {line}", f"not CSV ({error})", 'double every " inside "quotes"')
-            continue
-        if fields is None:
-            return
-        if not fields:  # an empty line
-            continue
-
-        if not columns:
-            columns = [column.strip() for column in fields]
-            if len(set(columns)) < len(columns):
-                raise DataError(
-                    f"two columns of {name} have the same name ({', '.join(columns)}); rename one"
-                )
-        elif len(fields) == len(columns):
-            yield f"{name} line {line}", dict(zip(columns, fields, strict=True))
-        else:
-            problem = f"wrong number of fields ({len(fields)} instead of {len(columns)})"
-            # Nearly always a comma in a caption. Joining the rest would be a guess, and is not made.
-            action = f'put "quotes" around captions with a {_DELIMITERS[delimiter]}'
-            remarks.refuse(f"{name} line {line}", problem, action)
-
-
-def _read_text(path: Path, name: str, remarks: Remarks) -> str:
-    # An error here, a refusal for a caption file: without its metadata most of a folder lacks captions.
-    try:
-        text, encoding = decode_text(path.read_bytes())
-    except TextError as error:
-        raise DataError(f"{name} is {error}; save it as UTF-8") from error
-    if encoding != "UTF-8":
-        remarks.fix(name, f"{encoding} text", "converted")
-    return text
-
-
-def _read_parquet(path: Path, name: str, remarks: Remarks) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow  # here, as only a few folders need it and it takes a while to load
-    from pyarrow import parquet
-
-    rows: list[dict[str, Any]] = []
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                rows += batch.to_pylist()
-    # The last two: text that is not UTF-8, dates beyond all.
-    except (pyarrow.ArrowException, ValueError, ArithmeticError) as error:
-        raise DataError(f"{name} cannot be read as parquet ({error}); write it anew, or remove it") from error
-
-    for number, values in enumerate(rows):
-        yield f"{name} row {number}", values
-
-
 class Metadata:
-    """The rows of all metadata files of a tree, by image."""
+    """The rows of all metadata files of a tree, and of other tables where they are needed, by image."""
 
     rows: dict[str, list[Row]]
-    """By name of the image relative to the tree."""
+    """By name of the image relative to the tree; those of metadata files."""
+    further: dict[str, list[Row]]
+    """Those of other tables, for images that have no other caption."""
     origins: list[str]
     """What captions come from, such as 'metadata.jsonl (column text)'."""
 
     def __init__(self, tree: FileTree, config: DataConfig, remarks: Remarks) -> None:
-        """Read the files.
+        """Read the metadata files.
 
         Args:
             tree: The folder whose metadata files are read.
@@ -189,9 +102,13 @@ class Metadata:
             DataError: One cannot be used, or there are two in one folder.
         """
         self.rows = {}
+        self.further = {}
         self.origins = []
+        self._tree = tree
+        self._config = config
+        self._remarks = remarks
+        self._names = Names([*tree.images, *tree.unusable])
         self._files: dict[str, str] = {}  # by folder
-        images = set(tree.images)
         for file in tree.metadata:
             folder = posixpath.dirname(file)
             if folder in self._files:
@@ -204,14 +121,71 @@ class Metadata:
             rows, column = read_rows(tree.root / file, tree.prefix + file, config, remarks)
             if column:
                 self.origins.append(f"{tree.prefix + file} (column {column})")
-            for row in rows:
-                image = _find_image(row, folder, remarks)
-                if image in images:
-                    self.rows.setdefault(image, []).append(row)
-                # Of an image that was refused its own remark says enough.
-                elif image and image not in tree.unusable:
-                    problem = f"row without image ({row.file_name:.60})"
-                    remarks.refuse(row.source, problem, "put the image there, or remove the row")
+            self._take(rows, folder, self._names, self.rows, remarks)
+
+    def add_tables(self, images: Collection[str]) -> None:
+        """Read tables by other names, where there are images without any caption.
+
+        Args:
+            images: Those images.
+        """
+        tree = self._tree
+        for file in tree.tables:
+            if images and not file_problem(tree.root / file, trusted_root(tree.root)):
+                self._add_table(
+                    tree.root / file, tree.prefix + file, posixpath.dirname(file), self._names, images
+                )
+            else:
+                self._remarks.tally(tree.prefix + file, "table besides the captions", "not used")
+        if not images or self.further or tree.metadata:
+            return
+
+        # captions.csv often lies beside the folder of the images, and that folder is what is named.
+        parent = tree.root.resolve().parent
+        below = tree.root.resolve().name
+        names = Names(f"{below}/{name}" for name in [*tree.images, *tree.unusable])
+        for path in sorted(parent.glob("*.*")):
+            is_usual = path.stem.lower() in _USUAL_STEMS and path.suffix.lower() in (
+                *TABLE_ENDINGS,
+                ".parquet",
+            )
+            if is_usual and not file_problem(path, parent):
+                self._add_table(path, f"../{path.name}", "", names, [f"{below}/{image}" for image in images])
+
+    def _add_table(self, path: Path, shown: str, folder: str, names: Names, images: Collection[str]) -> None:
+        """Take up a table's rows if they are about the images, and say why if they are not."""
+        remarks = Remarks()  # of a table that is about something else, its lines are of no interest
+        rows: dict[str, list[Row]] = {}
+        try:
+            table, column = read_rows(path, shown, self._config, remarks)
+        except DataError as error:
+            reason = str(error).partition(";")[0].removeprefix(shown).strip()
+            self._remarks.notice(shown, f"table that is not used ({reason})", "passed over")
+            return
+        self._take(table, folder, names, rows, remarks)
+        if rows.keys().isdisjoint(images):
+            tried = f"its first row would be {_file_of(table[0], folder)}" if table else "it has no rows"
+            self._remarks.notice(
+                shown, f"table without an image that needs a caption ({tried})", "passed over"
+            )
+            return
+
+        for finding in remarks.findings():
+            self._remarks.add(finding)
+        self.origins.append(f"{shown} (column {column})")
+        prefix = f"{self._tree.root.resolve().name}/" if shown.startswith("../") else ""
+        for image, added in rows.items():
+            self.further.setdefault(image.removeprefix(prefix), []).extend(added)
+
+    def _take(
+        self, table: list[Row], folder: str, names: Names, rows: dict[str, list[Row]], remarks: Remarks
+    ) -> None:
+        unusable = {name for unusable in self._tree.unusable for name in names.find(unusable)}
+        for row in table:
+            image = _find_image(row, folder, names, remarks)
+            # Of an image that was refused its own remark says enough.
+            if image and image not in unusable:
+                rows.setdefault(image, []).append(row)
 
     def captions(self, rows: list[Row], captioner: Captioner) -> tuple[str, ...]:
         """The captions in the rows about one image; empty when they were refused."""
@@ -242,7 +216,11 @@ class Metadata:
         return None
 
 
-def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
+def _file_of(row: Row, folder: str) -> str:
+    return posixpath.normpath(posixpath.join(folder, str(row.file_name).strip().replace("\\", "/")))
+
+
+def _find_image(row: Row, folder: str, names: Names, remarks: Remarks) -> str:
     """The image's name relative to the tree; empty when the row was refused."""
     name = row.file_name
     if not isinstance(name, str) or not name.strip():
@@ -258,4 +236,17 @@ def _find_image(row: Row, folder: str, remarks: Remarks) -> str:
     # Tables made on Windows; on Linux a backslash is part of a name, but nobody means that.
     if "\\" in name:
         remarks.fix(row.source, f"backslash in a file name ({name:.60})", "read as slash")
-    return posixpath.normpath(posixpath.join(folder, name.strip().replace("\\", "/")))
+    file = _file_of(row, folder)
+    images = names.find(file)
+    if not images:
+        images = names.find_below(posixpath.relpath(file, folder or "."), folder)
+        if len(images) == 1:
+            below = posixpath.dirname(images[0]) or "."
+            remarks.tally(row.source, "file name without its folder", f"found in {below}")
+    if not images:
+        problem = f"row without image ({name:.60})"
+        remarks.refuse(row.source, problem, f"put the image at {file}, or remove the row")
+    elif len(images) > 1:
+        problem = f"row that fits several images ({', '.join(images[:3])})"
+        remarks.refuse(row.source, problem, "write the folder of the image before its name")
+    return images[0] if len(images) == 1 else ""
