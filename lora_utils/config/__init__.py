@@ -12,6 +12,7 @@ flags          read_flags: the settings among the words of a command line
 names          refuse_unknown, unknown_names: names that are none, all at once
 foreign_names  answer_to: what settings are called in other trainers
 reference      settings_of, values_of: what --help and docs/settings.md show of a setting
+trained        run_settings, as_trained: what a finished LoRA brings along
 errors         ConfigError, explained: what is wrong, by name
 doubts         doubts: what will run, and most likely is not meant
 strict_yaml    read_yaml, write_yaml: YAML 1.2, and whatever could mislead is an error

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -76,11 +76,20 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     sections: dict[str, dict[str, Any]] = {}
     for leaf, value in leaves.items():
         sections.setdefault(all_settings()[leaf][0], {})[leaf] = value
+    # A preset is what people begin with: what it says is theirs no more than a default is.
+    named = wanted if file and file.parent == PRESETS else leaves
     try:
-        return RunConfig.model_validate(sections)
+        return _with_named(RunConfig.model_validate(sections), named)
     except ValidationError as error:
         # Not "from error": a traceback of pydantic's would quote every value once more.
         raise explained(error.errors(include_url=False, include_context=False)) from None
+
+
+def _with_named(config: RunConfig, named: Collection[str]) -> RunConfig:
+    """The same config, where ``model_fields_set`` of each section holds what the user named alone."""
+    for _, section in config:
+        section.model_fields_set.intersection_update(named)
+    return config
 
 
 def _without_rivals(leaves: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

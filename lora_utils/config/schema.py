@@ -82,7 +82,7 @@ class CompareConfig(Section):
     """Base model against LoRA on equal seeds."""
 
     lora_path: Location | None = None
-    """LoRA file of any program, or a folder with pytorch_lora_weights.safetensors; else the run folder."""
+    """LoRA file of any program, or a run folder, whose base and size it is drawn with; else the run."""
     prompt: Texts = ["a photo"]
     """One or more prompts."""
     negative_prompt: str | None = None
