@@ -23,6 +23,8 @@ from lora_utils.system.redaction import install, redacted
 from lora_utils.system.signals import interrupt_when_told_to_end
 from lora_utils.system.steps import Steps
 
+KEPT = "what was finished is kept (resume_from_checkpoint=latest goes on from it)"
+
 
 @dataclass(frozen=True)
 class Command:
@@ -67,11 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launched_precision() is not None:
             print(AFTERWORD, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "stopped; what was finished is kept (resume_from_checkpoint=latest goes on from it)",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as stop:  # who was interrupted may know more
+        print(redacted(f"stopped; {stop or KEPT}"), file=sys.stderr)
         return 130
     return 0
 
@@ -146,7 +145,10 @@ def _train(command: Command) -> int:
 
 
 def _compare(command: Command) -> int:
-    comparison = _stages().compare(command.config)
+    try:
+        comparison = _stages().compare(command.config)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or "nothing was drawn yet, and nothing written") from None
     print(f"{len(comparison.shots)} pairs, side by side in {comparison.folder}/sheet.png")
     return 0
 

@@ -5,24 +5,28 @@ Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from lora_utils.checking import Check, check, check_data
 from lora_utils.compare import comparison
-from lora_utils.compare.comparison import Comparison
+from lora_utils.compare.comparison import Comparison, ComparisonPlan
 from lora_utils.compare.sampling import SamplingSettings, Shot, draw_pairs
 from lora_utils.config.loading import dump_config
 from lora_utils.config.schema import RunConfig
+from lora_utils.config.trained import as_trained, run_settings
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import as_csv
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import find_lora
 from lora_utils.precompute.fill import Precomputed, fill_cache, warn_of_findings
 from lora_utils.precompute.plan import DataPlan
+from lora_utils.storage.log import PICTURES
 from lora_utils.storage.mirror_restore import restore_if_wanted
 from lora_utils.storage.run_folder import require_same_data
 from lora_utils.storage.run_note import add_to_note
 from lora_utils.system.device import Precision, choose_precision, compute_capability
-from lora_utils.system.files import write_atomically
+from lora_utils.system.files import file_hash, write_atomically
+from lora_utils.system.progress import announce
 from lora_utils.training import loop
 from lora_utils.training.folders import completed_run, find_run
 from lora_utils.training.loop import StepReport
@@ -76,11 +80,42 @@ def train(config: RunConfig) -> Iterator[StepReport]:
 
 
 def compare(config: RunConfig) -> Comparison:
-    """Draw every prompt on every seed with the base model, then with the LoRA; write PNGs and a sheet.
+    """Draw every prompt on every seed with the base model and with the LoRA; write PNGs and a sheet.
+
+    Base, VAE and resolution are those of the run that made the LoRA, where the config names no others.
 
     Raises:
-        UserError: The base model or the LoRA cannot be used; nothing is written then.
+        UserError: The base model or the LoRA cannot be used, or the pictures cannot be written; that is tried
+            first, and nothing is written then.
+        KeyboardInterrupt: It came; what is drawn until then is written first, and the message says where.
     """
+    # Before any model is loaded: a missing LoRA is the usual mistake.
+    lora_file = find_lora(config.compare.lora_path or find_run(config))
+    learned = run_settings(lora_file.parent)
+    folder = _picture_folder(config, lora_file, is_of_run=learned is not None)
+    if learned:
+        config = as_trained(config, learned, lora_file.parent)
+    plan = _plan_comparison(config, lora_file, folder)
+    plan.require_writable()
+
+    announce(f"drawing {plan} into {folder}, by {config.model.pretrained_model_name_or_path} and {lora_file}")
+    base = _base(config)
+    base.examine()
+    dtype = _precision(config).dtype
+    pictures = draw_pairs(base, lora_file, plan.shots, plan.settings, plan.adapter_scale, dtype)
+    return comparison.write(plan, pictures)
+
+
+def _picture_folder(config: RunConfig, lora_file: Path, is_of_run: bool) -> Path:
+    """Where the pictures go: beside the weights that they are of, unless another folder was given."""
+    paths = config.paths
+    if paths.infer_path:
+        return paths.infer_path
+    is_beside = paths.output_dir is None and (is_of_run or config.compare.lora_path is None)
+    return (lora_file.parent if is_beside else paths.run_folder) / PICTURES
+
+
+def _plan_comparison(config: RunConfig, lora_file: Path, folder: Path) -> ComparisonPlan:
     settings = SamplingSettings(
         *config.data.resolution,
         config.compare.num_inference_steps,
@@ -89,20 +124,14 @@ def compare(config: RunConfig) -> Comparison:
         config.data.max_token_length,
         config.train.rescale_betas_zero_snr,
     )
-    # Before any model is loaded: a missing LoRA is the usual mistake.
-    run_folder = find_run(config)
-    lora_file = find_lora(config.compare.lora_path or run_folder)
-    shots = [Shot(prompt, seed) for prompt in config.compare.prompt for seed in config.compare.seeds]
-    adapter_scale = config.compare.adapter_scale
-    dtype = _precision(config).dtype
-    base = _base(config)
-    base.examine()
-    baseline, finetuned = draw_pairs(base, lora_file, shots, settings, adapter_scale, dtype)
-
-    folder = config.paths.infer_path or run_folder / "compare"
-    drawn = comparison.write(folder, shots, settings, baseline, finetuned, adapter_scale)
-    write_atomically(folder / "config.yaml", dump_config(config).encode())
-    return drawn
+    # What is named twice would be drawn twice under one name.
+    seeds = dict.fromkeys(config.compare.seeds)
+    shots = [Shot(prompt, seed) for prompt in dict.fromkeys(config.compare.prompt) for seed in seeds]
+    named = config.compare.model_copy(update={"lora_path": lora_file})
+    resolved = dump_config(config.model_copy(update={"compare": named}))
+    return ComparisonPlan(
+        folder, shots, settings, config.compare.adapter_scale, file_hash(lora_file), resolved
+    )
 
 
 def prepare_training(config: RunConfig) -> TrainingRun:

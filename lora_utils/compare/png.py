@@ -1,34 +1,48 @@
 """Pictures that carry the settings that they were drawn with."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from lora_utils.compare.sampling import SamplingSettings, Shot
 from lora_utils.system.files import write_atomically
 
+FACTS = "lora_utils"
+"""Name of the text in a PNG that holds its settings as JSON, and so says that it was drawn here."""
 
-def save_image(
-    image: Image.Image, path: Path, shot: Shot, settings: SamplingSettings, adapter_scale: float
-) -> None:
+
+def save_image(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None:
     """Write a PNG that carries its settings: JSON under ``lora_utils``, one line under ``parameters``.
 
     The second is the line that stable-diffusion-webui and its relatives read back.
+
+    Args:
+        image: What was drawn.
+        path: Where to; replaced whole, or not at all.
+        facts: Of Shot and SamplingSettings all fields, and adapter_scale.
     """
-    facts = asdict(shot) | asdict(settings) | {"adapter_scale": adapter_scale}
     info = PngInfo()
     # iTXt, because prompts need not be Latin-1; image viewers read both kinds.
-    info.add_itxt("lora_utils", json.dumps(facts, ensure_ascii=False))
+    info.add_itxt(FACTS, json.dumps(facts, ensure_ascii=False))
     info.add_itxt(
         "parameters",
-        f"{shot.prompt}\nNegative prompt: {settings.negative_prompt or ''}\n"
-        f"Steps: {settings.num_inference_steps}, CFG scale: {settings.guidance_scale}, "
-        f"Seed: {shot.seed}, Size: {image.width}x{image.height}, LoRA scale: {adapter_scale}",
+        f"{facts['prompt']}\nNegative prompt: {facts['negative_prompt'] or ''}\n"
+        f"Steps: {facts['num_inference_steps']}, CFG scale: {facts['guidance_scale']}, "
+        f"Seed: {facts['seed']}, Size: {image.width}x{image.height}, LoRA scale: {facts['adapter_scale']}",
     )
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     write_atomically(path, buffer.getvalue())
+
+
+def was_drawn_here(path: Path) -> bool:
+    """Whether a file is a picture of ``save_image``."""
+    try:
+        with Image.open(path) as image:
+            return FACTS in image.info
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False  # damaged, or no picture at all

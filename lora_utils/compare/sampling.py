@@ -1,7 +1,7 @@
 """Images on equal seeds, without and with the adapter."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,21 @@ class Shot:
     seed: int
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A shot that was drawn."""
+
+    shot: Shot
+    is_finetuned: bool
+    """With the LoRA; else by the base model alone."""
+    image: Image.Image
+
+
+def prompt_numbers(shots: Sequence[Shot]) -> dict[str, int]:
+    """Each prompt's number, counted from 1: what files and labels call it."""
+    return {prompt: number for number, prompt in enumerate(dict.fromkeys(shot.prompt for shot in shots), 1)}
+
+
 def draw_pairs(
     base: PretrainedSdxl,
     lora_file: Path,
@@ -50,39 +65,29 @@ def draw_pairs(
     settings: SamplingSettings,
     adapter_scale: float,
     dtype: torch.dtype,
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Every shot by the base model and by the base model with the LoRA, from the same initial noise.
+) -> Iterator[Picture]:
+    """Every shot by the base model, then with the LoRA from the same initial noise; yields two for each.
 
-    Text encoders, U-Net and VAE are loaded one after the other and freed in between.
+    Text encoders, U-Net and VAE are loaded one after the other and freed in between, so pictures come when
+    all is denoised. An interruption ends the denoising alone: what is whole is decoded and yielded first.
 
     Args:
         base: Where the parts come from.
-        lora_file: The adapter; checked first, loaded when the base model's images are done.
+        lora_file: The adapter; checked before anything is drawn.
         shots: What to draw.
         settings: How to draw it.
         adapter_scale: Strength of the adapter; 0 gives the base model's images, bit for bit.
         dtype: Of text encoders and U-Net; the VAE is fp32.
-    """
-    prompts, negative = _encode_texts(base, shots, settings, dtype)
-    # Only now: text encoders and U-Net are never in memory together.
-    pipeline = base.load_unet_pipeline(dtype, best_device(), base.base_precision)
-    if settings.rescale_betas_zero_snr:
-        # Lin et al., 2024, section 3.3: begin at the last timestep, as in training.
-        changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
-    pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
-    weights = read_lora(
-        pipeline, lora_file
-    )  # before anything is drawn: a file that does not fit must cost nothing
 
-    plain = []
-    for shot in progress_bar(shots, "base"):
-        plain.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
-    load_lora(pipeline, weights)
-    pipeline.unet.set_adapters(ADAPTER, adapter_scale)
-    tuned = []
-    for shot in progress_bar(shots, "LoRA"):
-        tuned.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
+    Raises:
+        KeyboardInterrupt: It came, and all that was drawn until then has been yielded.
+    """
+    jobs = [(shot, is_finetuned) for shot in shots for is_finetuned in (False, True)]
+    texts = _encode_texts(base, shots, settings, dtype)
+    # Only now: text encoders and U-Net are never in memory together.
+    pipeline = _load_unet(base, lora_file, settings, adapter_scale, dtype)
+    latents: list[Tensor] = []
+    is_whole = _denoise(pipeline, jobs, texts, settings, latents)
     # The latents are on the CPU; the VAE gets the card for itself.
     del pipeline
     free_memory()
@@ -90,7 +95,60 @@ def draw_pairs(
     plan = plan_decoding((settings.width, settings.height))
     vae = base.load_vae(plan.dtype, best_device())
     tile_vae(vae, plan.tile_px)
-    return [_to_image(vae, latents) for latents in plain], [_to_image(vae, latents) for latents in tuned]
+    for drawn, (shot, is_finetuned) in zip(progress_bar(latents, "writing"), jobs, strict=False):
+        yield Picture(shot, is_finetuned, _to_image(vae, drawn))
+    if not is_whole:
+        raise KeyboardInterrupt
+
+
+def _load_unet(
+    base: PretrainedSdxl,
+    lora_file: Path,
+    settings: SamplingSettings,
+    adapter_scale: float,
+    dtype: torch.dtype,
+) -> StableDiffusionXLPipeline:
+    """U-Net, LoRA and scheduler; a LoRA that does not fit costs no drawing."""
+    pipeline = base.load_unet_pipeline(dtype, best_device(), base.base_precision)
+    if settings.rescale_betas_zero_snr:
+        # Lin et al., 2024, section 3.3: begin at the last timestep, as in training.
+        changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+    pipeline.vae_scale_factor = base.vae_scale_factor()  # it cannot know without a VAE
+    load_lora(pipeline, read_lora(pipeline, lora_file))
+    pipeline.unet.set_adapters(ADAPTER, adapter_scale)
+    return pipeline
+
+
+def _denoise(
+    pipeline: StableDiffusionXLPipeline,
+    jobs: Sequence[tuple[Shot, bool]],
+    texts: tuple[dict[str, TextEmbeddings], TextEmbeddings],
+    settings: SamplingSettings,
+    latents: list[Tensor],
+) -> bool:
+    """Append the latents of each job; False where an interruption came after some.
+
+    Base and LoRA turn by turn, and not first all by the base: whoever stops half-way has pairs.
+    """
+    prompts, negative = texts
+    try:
+        for shot, is_finetuned in progress_bar(jobs, "drawing"):
+            _switch_lora(pipeline, is_finetuned)
+            latents.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
+    except KeyboardInterrupt:  # not kept: its traceback would hold the U-Net
+        if not latents:
+            raise
+        LOGGER.warning("stopping: what is drawn is written first (%d); once more stops at once", len(latents))
+        return False
+    return True
+
+
+def _switch_lora(pipeline: StableDiffusionXLPipeline, is_on: bool) -> None:
+    if is_on:
+        pipeline.unet.enable_adapters()
+    else:
+        pipeline.unet.disable_adapters()
 
 
 def _encode_texts(

@@ -9,7 +9,7 @@ launcher   launched_precision, launched_processes, contradictions: accelerate la
 locations  looked_for, looks_like_path, why_unwritable: what a message says of a path
 signals    StopRequest, interrupt_when_told_to_end: Ctrl-C and SIGTERM, heard at the end of a step
 console    accept_any_text, is_terminal: what is printed never ends a run
-progress   progress_bar: in a terminal, a notebook, a log file
+progress   progress_bar, announce: in a terminal, a notebook, a log file
 steps      Steps, finished: what is known already, and the result in the end
 redaction  install, redacted, holds_token: keeps tokens out of all that is printed or logged
 units      GIB: bytes, for those who need no torch

@@ -7,6 +7,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from lora_utils.system.console import is_terminal
+from lora_utils.system.redaction import redacted
 
 Item = TypeVar("Item")
 LOG_INTERVAL_SECONDS = 10.0
@@ -39,3 +40,9 @@ def progress_bar(
         disable=not shown or sys.stdout is None,  # None: a service, or a descriptor that is closed
         ncols=110,
     )
+
+
+def announce(line: str) -> None:
+    """Say on standard output, above the bar of what follows, what will be done."""
+    if sys.stdout is not None:
+        print(redacted(line), flush=True)
