@@ -97,14 +97,14 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
     # Here, as a count that is on disk needs no transformers.
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    first, second = configs
+    # Attention as torch has it: a config.json could name a kernel on the Hub, which would run.
+    plain = [
+        {name: value for name, value in config.items() if "attn_implementation" not in name}
+        for config in configs
+    ]
+    first, second = (CLIPTextConfig.from_dict(config, attn_implementation="sdpa") for config in plain)
     with on_meta(dtype):
-        encoders = nn.ModuleList(
-            [
-                CLIPTextModel(CLIPTextConfig.from_dict(first)),
-                CLIPTextModelWithProjection(CLIPTextConfig.from_dict(second)),
-            ]
-        ).eval()
+        encoders = nn.ModuleList([CLIPTextModel(first), CLIPTextModelWithProjection(second)]).eval()
     encoders.requires_grad_(False)
 
     simulation = Simulation()
@@ -112,7 +112,7 @@ def captions_footprint(configs: Iterable[dict[str, Any]], rows: int, dtype: torc
         base = bytes_added_by(
             simulation, lambda: simulation.hold([*encoders.parameters(), *encoders.buffers()])
         )
-        ids = torch.zeros(rows, first.get("max_position_embeddings", 77), dtype=torch.long, device=META)
+        ids = torch.zeros(rows, first.max_position_embeddings, dtype=torch.long, device=META)
         simulation.start("forward")
         for encoder in encoders:
             encoder(ids, output_hidden_states=True)  # SDXL reads the last but one layer, so that all are kept

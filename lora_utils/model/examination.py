@@ -22,6 +22,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from lora_utils import UserError
 from lora_utils.config.schema import ModelConfig
+from lora_utils.model.architectures import TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE
 from lora_utils.system.locations import looked_for, looks_like_path, why_unwritable
 
 INDEX = "model_index.json"
@@ -35,6 +36,9 @@ STEMS = {"unet": DIFFUSERS_STEM, "vae": DIFFUSERS_STEM, "text_encoder": "model",
 MOST_LAYERS = 32  # SDXL's second text encoder has as many
 MOST_ENTRIES = 16  # of a list, such as a U-Net's blocks
 GREATEST_NUMBER = 2**20
+SHAPES = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER, "text_encoder_2": TEXT_ENCODER_2}
+LISTS = ("block_out_channels", "down_block_types", "up_block_types")
+POSITIVE = ("block_out_channels", "norm_num_groups", "hidden_size", "num_attention_heads")
 HUB_SECONDS = 10  # to wait for an answer
 
 
@@ -318,6 +322,26 @@ def _require_weights(name: str, names: Collection[str], stem: str, variant: str 
     raise ModelError(f"cannot load {name}: there is no {file} in it; {cure}")
 
 
+def _require_shape(name: str, file: str, config: dict[str, Any], sdxl: dict[str, Any]) -> None:
+    """Numbers where SDXL has numbers, and so on: a forecast builds the part before anything is loaded."""
+    for key, example in sdxl.items():
+        value = config.get(key)
+        if value is None and key not in LISTS:
+            continue  # then it has its default
+        leaves = [value]
+        while any(isinstance(leaf, list) for leaf in leaves):  # of layers, lists may be in lists
+            leaves = [inner for leaf in leaves for inner in (leaf if isinstance(leaf, list) else [leaf])]
+        numbers = (int, float) if isinstance(example, float) else int
+        expected = example[0] if isinstance(example, list) else example
+        is_right = all(isinstance(leaf, str if isinstance(expected, str) else numbers) for leaf in leaves)
+        is_list = isinstance(value, list) and len(value) > 0
+        if not is_right or (key in LISTS and not is_list) or (key in POSITIVE and min(leaves) <= 0):
+            raise ModelError(
+                f"cannot load {name}: {key} in {file} is {value!r:.40}, not such as {example!r:.40}; "
+                "fetch the model anew"
+            )
+
+
 def _require_sdxl(name: str, folder: Path, stems: dict[str, str]) -> None:
     """By the JSON that is here; of a model on the Hub some may not have been downloaded yet."""
     configs = {}
@@ -325,6 +349,7 @@ def _require_sdxl(name: str, folder: Path, stems: dict[str, str]) -> None:
         file = folder / part / "config.json"
         if locate(name) or file.is_file():
             configs[part] = read_config(name, file)
+            _require_shape(name, f"{part}/config.json", configs[part], SHAPES[part])
     if "unet" in configs:
         refuse_other_unet(name, configs["unet"])
     if "vae" in configs:

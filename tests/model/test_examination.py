@@ -9,13 +9,14 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from benchmarks.faults.malicious import message_of, spoil
 from lora_utils import stages
 from lora_utils.cli import main
 from lora_utils.config.schema import ModelConfig
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.examination import ModelError, UnreachableError, examine, locate
 from tests.conftest import TINY
-from tests.model.malicious_models import UNET, base_model
+from tests.model.malicious_models import PASSED_OVER, REFUSED, UNET, base_model
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
@@ -148,9 +149,9 @@ FOLDERS = {
 def folders(tmp_path_factory):
     """Each of ``FOLDERS``, made once."""
     made = {}
-    for number, (name, (spoil, _)) in enumerate(FOLDERS.items()):
+    for number, (name, (damage, _)) in enumerate(FOLDERS.items()):
         made[name] = base_model(tmp_path_factory.mktemp("bases") / f"base{number}")
-        spoil(made[name])
+        damage(made[name])
     return made
 
 
@@ -281,3 +282,61 @@ def test_a_tokenizer_is_judged_by_what_it_encodes(tmp_path, part):
 def test_there_are_bases_to_refuse():
     assert len(NAMES) + len(FOLDERS) > 50
     assert Path(TINY, "model_index.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    return tmp_path_factory.mktemp("counted")
+
+
+CONFIGS = {name: changes for name, changes in (REFUSED | PASSED_OVER).items() if "json" in "".join(changes)}
+
+
+@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
+def test_check_forecasts_a_base_or_refuses_it_whatever_its_json_says(make_config, tmp_path, counted, changes):
+    folder = base_model(tmp_path / "base")
+    spoil(folder, changes, tmp_path / "canary")
+    config = make_config(pretrained_model_name_or_path=str(folder), cache_dir=counted)
+    said = message_of(lambda: stages.check(config, "t4"))  # whatever is no UserError comes through
+    assert said == "" or str(folder) in said
+    if changes in (REFUSED["a number that is text"], REFUSED["no channels"]):
+        assert said
+    assert not (tmp_path / "canary").exists()
+
+
+WRONG = {
+    "unet/config.json": [
+        {"layers_per_block": "all"}, {"block_out_channels": 3}, {"block_out_channels": []},
+        {"block_out_channels": [0, 0, 0]}, {"down_block_types": [1, 2, 3]}, {"cross_attention_dim": "wide"},
+        {"transformer_layers_per_block": [[1, "x"]]}, {"norm_num_groups": 0},
+    ],
+    "vae/config.json": [{"block_out_channels": None}, {"latent_channels": [4, "4"]}, {"scaling_factor": "x"}],
+    "text_encoder_2/config.json": [{"hidden_size": "x"}, {"num_hidden_layers": [None]}, {"hidden_act": 3}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"), [(file, settings) for file, many in WRONG.items() for settings in many], ids=str
+)
+def test_a_shape_of_another_type_is_named(tmp_path, file, settings):
+    folder = base_model(tmp_path / "base")
+    change(folder, file, **settings)
+    with pytest.raises(ModelError, match=f"{next(iter(settings))} in {file} is "):
+        examine(ModelConfig(pretrained_model_name_or_path=str(folder)), None)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("unet/config.json", {"layers_per_block": [1, 1, 1]}),
+        ("unet/config.json", {"transformer_layers_per_block": [0, [1, 2], 2]}),
+        ("unet/config.json", {"attention_head_dim": 8, "sample_size": None}),
+        ("vae/config.json", {"scaling_factor": 1}),
+        ("text_encoder/config.json", {"projection_dim": None}),
+    ],
+    ids=str,
+)
+def test_shapes_that_diffusers_would_build_are_left_to_it(tmp_path, file, settings):
+    folder = base_model(tmp_path / "base")
+    change(folder, file, **settings)
+    examine(ModelConfig(pretrained_model_name_or_path=str(folder)), None)
