@@ -79,7 +79,7 @@ def _find(config: DataConfig, remarks: Remarks) -> tuple[list[Example], str]:
     folder = Path(name).expanduser()
     if not is_python_file and folder.is_dir():
         refuse_output(folder, "dataset_name")
-    if not is_python_file and folder.is_dir() and holds_images(folder):
+    if not is_python_file and folder.is_dir() and holds_images(folder, config):
         # Not left to datasets' imagefolder, which knows no caption files and decodes what it lists.
         folders = [_split_folder(folder, config.dataset_split)]
         return find_in_folders(config.model_copy(update={"train_data_dir": folders}), captioner)

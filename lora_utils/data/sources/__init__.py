@@ -6,6 +6,7 @@ python_file  the user's own load_examples(data_dir)
 metadata     metadata.csv, .jsonl and .parquet of folders, and other tables where captions lack
 masks        masks in a folder of their own, or beside their images
 sidecars     what other programs put beside images
+text_tables  CSV files of a dataset, and which tables beside images are about them
 row_files    rows of CSV in its dialects, JSON lines, parquet
 names        names that look the same
 file_tree    what lies in a folder, and which paths lead out of it

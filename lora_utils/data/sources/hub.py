@@ -14,17 +14,20 @@ from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError  # what torch raises when it has refused to run something
 from typing import TYPE_CHECKING, NoReturn
 
+from lora_utils.config.data import DataConfig
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import Remarks
 from lora_utils.data.formats import SUFFIXES
 from lora_utils.data.sources.arrow_types import plain_copy
 from lora_utils.data.sources.file_tree import METADATA, list_files
+from lora_utils.data.sources.text_tables import CSV_ENDINGS, csv_files, load_csv, tables_of_images
 from lora_utils.system.locations import looked_for, looks_like_path
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
+_BUILDERS |= dict.fromkeys(CSV_ENDINGS, "csv")
 # All that damaged files were seen to make its readers raise.
 _FAILURES = (
     *(OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError),
@@ -73,48 +76,47 @@ _CURES = {
 }
 
 
-def holds_images(folder: Path) -> bool:
-    """Whether a local dataset is a folder of images rather than of tables."""
+def holds_images(folder: Path, config: DataConfig) -> bool:
+    """Whether a local dataset is a folder of images rather than of tables.
+
+    Args:
+        folder: The dataset.
+        config: May name the columns of tables.
+    """
     # What save_to_disk has written; images in it belong to its tables.
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return False
     files = [PurePosixPath(name) for name in list_files(folder, "", (), Remarks())]
     described = any(file.name.lower() in METADATA for file in files)
-    return _has_images(files) and (described or not _tables(files))
+    return _has_images(files) and (described or not tables_of_images(folder, _tables(files), files, config))
 
 
-def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
-    """One split of a dataset; its progress bars are turned off.
+def load_table(config: DataConfig, remarks: Remarks) -> "Dataset":
+    """One split of dataset_name; the library's progress bars are turned off.
 
     Args:
-        name: Hub id, or a local folder or file.
-        config_name: Which one, of a Hub dataset that has several, such as languages.
-        split: Such as train; may name a part, such as train[:500].
+        config: Which dataset: a Hub id, or a local folder or file; which configuration, such as a language,
+            and which split of it.
+        remarks: Takes up bad lines.
 
     Raises:
         DataError: It cannot be loaded; the message says what to do.
     """
     import datasets  # here, as it takes seconds to load, and --help and folders need none of it
     import yaml
-    from datasets import config
     from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
+    name = config.dataset_name or ""
+    split = config.dataset_split
     path = Path(name).expanduser()
     _check_name(name, path)
-    cache = Path(config.HF_DATASETS_CACHE)
     try:
         _check_archives(path)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             loaded = datasets.load_from_disk(str(path))
-        elif file := _table_file(path, split):
-            files = {split.partition("[")[0]: str(plain_copy(file, cache))}
-            loaded = datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
         else:
-            if not path.exists() and not _is_cached(name):
-                _ask_hub(name)
-            local = str(plain_copy(path, cache)) if path.exists() else name
-            loaded = datasets.load_dataset(local, config_name, split=split)
+            loaded = _load_files(path, config, remarks)
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:  # in the words of datasets, so that _CURES knows it
                 raise ValueError(f"Unknown split {split}. Should be one of {list(loaded)}")
@@ -124,6 +126,31 @@ def load_table(name: str, config_name: str | None, split: str) -> "Dataset":
     if not isinstance(loaded, datasets.Dataset) or not len(loaded):
         raise DataError(f"{name}[{split}] has no rows; set dataset_split to a split with images")
     return loaded
+
+
+def _load_files(path: Path, config: DataConfig, remarks: Remarks) -> "Dataset | DatasetDict":
+    import datasets
+    from datasets import config as library
+
+    split = config.dataset_split
+    cache = Path(library.HF_DATASETS_CACHE)
+    file = _table_file(path, config)
+    if file:
+        base = split.partition("[")[0]
+        if file.suffix.lower() in CSV_ENDINGS:
+            return load_csv({base: [file]}, split, remarks)
+        files = {base: str(plain_copy(file, cache))}
+        return datasets.load_dataset(_BUILDERS[file.suffix.lower()], data_files=files, split=split)
+
+    name = config.dataset_name or ""
+    if not path.exists() and not _is_cached(name):
+        _ask_hub(name)
+    source = str(plain_copy(path, cache)) if path.exists() else name
+    builder = datasets.load_dataset_builder(source, config.dataset_config_name)
+    if files := csv_files(builder):
+        return load_csv(files, split, remarks)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
 
 
 def _check_name(name: str, path: Path) -> None:
@@ -152,9 +179,9 @@ def _check_name(name: str, path: Path) -> None:
 
 def _is_cached(name: str) -> bool:
     """Whether a dataset of the Hub was loaded before: its name in the folder of the library's copies."""
-    import datasets
+    from datasets import config
 
-    return Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___").lower()).exists()
+    return Path(config.HF_DATASETS_CACHE, name.replace("/", "___").lower()).exists()
 
 
 def _ask_hub(name: str) -> None:
@@ -197,19 +224,21 @@ def _check_archives(folder: Path) -> None:
                 )
 
 
-def _table_file(path: Path, split: str) -> Path | None:
+def _table_file(path: Path, config: DataConfig) -> Path | None:
     """The file that is meant where datasets itself would go by the images that lie beside the tables."""
     if path.is_file():
         return path
     if not path.is_dir():
         return None
     files = [PurePosixPath(name) for name in sorted(list_files(path, "", (), Remarks()))]
-    tables = _tables(files)
-    if not tables or not _has_images(files):
+    if not _has_images(files):
+        return None
+    tables = tables_of_images(path, _tables(files), files, config)
+    if not tables:
         return None
 
     # By the split's name as a word, as datasets does it: train.csv, data/train-00.parquet, not trained.csv.
-    word = rf"(?<![a-z]){re.escape(split.partition('[')[0])}(?![a-z])"
+    word = rf"(?<![a-z]){re.escape(config.dataset_split.partition('[')[0])}(?![a-z])"
     meant = [file for file in tables if re.search(word, file.as_posix())] or tables
     if len(meant) > 1:
         names = ", ".join(file.as_posix() for file in meant[:5])

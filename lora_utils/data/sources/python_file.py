@@ -26,6 +26,7 @@ from lora_utils.data.findings import Remarks
 from lora_utils.data.formats import UNREADABLE_SUFFIXES, named
 from lora_utils.data.images import read_bytes
 from lora_utils.data.sources.file_tree import file_problem, trusted_root
+from lora_utils.data.sources.names import alike
 from lora_utils.system.locations import looked_for
 
 _SIGNATURE = "load_examples(data_dir)"
@@ -145,7 +146,7 @@ def _find_file(
         raise DataError(
             f"{position}: {name:.60} is relative; set train_data_dir to the folder that it is relative to"
         )
-    path = Path(name) if data_dir is None else data_dir / name
+    path = _as_stored(Path(name) if data_dir is None else data_dir / name)
     if data_dir is not None and path.is_relative_to(data_dir) and ".." not in path.parts:
         root = trusted_root(data_dir)
         source = path.relative_to(data_dir).as_posix()
@@ -164,6 +165,14 @@ def _find_file(
     else:
         return source, partial(read_bytes, path, root)
     return source, None
+
+
+def _as_stored(path: Path) -> Path:
+    """The path itself, or the only one in its folder whose name looks the same."""
+    if path.exists() or path.name.isascii() or not path.parent.is_dir():
+        return path
+    twins = [twin for twin in path.parent.iterdir() if alike(twin.name) == alike(path.name)]
+    return twins[0] if len(twins) == 1 else path
 
 
 def _encode(image: Image.Image, position: str) -> bytes:

@@ -5,24 +5,26 @@ folder or the Hub's cache, never from an address.
 """
 
 import os
+import posixpath
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_utils.config.data import DataConfig
 from lora_utils.data.captions import Captioner
 from lora_utils.data.examples import DataError, Example
-from lora_utils.data.findings import Finding, Remarks, refused
+from lora_utils.data.findings import Finding, Remarks, noticed, refused
 from lora_utils.data.images import MAX_BYTES, ImageError, read_bytes
 from lora_utils.data.sources.arrow_types import binary_lengths, is_binary, is_text
 from lora_utils.data.sources.columns import choose_caption_column, choose_image_column, refuse_columns
-from lora_utils.data.sources.file_tree import file_problem, name_problem, trusted_root
+from lora_utils.data.sources.file_tree import file_problem, list_files, name_problem, trusted_root
 from lora_utils.data.sources.hub import load_table
+from lora_utils.data.sources.names import Names, alike
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,7 +47,7 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
         DataError: It cannot be loaded, or a column cannot be found.
     """
     name = config.dataset_name or ""
-    table = load_table(name, config.dataset_config_name, config.dataset_split)
+    table = load_table(config, captioner.remarks)
     shown = f"{Path(name).name}[{config.dataset_split}]"
     image_column, caption_column = _choose_columns(table, config, shown, captioner.remarks)
     pictures = _open_image_column(table, image_column, Path(name).expanduser())
@@ -55,9 +57,11 @@ def find_in_table(config: DataConfig, captioner: Captioner) -> tuple[list[Exampl
     examples = []
     for row, (problem, caption) in enumerate(rows):
         source = f"{shown} row {row}"
-        if problem:
+        if problem and problem.kind == "refused":
             captioner.remarks.add(problem.of(source))
             continue
+        if problem:
+            captioner.remarks.tally(source, problem.problem, problem.action)
         if caption_column is None:
             captions = captioner.missing(source, "no caption", "set caption_column")
         else:
@@ -137,9 +141,11 @@ class ImageColumn:
     """Where relative names lead to; None for datasets of the Hub."""
     roots: tuple[Path, ...]
     """Where files may lie, without links."""
+    meant: dict[str, str] = field(default_factory=dict)
+    """Files by names that lead to none as they stand there; filled by ``problems``."""
 
     def problems(self) -> Iterator[Finding | None]:
-        """Why each row has no image that can be read, if so. No image is read for that.
+        """Why each row has no image that can be read, if so, or how it was found. No image is read for that.
 
         Raises:
             DataError: The column holds something else.
@@ -182,15 +188,36 @@ class ImageColumn:
             problem = name_problem(name)
             if problem:
                 return problem
+            if not self._path(name).exists() and name not in self.meant:
+                self._look_for(name)
         root = self._root(self._path(name))
-        if root:
-            return file_problem(self._path(name), root)
-        return refused(
-            f"file outside of the dataset ({name:.60})", "set train_data_dir to the images' folder instead"
-        )
+        if root is None:
+            action = "set train_data_dir to the images' folder instead"
+            return refused(f"file outside of the dataset ({name:.60})", action)
+        problem = file_problem(self._path(name), root)
+        if problem and not self._path(name).exists():
+            return refused(f"{problem.problem[:-1]}: {name:.60})", problem.action)
+        if problem is None and name in self.meant and alike(self.meant[name]) != alike(_with_slashes(name)):
+            return noticed("file name without its folder", "found in a sub-folder")
+        return problem
+
+    def _look_for(self, name: str) -> None:
+        """Find the file that is meant, as in tables of folders: one that looks the same, or lies deeper."""
+        written = _with_slashes(name)
+        files = self._names.find(written) or self._names.find_below(written, "")
+        if len(files) == 1:
+            self.meant[name] = files[0]
+
+    @cached_property
+    def _names(self) -> Names:
+        # Only where a name leads to nothing: a dataset may have a million files.
+        return Names(list_files(self.folder, "", (), Remarks()) if self.folder else ())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_names"}
 
     def _path(self, name: str) -> Path:
-        return self.folder / name if self.folder else Path(name)
+        return self.folder / self.meant.get(name, name) if self.folder else Path(name)
 
     def _root(self, path: Path) -> Path | None:
         real = path.resolve()
@@ -198,6 +225,10 @@ class ImageColumn:
             if real.is_relative_to(root):
                 return root
         return None
+
+
+def _with_slashes(name: str) -> str:
+    return posixpath.normpath(name.strip().replace("\\", "/"))
 
 
 def _open_image_column(table: "Dataset", column: str, dataset: Path) -> ImageColumn:
