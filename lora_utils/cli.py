@@ -148,7 +148,7 @@ def _compare(command: Command) -> int:
     try:
         comparison = _stages().compare(command.config)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(str(stop) or "nothing was drawn yet, and nothing written") from None
+        raise KeyboardInterrupt(str(stop) or "no picture was written") from None
     print(f"{len(comparison.shots)} pairs, side by side in {comparison.folder}/sheet.png")
     return 0
 

@@ -1,8 +1,8 @@
 """A folder of compared pictures: tried before anything is drawn, and never a mixture of two comparisons.
 
 An earlier comparison moves as a whole into ``earlier-1`` (or -2, -3) in its folder when the first new picture
-is there. Where the new one turns out to be the same, byte by byte, the copy goes. Whatever no comparison has
-written stays untouched.
+is there. Where the new one repeats every picture of it, byte by byte, the copy goes. Whatever no comparison
+has written stays untouched.
 """
 
 import itertools
@@ -87,12 +87,17 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def drop_if_repeated(earlier: Path) -> None:
-    """Delete a comparison that was set aside, if every file of it is in the folder again, byte by byte."""
-    names = [path.name for path in earlier.iterdir()]
-    files = [(earlier / name, earlier.parent / name) for name in names]
-    if all(new.is_file() and new.read_bytes() == old.read_bytes() for old, new in files):
-        remove(earlier)
-        LOGGER.warning("the new pictures are the same as the earlier ones, and %s is gone again", earlier)
+    """Delete a comparison that was set aside, if all of its files are in the folder again, byte by byte.
+
+    Its sheet may be another: of one that was interrupted it shows fewer pictures.
+    """
+    for old in earlier.iterdir():
+        new = earlier.parent / old.name
+        is_sheet = old.name == SHEET and was_drawn_here(old)
+        if not is_sheet and not (new.is_file() and new.read_bytes() == old.read_bytes()):
+            return
+    remove(earlier)
+    LOGGER.warning("the earlier pictures are all among the new ones, and %s is gone again", earlier)
 
 
 def _require_unclaimed(folder: Path) -> None:

@@ -18,11 +18,13 @@ from lora_utils.compare.album import (
     require_writable,
     set_aside,
 )
-from lora_utils.compare.png import save_image
+from lora_utils.compare.png import save_image, save_sheet
 from lora_utils.compare.sampling import Picture, SamplingSettings, Shot, prompt_numbers
 from lora_utils.compare.sheet import contact_sheet
 from lora_utils.storage.log import CONFIG
-from lora_utils.system.files import commit_file, sweep, write_atomically
+from lora_utils.system.files import sweep, write_atomically
+
+NOTHING = "no picture was written, and nothing changed"
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,14 @@ class _Written:
         rows = {"base": self.baseline[:pairs], f"LoRA × {self.plan.adapter_scale:g}": self.finetuned}
         sheet = contact_sheet(self.plan.shots[:pairs], rows)
         with self._explaining():
-            commit_file(self.plan.folder / SHEET, lambda file: sheet.save(file, "PNG"))
+            save_sheet(sheet, self.plan.folder / SHEET)
         self.has_sheet = True
         return sheet
 
     def account(self) -> str:
         """What there is of the comparison now."""
         if not self.count:
-            return "nothing was drawn yet, and nothing written"
+            return NOTHING
         sheet = f", side by side in {SHEET}" if self.has_sheet else ""
         return f"{self.count} of {self.plan.size} pictures are in {self.plan.folder}{sheet}"
 

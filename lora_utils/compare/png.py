@@ -34,15 +34,26 @@ def save_image(image: Image.Image, path: Path, facts: Mapping[str, Any]) -> None
         f"Steps: {facts['num_inference_steps']}, CFG scale: {facts['guidance_scale']}, "
         f"Seed: {facts['seed']}, Size: {image.width}x{image.height}, LoRA scale: {facts['adapter_scale']}",
     )
-    buffer = BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    write_atomically(path, buffer.getvalue())
+    _save(image, path, info)
+
+
+def save_sheet(sheet: Image.Image, path: Path) -> None:
+    """Write a PNG that says no more than that it was drawn here."""
+    info = PngInfo()
+    info.add_itxt(FACTS, "{}")
+    _save(sheet, path, info)
 
 
 def was_drawn_here(path: Path) -> bool:
-    """Whether a file is a picture of ``save_image``."""
+    """Whether a file is a picture or a sheet of ours, as it was written."""
     try:
         with Image.open(path) as image:
             return FACTS in image.info
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # damaged, or no picture at all
+
+
+def _save(image: Image.Image, path: Path, info: PngInfo) -> None:
+    buffer = BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())

@@ -94,7 +94,7 @@ def test_the_same_comparison_again_leaves_no_copy(run, caplog):
     compare(run)
     assert contents(run) == before
     assert not (run / "compare" / "earlier-1").exists()
-    assert "the same as the earlier ones" in caplog.text
+    assert "are all among the new ones" in caplog.text
 
 
 def test_every_comparison_that_differs_gets_a_number(run):
@@ -125,6 +125,34 @@ def test_what_is_named_twice_is_drawn_once_and_numbers_mean_the_prompt(run):
         for seed in (3, 42):
             facts = read_facts(drawn.folder / f"finetuned_{number:03d}_seed{seed}.png")
             assert (facts["prompt"], facts["seed"]) == (prompt, seed)
+
+
+def test_a_second_interruption_stops_at_once_and_says_so(run, monkeypatch):
+    compare(run)
+    before = contents(run)
+    interrupt_at(monkeypatch, sampling, "draw_latents", 3)
+    interrupt_at(monkeypatch, sampling, "plan_decoding", 1)
+    with pytest.raises(KeyboardInterrupt, match="no picture was written, and nothing changed"):
+        compare(run, prompt=["another", "and another"])
+    assert contents(run) == before
+
+
+def test_a_comparison_that_was_interrupted_and_made_again_leaves_no_copy(run, monkeypatch):
+    interrupt_at(monkeypatch, sampling, "draw_latents", 4)
+    with pytest.raises(KeyboardInterrupt):
+        compare(run)
+    monkeypatch.undo()
+    compare(run)
+    assert contents(run / "compare").keys() == set(map(Path, expected(3)))
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "config.yaml", "finetuned_001_seed0.png"])
+def test_what_the_user_made_of_a_comparison_is_kept(run, name):
+    changed = compare(run).folder / name
+    changed.write_bytes(b"mine")
+    compare(run)
+    assert (run / "compare" / "earlier-1" / name).read_bytes() == b"mine"
+    assert changed.read_bytes() != b"mine"
 
 
 def interrupt_at(monkeypatch, module, name, call, number=signal.SIGINT):
@@ -165,7 +193,7 @@ def test_an_interruption_before_the_first_picture_leaves_all_as_it_was(run, monk
     compare(run)
     before = contents(run)
     interrupt_at(monkeypatch, sampling, "draw_latents", 1)
-    with pytest.raises(KeyboardInterrupt, match="nothing was drawn yet, and nothing written"):
+    with pytest.raises(KeyboardInterrupt, match="no picture was written, and nothing changed"):
         compare(run, prompt="another")
     assert contents(run) == before
 

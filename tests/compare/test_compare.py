@@ -54,6 +54,21 @@ def test_a_fresh_pipeline_reproduces_both_pictures_exactly(trained, fresh_pipeli
     assert not same(result.baseline[0], result.baseline[1])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_dora": True}, {"target_modules": ["full"]}, {"use_rslora": True, "lora_alpha": 9}],
+    ids=str,
+)
+def test_between_pictures_with_the_lora_the_base_stays_the_base(trained, fresh_pipeline, settings):
+    result = stages.compare(trained(prompt=["a", "b"], **settings))
+    for prompt, image, changed in zip("ab", result.baseline, result.finetuned, strict=True):
+        drawn = fresh_pipeline(
+            prompt, num_inference_steps=3, guidance_scale=4.0, generator=torch.Generator().manual_seed(0)
+        )
+        assert same(drawn.images[0], image)
+        assert not same(image, changed)
+
+
 def test_scale_zero_is_the_base_model_bit_for_bit(trained):
     result = stages.compare(trained(adapter_scale=0))
     assert same(result.baseline[0], result.finetuned[0])
