@@ -136,11 +136,12 @@ def _train(command: Command) -> int:
     from lora_utils.training.folders import completed_run, find_run
 
     if folder := completed_run(command.config):  # within a moment: without what training imports
-        print(f"{folder} is complete: the LoRA is {folder / WEIGHTS_NAME}")
+        print(f"{folder} is complete; its LoRA is in {folder / WEIGHTS_NAME}")
         return 0
     for _ in _stages().train(command.config):
         pass
-    print(f"the LoRA is in {find_run(command.config)}/{WEIGHTS_NAME}")
+    folder = find_run(command.config)
+    print(f"the LoRA is in {folder / WEIGHTS_NAME}; draw with it: compare --lora_path {folder}")
     return 0
 
 

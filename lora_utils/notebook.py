@@ -23,6 +23,7 @@ from lora_utils.system import redaction
 from lora_utils.system.console import accept_any_text
 from lora_utils.system.device import MachineError
 from lora_utils.tiny.demo_data import draw_demo_data
+from lora_utils.training.folders import find_run
 
 GALLERY_COLUMNS = 6
 SMOOTHED_STEPS = 20
@@ -76,14 +77,23 @@ def choose_preset(wanted: str) -> str:
     return "tiny"
 
 
+def run_folder(config: RunConfig) -> Path:
+    """Where the run is that the config describes: output_dir, else a folder by name and settings."""
+    return find_run(config)
+
+
 def ensure_trained(config: RunConfig) -> Path:
-    """The LoRA of the run folder, trained first, or further, where the run is not complete."""
-    file = config.paths.run_folder / WEIGHTS_NAME
-    # A LoRA without a summary came from elsewhere: there is no run to complete.
-    if not file.exists() or read_summary(config.paths.run_folder).get("status") not in (None, "done"):
-        for _ in train(config):
-            pass
-    return file
+    """The LoRA of the run that the config describes, trained first, or further, where it is not complete.
+
+    The LoRA of a folder that was given is taken as it is: the data that made it may be elsewhere.
+    """
+    folder = config.paths.output_dir
+    # Without a summary it came from elsewhere: there is no run to complete.
+    if folder and (folder / WEIGHTS_NAME).exists() and read_summary(folder).get("status") in (None, "done"):
+        return folder / WEIGHTS_NAME
+    for _ in train(config):
+        pass
+    return find_run(config) / WEIGHTS_NAME
 
 
 def gallery(report: DataReport, count: int = 12) -> Figure:
@@ -121,9 +131,9 @@ def memory_bars(forecast: Forecast) -> Figure:
     return _finish(figure)
 
 
-def loss_curve(output_dir: Path) -> Figure:
+def loss_curve(run_folder: Path) -> Figure:
     """Training loss, its running mean, and the held-out loss where it was measured, from metrics.jsonl."""
-    lines = (output_dir / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = (run_folder / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
     records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be in the making
     steps = _series(records, "loss")
     held_out = _series(records, "held_out_loss")

@@ -56,6 +56,8 @@ class TrainingRun:
     """Fresh latents on every visit, or the posterior's mean."""
     steps: int
     """Optimiser updates in all."""
+    visits_per_epoch: int
+    """Looks at examples that an epoch has."""
     identity: dict[str, str]
     """base and data: what identifies the base's weights and the examples."""
     started: float
@@ -144,6 +146,7 @@ def prepare(
         caption_dropout_rate=config.data.caption_dropout_rate,
         latent_mode=config.data.latent_mode,
         steps=config.train.total_steps(visits_per_epoch, accelerator.num_processes),
+        visits_per_epoch=visits_per_epoch,
         identity={
             "base": base.unet_identity(),
             "data": data_digest(entries, precomputed.unconditional_key),

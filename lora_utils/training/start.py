@@ -65,8 +65,6 @@ def plan_run(config: RunConfig) -> PlannedRun:
     with accelerator.main_process_first():  # a data set of the Hub is downloaded once
         data = plan_encoding(config, base, precision)
     told = plan_doubts(config, base, precision, data.visits_per_epoch, accelerator.num_processes)
-    for doubt in told if accelerator.is_main_process else []:
-        LOGGER.warning("%s", doubt)
     note = describe_run(config, base, data, precision, accelerator.num_processes, inputs)
     steps = note.free["steps"]
 
@@ -77,6 +75,8 @@ def plan_run(config: RunConfig) -> PlannedRun:
     [place] = broadcast_object_list(places)
     assert place is not None
     if accelerator.is_main_process and not place.is_complete:
+        for doubt in told:
+            LOGGER.warning("%s", doubt)
         begin_note(place.folder, note)
     # Runs of one name share a cache: it is addressed by content.
     chosen = {"output_dir": place.folder, "precompute_dir": config.paths.cache_folder}
