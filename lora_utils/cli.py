@@ -200,7 +200,7 @@ def _build_parser(stage: str | None, shows_all: bool) -> argparse.ArgumentParser
     files = f"YAML file of settings, or a preset: {', '.join(presets())}; flags win over it"
     parser.add_argument("--config", type=find_config, metavar="FILE", help=files)
     for name, options in CHECKS.items():
-        shown = {} if stage in (None, "check") else {"help": argparse.SUPPRESS}
+        shown: dict[str, Any] = {} if stage in (None, "check") else {"help": argparse.SUPPRESS}
         parser.add_argument(name, **options | shown)
     what = (
         "the settings that this stage uses" if stage else "every setting; after a stage, those that it uses"

@@ -209,7 +209,9 @@ def _refuse_misplaced(leaves: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) or (several and not _takes_several(all_settings()[leaf][1].annotation)):
             raise ConfigError(f"{leaf}: takes one value, not {one_line(repr(value), 60)}")
         for text in value if several else [value]:
-            if _UNWRITABLE.search(str(text)):
+            # A folder's name may be any bytes; what is encoded or written may not.
+            is_name = isinstance(text, Path) and "\0" not in str(text)
+            if _UNWRITABLE.search(str(text)) and not is_name:
                 shown = one_line(repr(str(text)), 60)
                 raise ConfigError(f"{leaf}: holds bytes that are no UTF-8, or a null: {shown}; write it anew")
 

@@ -148,8 +148,8 @@ def card_here(dtype: "torch.dtype") -> Card:
     from lora_utils.memory.rates import measure_rates
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    *computing, copying = measure_rates(device, dtype)
-    rates = (*computing, copying / STREAMED_SHARE)
+    gemm, conv, attention, copying = measure_rates(device, dtype)
+    rates = gemm, conv, attention, copying / STREAMED_SHARE
     if device.type == "cpu":
         memory = psutil.virtual_memory()
         # Nothing is launched on a CPU: the operators' own time is all there is.

@@ -328,7 +328,7 @@ def _require_shape(name: str, file: str, config: dict[str, Any], sdxl: dict[str,
         value = config.get(key)
         if value is None and key not in LISTS:
             continue  # then it has its default
-        leaves = [value]
+        leaves: list[Any] = [value]
         while any(isinstance(leaf, list) for leaf in leaves):  # of layers, lists may be in lists
             leaves = [inner for leaf in leaves for inner in (leaf if isinstance(leaf, list) else [leaf])]
         numbers = (int, float) if isinstance(example, float) else int
