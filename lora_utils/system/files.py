@@ -235,6 +235,22 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return contents
 
 
+def read_member(folder: Path, name: str) -> bytes:
+    """One file of a committed folder, checked against the manifest; the others may be damaged.
+
+    Raises:
+        DamagedError: It is absent, cut short or changed; says what.
+        OSError: It cannot be read now.
+    """
+    wanted = _manifest(folder).get(name)
+    if wanted is None:
+        raise DamagedError(f"{name} is missing")
+    with _opened(folder, name) as file:
+        content = file.read(wanted[0] + 1)
+    _compare(name, (len(content), _sha256(content)), wanted)
+    return content
+
+
 def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of each file; the manifest itself may be damaged or made to do harm."""
     with _opened(folder, MANIFEST) as file:

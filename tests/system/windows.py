@@ -26,6 +26,7 @@ class Windows:
             monkeypatch.delattr(os, name, raising=False)
         monkeypatch.setattr(shutil, "_use_fd_functions", False)  # it would open folders
         monkeypatch.setattr("lora_utils.system.portable.resource", None)
+        monkeypatch.setattr("lora_utils.system.ownership.fcntl", None)
         monkeypatch.setattr("time.sleep", self._sleep)
         for name in REAL:
             monkeypatch.setattr(os, name, getattr(self, f"_{name}"))
