@@ -1,5 +1,6 @@
 """A run that is mirrored to the fake drive, loses its machine again and again, and is restored on another."""
 
+import json
 import random
 import shutil
 import time
@@ -7,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.faults.fake_drive import BAD_DAY, CALM, FakeDrive
-from benchmarks.faults.mirrored_run import PATIENCE_SECONDS, RETRY_SECONDS, MortalMirror, quick
+from benchmarks.faults.mirrored_run import IDENTITY, PATIENCE_SECONDS, RETRY_SECONDS, MortalMirror, quick
 from benchmarks.faults.small_cache import MOST, all_sound, encode, whole
 from lora_utils.storage.mirror import Mirror
 from lora_utils.storage.mirror_folder import MirrorError, packs_in, steps_in
@@ -22,9 +23,9 @@ COPIES_KEPT = 2
 class WatchedMirror(MortalMirror):
     """Has the campaign read back what is claimed to be safe, at the moment of the claim."""
 
-    def __init__(self, campaign, *args):
+    def __init__(self, campaign, *args, **named):
         self._campaign = campaign
-        super().__init__(*args)
+        super().__init__(*args, **named)
 
     def _claim(self, step):
         self._campaign.check_claim(step)
@@ -51,6 +52,8 @@ class Campaign:
         self.earlier: dict[int, list[dict[str, bytes]]] = {}
         """Of a run before this one, until this one has something in the mirror."""
         self.step = 0
+        self.starts = 0
+        """How often the run began at step 0."""
         self.safe = 0
         """The newest step that was claimed to be safe."""
         self.kept = 0
@@ -96,11 +99,19 @@ class Campaign:
         """A mirror on this machine; the user mounts again until it can be opened."""
         for _ in range(100):
             try:
-                return WatchedMirror(self, self.mirror_dir, self.output, self.cache, RETRY_SECONDS)
+                mirror = WatchedMirror(
+                    self, self.mirror_dir, self.output, self.cache, IDENTITY, retry_seconds=RETRY_SECONDS
+                )
+                break
             except MirrorError:
                 self.counts["starts refused, right when run again"] += 1
                 self.drive.connected = True
-        raise AssertionError("the mirror never opens")
+        else:
+            raise AssertionError("the mirror never opens")
+        self.expect(mirror.folder == self.run, f"another folder, {mirror.folder}")
+        self.starts += not self.step
+        mirror.begin(f"start {self.starts}", self.step)
+        return mirror
 
     def train(self, mirror: Mirror) -> None:
         """Commit and offer checkpoints; sometimes the mirror has time to follow, sometimes not."""
@@ -108,6 +119,9 @@ class Campaign:
             self.step += self.random.randint(1, 5)
             names = ("adapter.safetensors", "state.json")
             files = {name: self.random.randbytes(self.random.randint(1, 2000)) for name in names}
+            about = {"fingerprint": IDENTITY, "start": f"start {self.starts}"}
+            state = {"about": about, "rest": files["state.json"].hex()}
+            files["state.json"] = json.dumps(state).encode()
             self.truth.setdefault(self.step, []).append(files)
             folder = self.output / "checkpoints" / f"step-{self.step:09d}"
             commit_folder(folder, files)
@@ -155,7 +169,7 @@ class Campaign:
         newest, skipped, packs = self.look()  # before, since a restore may change what it finds
         self.check_kept(None)
         try:
-            restored = restore(self.mirror_dir, self.output, self.cache)
+            restored = restore(self.mirror_dir, self.output, self.cache, IDENTITY)
         except MirrorError as error:
             self.counts["restores refused, right when run again"] += 1
             self.calm_down()
@@ -201,7 +215,7 @@ class Campaign:
     def again(self, newest, error):
         """The user runs the same command again, with the drive mounted; what cannot be used is moved away."""
         try:
-            return restore(self.mirror_dir, self.output, self.cache)
+            return restore(self.mirror_dir, self.output, self.cache, IDENTITY)
         except MirrorError as second:
             self.expect(newest is None and "is whole" in str(second), f"{second} after {error}")
             self.counts["nothing whole left"] += 1

@@ -44,6 +44,13 @@ class PathsConfig(Section):
         return self.output_dir or RUNS / (self.run_name or NAMELESS)
 
     @property
+    def common_name(self) -> str:
+        """What all runs of this name are called: the run folder's name, without the number that was added."""
+        stem, _, number = self.run_folder.name.rpartition("-")
+        is_numbered = stem == (self.run_name or NAMELESS) and number.isdecimal()
+        return stem if is_numbered else self.run_folder.resolve().name
+
+    @property
     def cache_folder(self) -> Path:
         """The run's cache: a folder of its own, or one that several runs share."""
         return self.precompute_dir or self.run_folder / "precomputed"

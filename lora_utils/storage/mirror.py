@@ -19,11 +19,13 @@ from lora_utils.storage.mirror_folder import (
     PRECOMPUTED,
     MirrorError,
     open_mirror,
+    patiently,
     prune_copies,
     same_disk,
-    set_aside_newer,
+    set_aside,
     sweep_mirror,
 )
+from lora_utils.storage.mirror_note import Identity, Owner, TakenOverError, choose_folder, look_at, write_note
 from lora_utils.system.files import DamagedError
 
 LOGGER = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ RETRY_SECONDS = (2.0, 5.0, 15.0, 30.0, 60.0)
 """Pauses after failures in a row; the last one is repeated."""
 TOLD_AFTER = 3
 """Failures in a row, before which most of them pass by themselves."""
+GOODBYE_SECONDS = 2.0
+"""At the end, for taking the owner's name away from a mirror that has everything."""
 CACHE = "the cache"
 CHECKPOINT = "checkpoint"
 
@@ -43,13 +47,18 @@ class _Offer:
 
 
 class Mirror:
-    """Copies what it is offered into ``mirror_dir``, in a folder named like the run's."""
+    """Copies what it is offered into ``mirror_dir``, in a folder named like the run's.
+
+    Where that is another run's, it takes the name with -2, -3 and so on.
+    """
 
     def __init__(
         self,
         mirror_dir: Path,
         output_dir: Path,
         cache_folder: Path,
+        identity: Identity,
+        name: str | None = None,
         retry_seconds: tuple[float, ...] = RETRY_SECONDS,
     ) -> None:
         """Start the thread.
@@ -58,6 +67,8 @@ class Mirror:
             mirror_dir: The folder that is mirrored into, such as one of a mounted drive.
             output_dir: The run folder.
             cache_folder: The run's cache.
+            identity: What makes the run this run, as ``restore`` is given it.
+            name: Of the run's folder in the mirror; that of output_dir, when not given.
             retry_seconds: Pauses after failures in a row.
 
         Raises:
@@ -65,23 +76,17 @@ class Mirror:
         """
         self._mirror_dir = mirror_dir
         self._output_dir = output_dir.resolve()
-        try:
-            open_mirror(mirror_dir)
-            # Remembered, because an unmounted drive leaves an empty folder on the local disk, which looks
-            # like a mirror.
-            self._is_mount = not same_disk(mirror_dir, self._output_dir)
-        except OSError as error:
-            raise MirrorError(
-                f"mirror_dir cannot be used ({error}); mount the drive again, or unset it"
-            ) from error
-        if not self._is_mount:
-            LOGGER.warning(
-                "mirror_dir %s is on the disk of output_dir, and would be lost with it", mirror_dir
-            )
-        self.folder = mirror_dir / self._output_dir.name
+        # Remembered, because an unmounted drive leaves an empty folder on the local disk, which looks like a
+        # mirror.
+        self._is_mount = _is_mount(mirror_dir, self._output_dir)
+        self.folder = choose_folder(mirror_dir, name or self._output_dir.name, identity)
         self.safe_step: int | None = None
         """Newest step whose copy was read back from the mirror."""
         self._retry_seconds = retry_seconds
+        self._identity = identity
+        self._owner = Owner()
+        self._is_owner = False
+        self._begins: tuple[str | None, int] | None = None
 
         # By name of what is copied: a newer checkpoint takes the place of one that is still waiting.
         self._cache = CacheCopy(cache_folder, self.folder / PRECOMPUTED)
@@ -94,9 +99,19 @@ class Mirror:
         self._closing = False
         self._in_a_hurry = False
         self._over = False
+        self._is_well_over = False
         # A daemon: a mount that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
         self._thread.start()
+
+    def begin(self, start: str | None, step: int) -> None:
+        """Say where the run begins, before it offers anything; what the mirror has beyond is set aside.
+
+        Args:
+            start: What tells one start of a run at step 0 from another; a run that goes on has kept it.
+            step: Of the checkpoint that it goes on from.
+        """
+        self._begins = (start, step)
 
     def offer(self, folder: Path) -> None:
         """Have a committed checkpoint copied, and the cache's new packs before it; returns at once."""
@@ -130,14 +145,16 @@ class Mirror:
             self._over = True
             self._changed.notify_all()
             missing = self._pending.keys() | self._dropped.keys()
-            if not missing:
-                return None
+            self._is_well_over = not missing
             safe = "no checkpoint" if self.safe_step is None else f"step {self.safe_step}"
             named = " and ".join(self._name(key) for key in sorted(missing))
-            return (
-                f"{self.folder} may lack {named} ({self._reason}; verified there: {safe}); copy "
-                f"{self._output_dir} yourself before this machine ends"
-            )
+        if not missing:
+            self._thread.join(GOODBYE_SECONDS)
+            return None
+        return (
+            f"{self.folder} may lack {named} ({self._reason}; verified there: {safe}); copy "
+            f"{self._output_dir} yourself before this machine ends"
+        )
 
     def _put(self, key: str, path: Path) -> None:
         with self._changed:
@@ -151,6 +168,11 @@ class Mirror:
                 problem = self._turn()
                 failures = failures + 1 if problem else 0
                 self._tell(problem, failures)
+            if self._is_well_over and self._is_owner:
+                self._owner.give_up(self.folder)
+        except TakenOverError as error:
+            self._reason = str(error)
+            LOGGER.warning("%s; this process mirrors nothing more into %s", error, self.folder)
         finally:
             with self._changed:
                 self._over = True
@@ -205,14 +227,45 @@ class Mirror:
         """Whether it is done with."""
         # Without parents: an unmounted drive must not be built on the local disk.
         self.folder.mkdir(exist_ok=True)
+        self._enter()
         if key == CACHE:
             return self._cache.advance()
+        self._make_way()
         if key == CHECKPOINT:
             self._copy_checkpoint(path)
         else:
             copy_file(path, self.folder / path.name)
             sweep_mirror(self.folder)
         return True
+
+    def _enter(self) -> None:
+        """Make sure, before each copy, that the folder is this run's and no other process writes there."""
+        if self._is_owner:
+            self._owner.require(self.folder)
+            return
+        standing = look_at(self.folder)
+        if differences := standing.differences(self._identity):  # it came between choosing and now
+            raise TakenOverError(f"another run came first ({'; '.join(differences)})")
+        # Before anything else is written: else nobody could tell whose it is.
+        if not standing.has_note:
+            write_note(self.folder, self._identity, standing.start, self._output_dir)
+        self._owner.take(self.folder)
+        self._is_owner = True
+
+    def _make_way(self) -> None:
+        """Set aside what this run did not write, and what it goes back behind, before it is copied over."""
+        if self._begins is None:
+            return
+        start, step = self._begins
+        standing = look_at(self.folder)
+        is_continued = standing.start == start
+        if aside := set_aside(self.folder, step + 1 if is_continued else 0):
+            which = f"later steps than {step}, from which it goes on" if is_continued else "an earlier start"
+            LOGGER.warning("the mirror held %s of this run; that is in %s now", which, aside)
+        # Last: cut short before, it is found and set aside again.
+        if not (is_continued and standing.has_note):
+            write_note(self.folder, self._identity, start, self._output_dir)
+        self._begins = None
 
     def _copy_checkpoint(self, source: Path) -> None:
         checkpoints = self.folder / CHECKPOINTS
@@ -224,11 +277,6 @@ class Mirror:
             if self.safe_step == step:
                 self.safe_step = None  # it was there, and was lost
             copy_folder(source, target)
-        # A later step of an earlier run would be taken for the newest of this one when the machine is lost.
-        for aside in set_aside_newer(checkpoints, step):
-            LOGGER.warning(
-                "the mirror held a later step than this run's %d; it is called %s now", step, aside.name
-            )
         self._claim(step)
         with suppress(OSError):  # the next checkpoint prunes again
             prune_copies(checkpoints, step)
@@ -256,3 +304,17 @@ class Mirror:
         elif self._told:
             LOGGER.warning("copying to %s works again", self.folder)
             self._told = False
+
+
+def _is_mount(mirror_dir: Path, output_dir: Path) -> bool:
+    """Whether the mirror, which is made, outlives the disk of output_dir; told where it does not."""
+    try:
+        patiently(lambda: open_mirror(mirror_dir), mirror_dir)
+        is_mount = not same_disk(mirror_dir, output_dir)
+    except OSError as error:
+        raise MirrorError(
+            f"mirror_dir cannot be used ({error}); mount the drive again, or unset it"
+        ) from error
+    if not is_mount:
+        LOGGER.warning("mirror_dir %s is on the disk of output_dir, and would be lost with it", mirror_dir)
+    return is_mount

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from lora_utils.precompute.examples import INDEX_NAME
+from lora_utils.precompute.packs import Pack, PackError
 from lora_utils.storage.mirror_folder import delete_emptied, discard, packs_in, sweep_mirror
 from lora_utils.system.files import (
     DELETED,
@@ -56,7 +58,7 @@ def is_copy(folder: Path, manifest: bytes) -> bool:
     """
     try:
         for name in os.listdir(folder):
-            _forget_pages(folder / name)
+            forget_pages(folder / name)
         if (folder / MANIFEST).read_bytes() != manifest:
             return False
         check_folder(folder)
@@ -110,13 +112,26 @@ def copy_file(source: Path, target: Path) -> None:
         if _reads_as(target, sha256):
             return
         file.seek(0)
-        with staged(target, delete_emptied) as partial:
-            with partial.open("xb") as copy:
-                shutil.copyfileobj(file, copy, CHUNK_BYTES)
-                copy.flush()
-                sync(copy.fileno())
-            _wait_until(lambda: _reads_as(partial, sha256), partial)
-            replace(partial, target)
+        _write(target, sha256, lambda copy: shutil.copyfileobj(file, copy, CHUNK_BYTES))
+
+
+def write_content(content: bytes, target: Path) -> None:
+    """Write a small file; what has its name is replaced, once it is verified.
+
+    Raises:
+        OSError: It could not be written, or does not read back.
+    """
+    _write(target, hashlib.sha256(content).hexdigest(), lambda copy: copy.write(content))
+
+
+def _write(target: Path, sha256: str, fill: Callable[[IO[bytes]], object]) -> None:
+    with staged(target, delete_emptied) as partial:
+        with partial.open("xb") as copy:
+            fill(copy)
+            copy.flush()
+            sync(copy.fileno())
+        _wait_until(lambda: _reads_as(partial, sha256), partial)
+        replace(partial, target)
     _sync_names(target.parent)
     _wait_until(lambda: _reads_as(target, sha256), target)
 
@@ -153,8 +168,13 @@ class CacheCopy:
         if packs_in(self._source) != packs:
             return False
         # Packs go after what they were joined into has come, so that the mirror never lacks a record.
-        for name in packs_in(self._target) - packs:
-            discard(self._target / name)
+        replaced = packs_in(self._target) - packs
+        if replaced:
+            keys = set().union(*(_keys(self._source / name) for name in packs))
+            for name in replaced:
+                # Of a cache that was larger on another machine, what is not here stays there.
+                if _keys(self._target / name) <= keys:
+                    discard(self._target / name)
         sweep_mirror(self._target)
         return True
 
@@ -183,6 +203,18 @@ class CacheCopy:
             raise OSError(errno.ENOSPC, f"{free_gib:.1f} GiB free, which the cache leaves to checkpoints")
 
 
+def _keys(path: Path) -> set[bytes]:
+    """Names of a pack's records; none of a pack that is damaged."""
+    try:
+        pack = Pack(path)
+    except PackError:
+        return set()
+    try:
+        return set(pack.keys())
+    finally:
+        pack.close()
+
+
 def _size_of(path: Path) -> int | None:
     try:
         return path.stat().st_size
@@ -192,7 +224,7 @@ def _size_of(path: Path) -> int | None:
 
 def _reads_as(path: Path, sha256: str) -> bool:
     try:
-        _forget_pages(path)
+        forget_pages(path)
         return file_hash(path) == sha256
     except FileNotFoundError:
         return False
@@ -207,7 +239,7 @@ def _wait_until(holds: Callable[[], bool], path: Path) -> None:
         time.sleep(pause_seconds)
 
 
-def _forget_pages(path: Path) -> None:
+def forget_pages(path: Path) -> None:
     """Let the next read ask the mount, not the memory that holds what was just written."""
     if hasattr(os, "posix_fadvise"):
         descriptor = os.open(path, os.O_RDONLY)

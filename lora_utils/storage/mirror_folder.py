@@ -5,15 +5,20 @@ It may be a mount, such as Google Drive's, that fails for a while. So nothing he
 ``precomputed``.
 """
 
+import errno
+import itertools
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from lora_utils import UserError
 from lora_utils.precompute.cache import PACK_NAME
 from lora_utils.storage.checkpoint import step_of
+from lora_utils.storage.log import WEIGHTS_NAME
 from lora_utils.system.files import (
-    BAD,
     DELETED,
     DamagedError,
     beside,
@@ -27,6 +32,11 @@ from lora_utils.system.portable import rename
 CHECKPOINTS = "checkpoints"
 PRECOMPUTED = "precomputed"
 KEPT = 2
+RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
+"""Pauses after an error of the connection."""
+LATE_SECONDS = (1.0, 3.0, 6.0)
+"""Waits for a copy that is not whole; its files may become visible one by one."""
+Read = TypeVar("Read")
 
 
 class MirrorError(UserError):
@@ -49,6 +59,47 @@ def open_mirror(mirror_dir: Path) -> None:
             "(from google.colab import drive; drive.mount('/content/drive')) or create the folder"
         ) from None
     os.listdir(mirror_dir)  # a mount that is broken shows it here
+
+
+def when_visible(read: Callable[[], Read], path: Path) -> Read:
+    """The result of reading a copy, tried again where it is not whole: it may become visible file by file.
+
+    Raises:
+        DamagedError: It stays so.
+        MirrorError: It cannot be read.
+    """
+    for pause_seconds in LATE_SECONDS:
+        try:
+            return patiently(read, path)
+        except DamagedError:
+            time.sleep(pause_seconds)
+    return patiently(read, path)
+
+
+def patiently(read: Callable[[], Read], path: Path) -> Read:
+    """The result of reading, tried again where the connection fails.
+
+    Raises:
+        MirrorError: It stays so; says what to do.
+        OSError: The local disk is full.
+    """
+    for pause_seconds in RETRY_SECONDS:
+        try:
+            return read()
+        except OSError as error:
+            # Of the local disk: waiting does not help.
+            if error.errno == errno.ENOSPC:
+                raise
+            time.sleep(pause_seconds)
+    try:
+        return read()
+    except OSError as error:
+        raise MirrorError(
+            f"{path} cannot be read ({error.strerror or error}), although the mirror is there; mount the "
+            "drive again (drive.mount('/content/drive', force_remount=True)) and run the same command. If "
+            "that does not help, rename it in the drive to go on without it, or unset mirror_dir "
+            "to start without the mirror"
+        ) from error
 
 
 def same_disk(mirror_dir: Path, output_dir: Path) -> bool:
@@ -98,10 +149,31 @@ def prune_copies(checkpoints: Path, step: int) -> None:
             whole += 1
 
 
-def set_aside_newer(checkpoints: Path, step: int) -> list[Path]:
-    """Rename what an earlier run left above this step, lest restoring or pruning takes it for this run's."""
-    newer = [folder for folder in steps_in(checkpoints) if (step_of(folder.name) or 0) > step]
-    return [rename(folder, beside(folder, BAD)) for folder in newer]
+def set_aside(run: Path, first_step: int) -> Path | None:
+    """Move checkpoints from a step on, and the LoRA, into ``earlier-1`` (or -2, -3) in a run's folder.
+
+    Args:
+        run: The run's folder in the mirror.
+        first_step: 0 moves all there is of the run, the LoRA even where it has no checkpoints.
+
+    Returns:
+        Where they are now; None where there was nothing to move.
+    """
+    names = os.listdir(run)
+    checkpoints = steps_in(run / CHECKPOINTS) if CHECKPOINTS in names else []
+    moved = [path.relative_to(run) for path in checkpoints if (step_of(path.name) or 0) >= first_step]
+    # It is of the last of them.
+    if WEIGHTS_NAME in names and (moved or not first_step):
+        moved.append(Path(WEIGHTS_NAME))
+    if not moved:
+        return None
+    candidates = (f"earlier-{number}" for number in itertools.count(1))
+    aside = run / next(name for name in candidates if name not in names)
+    aside.mkdir()
+    (aside / CHECKPOINTS).mkdir()
+    for path in moved:
+        rename(run / path, aside / path)
+    return aside
 
 
 def discard(path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,6 +88,8 @@ class CheckpointStore:
         self._identity = identity
         self._mirror = mirror
         self._is_main = is_main
+        self._start: str | None = uuid.uuid4().hex
+        """Told apart from another start of the same run by the mirror; earlier versions had none."""
         self._saved_at = time.monotonic()
         self._is_paused = False
 
@@ -105,6 +108,7 @@ class CheckpointStore:
             sweep(self.folder)
         checkpoint = self._find()
         if checkpoint is None:
+            self._begin_mirror(0)
             return Resumed()
 
         changed = self._compare(checkpoint)
@@ -119,6 +123,8 @@ class CheckpointStore:
                 f"{checkpoint.folder} does not fit: {error}; choose a new output_dir"
             ) from error
 
+        self._start = checkpoint.about.get("start")
+        self._begin_mirror(checkpoint.step)
         # A checkpoint from elsewhere is no checkpoint of this run folder: it is neither counted nor mirrored.
         if checkpoint.folder.parent == self.folder:
             self.saved_step = checkpoint.step
@@ -167,7 +173,7 @@ class CheckpointStore:
         """
         self._saved_at = time.monotonic()
         contents = state.state_dict()
-        about = about | {"fingerprint": self._identity}
+        about = about | {"fingerprint": self._identity, "start": self._start}
         try:
             require_space(self.folder, _size_bytes(contents))
             folder = write_checkpoint(self.folder, contents, about, metrics)
@@ -202,6 +208,10 @@ class CheckpointStore:
             LOGGER.warning("the mirror gets what it lacks, for at most %.0f minutes", MIRROR_SECONDS / 60)
             if problem := self._mirror.close(MIRROR_SECONDS):
                 LOGGER.warning("%s", problem)
+
+    def _begin_mirror(self, step: int) -> None:
+        if self._mirror:
+            self._mirror.begin(self._start, step)
 
     def _find(self) -> Checkpoint | None:
         """The checkpoint that resume_from_checkpoint names; those that would come after it are moved away."""

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.faults.drive_campaign import Campaign
 from benchmarks.faults.fake_drive import CALM
-from benchmarks.faults.mirrored_run import Place, files_of, quick, wait_for
+from benchmarks.faults.mirrored_run import IDENTITY, Place, files_of, quick, wait_for
 from lora_utils.storage import mirror, mirror_copy
 from lora_utils.storage.mirror import Mirror
 from lora_utils.storage.mirror_folder import MirrorError
@@ -172,11 +172,13 @@ def test_the_copies_of_an_earlier_run_are_kept_under_another_name(place, caplog)
     for step in (500, 400):
         commit_folder(place.copies / f"step-{step:09d}", files_of(7))
     follower = place.mirror()
+    follower.begin("anew", 0)
     follower.offer(place.commit(10))
     assert follower.close(10) is None
     assert place.steps() == [10]
-    assert len([path for path in place.copies.iterdir() if path.name.startswith(".bad-step-000000")]) == 2
-    assert "later step than this run's 10" in caplog.text
+    aside = place.mirror_dir / "run" / "earlier-1"
+    assert {path.name for path in (aside / "checkpoints").iterdir()} == {"step-000000400", "step-000000500"}
+    assert f"the mirror held an earlier start of this run; that is in {aside} now" in caplog.text
 
 
 def test_a_drive_that_was_unmounted_is_not_built_on_the_local_disk(place):
@@ -186,7 +188,7 @@ def test_a_drive_that_was_unmounted_is_not_built_on_the_local_disk(place):
     assert "No such file" in follower.close(0.2)
     assert not place.mirror_dir.exists()
     with pytest.raises(MirrorError, match=r"drive\.mount"):
-        Mirror(place.mirror_dir / "deeper" / "still", place.output, place.cache)
+        Mirror(place.mirror_dir / "deeper" / "still", place.output, place.cache, IDENTITY)
 
 
 def test_a_mount_point_that_is_left_empty_is_not_taken_for_the_drive(place, monkeypatch):
