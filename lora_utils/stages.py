@@ -4,7 +4,8 @@ Never two of {VAE, text encoders, U-Net} are in memory together, in any stage.
 """
 
 import logging
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from lora_utils.checking import Check, check, check_data
@@ -23,7 +24,7 @@ from lora_utils.precompute.plan import DataPlan
 from lora_utils.storage.log import PICTURES
 from lora_utils.storage.mirror_restore import restore_if_wanted
 from lora_utils.storage.run_folder import require_same_data
-from lora_utils.storage.run_note import add_to_note
+from lora_utils.storage.run_note import RunNote, add_to_note
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.files import file_hash, write_atomically
 from lora_utils.system.progress import announce
@@ -31,7 +32,7 @@ from lora_utils.training import loop
 from lora_utils.training.folders import completed_run, find_run
 from lora_utils.training.loop import StepReport
 from lora_utils.training.run import TrainingRun, prepare
-from lora_utils.training.start import PlannedRun, describe_run, plan_doubts, plan_encoding, plan_run
+from lora_utils.training.start import PlannedRun, describe_run, own_run, plan_doubts, plan_encoding, plan_run
 
 __all__ = ["Check", "check", "check_data", "compare", "precompute", "prepare_training", "train"]
 
@@ -53,8 +54,10 @@ def precompute(config: RunConfig) -> Precomputed:
     plan = plan_encoding(config, base, precision)
     for doubt in plan_doubts(config, base, precision, plan.visits_per_epoch):
         LOGGER.warning("%s", doubt)
-    require_same_data(config.paths, config.checkpoint, describe_run(config, base, plan, precision))
-    return _encode(config, base, plan)
+    note = describe_run(config, base, plan, precision)
+    require_same_data(config.paths, config.checkpoint, note)
+    with own_run(config.paths.run_folder):
+        return _encode(config, base, plan, note)
 
 
 def train(config: RunConfig) -> Iterator[StepReport]:
@@ -67,13 +70,26 @@ def train(config: RunConfig) -> Iterator[StepReport]:
     Raises:
         UserError: The data, the base model or a setting cannot be used, or the loss diverged.
     """
+
+    def end() -> None:
+        if (running := itself()) is not None:
+            running.close()
+
+    reports = _train(config, end)
+    # Weakly: whoever stops in the middle drops the last reference, and that ends the run at once.
+    itself = weakref.ref(reports)
+    return reports
+
+
+def _train(config: RunConfig, give_way: Callable[[], object]) -> Generator[StepReport, None, None]:
     folder = completed_run(config)
     if folder is None:
         _require_folder(config)
-        planned = plan_run(config)
+        planned = plan_run(config, give_way)
         # The mirror may lack a part of a run that is complete here.
         if not planned.is_complete or config.checkpoint.mirror_dir:
-            yield from loop.train(planned.config, _prepare(planned))
+            with planned.ownership:
+                yield from loop.train(planned.config, _prepare(planned))
             return
         folder = planned.config.paths.run_folder
     LOGGER.warning("%s is complete; more max_train_steps would go on, other settings are another run", folder)
@@ -144,7 +160,7 @@ def _prepare(planned: PlannedRun) -> TrainingRun:
     config = planned.config
     accelerator = planned.accelerator
     with accelerator.main_process_first():  # which encodes; the others find all of it in the cache
-        precomputed = _encode(config, planned.base, planned.data)
+        precomputed = _encode(config, planned.base, planned.data, planned.note)
     if accelerator.is_main_process:
         warn_of_findings(precomputed, config.paths.run_folder / REPORT_NAME)
     run = prepare(config, planned.base, precomputed, accelerator, planned.precision, planned.started)
@@ -153,10 +169,13 @@ def _prepare(planned: PlannedRun) -> TrainingRun:
     return run
 
 
-def _encode(config: RunConfig, base: PretrainedSdxl, plan: DataPlan) -> Precomputed:
+def _encode(config: RunConfig, base: PretrainedSdxl, plan: DataPlan, note: RunNote) -> Precomputed:
     folder = config.paths.run_folder
     # Before the cache is opened: what the mirror has of it need not be encoded again.
-    restore_if_wanted(config.checkpoint, folder, config.paths.cache_folder)
+    identity = {"fixed": note.fixed, "free": note.free}
+    restore_if_wanted(
+        config.checkpoint, folder, config.paths.cache_folder, identity, config.paths.common_name
+    )
     precomputed = fill_cache(config.paths.cache_folder, plan, base, config.data)
     write_atomically(folder / REPORT_NAME, as_csv(precomputed.findings))
     return precomputed

@@ -14,6 +14,7 @@ from lora_utils.precompute.cache import Cache
 from lora_utils.precompute.encoding import ImageTask, encode_image_tasks, encode_texts
 from lora_utils.precompute.examples import Entry, write_index
 from lora_utils.precompute.plan import DataPlan
+from lora_utils.system.ownership import own_in_turn
 
 LOGGER = logging.getLogger(__name__)
 VERIFIED_BYTES = 4 * 2**30
@@ -60,6 +61,17 @@ def fill_cache(folder: Path, plan: DataPlan, base: PretrainedSdxl, config: DataC
     Raises:
         DataError: Nothing is left to train on.
     """
+    # Two that encode at once would do the same work twice. Whoever has all it needs goes on beside one.
+    with own_in_turn(folder, "fills", lambda: _is_filled(folder, plan)):
+        return _fill(folder, plan, base, config)
+
+
+def _is_filled(folder: Path, plan: DataPlan) -> bool:
+    cache = Cache(folder)
+    return all(key in cache for entry in plan.entries for key in (*entry.keys, plan.unconditional_key))
+
+
+def _fill(folder: Path, plan: DataPlan, base: PretrainedSdxl, config: DataConfig) -> Precomputed:
     cache = Cache(folder)
     entries = plan.entries
     unconditional_key = plan.unconditional_key

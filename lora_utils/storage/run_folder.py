@@ -9,7 +9,7 @@ encoded. What stands beside weights always describes them.
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,13 @@ class _Contents:
         return not self.step and not self.has_weights
 
 
-def choose_folder(paths: PathsConfig, checkpoint: CheckpointConfig, note: RunNote, steps: int) -> RunPlace:
+def choose_folder(
+    paths: PathsConfig,
+    checkpoint: CheckpointConfig,
+    note: RunNote,
+    steps: int,
+    claim: Callable[[Path], object] = lambda folder: None,
+) -> RunPlace:
     """Find the folder that a run goes on in, or a new one; an earlier run is set aside where that is asked.
 
     Args:
@@ -79,28 +85,48 @@ def choose_folder(paths: PathsConfig, checkpoint: CheckpointConfig, note: RunNot
         checkpoint: Whether to go on, and whether by force.
         note: What the run is.
         steps: Its optimiser updates in all.
+        claim: Called with the folder before anything in it is changed; raises where it is in use.
 
     Raises:
         RunFolderError: output_dir was given, and holds another run; says what differs, and both ways out.
     """
-    is_given = paths.output_dir is not None
     starts_anew = checkpoint.resume_from_checkpoint == "none"
     for folder in numbered(paths.run_folder):
-        contents = _look_into(folder)
-        if contents.is_empty:
-            return RunPlace(folder)
-        if starts_anew and is_given:
+        if _judge(folder, paths, checkpoint, note, steps) is None:
+            continue
+        claim(folder)
+        # Once more: an earlier call of this process may have been ended by the claim, and left a checkpoint.
+        place = _judge(folder, paths, checkpoint, note, steps)
+        if place is None:
+            continue
+        if starts_anew and not _look_into(folder).is_empty:
             set_aside_run(folder)
-            return RunPlace(folder)
-        if not starts_anew:
-            objections = _objections(contents, note, steps, checkpoint)
-            if not objections:
-                is_complete = _has_all_steps(contents, checkpoint, note, steps)
-                return RunPlace(folder, is_complete and is_whole(folder, contents.note or note))
-            if is_given:
-                raise RunFolderError(_refusal(folder, objections, contents, note, steps))
-            LOGGER.warning("%s holds another run: %s", folder, "; ".join(objections))
+        return place
     raise AssertionError("numbers do not end")
+
+
+def _judge(
+    folder: Path, paths: PathsConfig, checkpoint: CheckpointConfig, note: RunNote, steps: int
+) -> RunPlace | None:
+    """Whether a run can go into a folder; None where it holds another run, and the next is to be tried.
+
+    Raises:
+        RunFolderError: It holds another run, and was given.
+    """
+    contents = _look_into(folder)
+    is_given = paths.output_dir is not None
+    if contents.is_empty:
+        return RunPlace(folder)
+    if checkpoint.resume_from_checkpoint == "none":
+        return RunPlace(folder) if is_given else None
+    objections = _objections(contents, note, steps, checkpoint)
+    if not objections:
+        is_complete = _has_all_steps(contents, checkpoint, note, steps)
+        return RunPlace(folder, is_complete and is_whole(folder, contents.note or note))
+    if is_given:
+        raise RunFolderError(_refusal(folder, objections, contents, note, steps))
+    LOGGER.warning("%s holds another run: %s", folder, "; ".join(objections))
+    return None
 
 
 def require_same_data(paths: PathsConfig, checkpoint: CheckpointConfig, note: RunNote) -> None:

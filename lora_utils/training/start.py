@@ -2,7 +2,9 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +21,7 @@ from lora_utils.storage.run_folder import RunPlace, choose_folder
 from lora_utils.storage.run_note import RunNote, begin_note
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.launcher import contradictions, refuse_impossible
+from lora_utils.system.ownership import Ownership, own
 from lora_utils.system.versions import versions
 from lora_utils.training.folders import stamp_inputs
 from lora_utils.training.objective import training_schedule
@@ -42,15 +45,21 @@ class PlannedRun:
     """Device and processes; precision and accumulation are the loop's own."""
     is_complete: bool
     """All its steps are taken, and its LoRA is in the folder."""
+    ownership: Ownership
+    """Of the run folder, as long as somebody keeps it."""
     started: float
     """``time.monotonic`` when the stage began."""
 
 
-def plan_run(config: RunConfig) -> PlannedRun:
+def plan_run(config: RunConfig, give_way: Callable[[], object] | None = None) -> PlannedRun:
     """Measure the data, say what run this is, and choose its folder.
 
+    Args:
+        config: The settings.
+        give_way: Ends the run, where the same process asks for its folder again.
+
     Raises:
-        UserError: The data or the base model cannot be used, or output_dir holds another run.
+        UserError: The data or the base model cannot be used, or the run folder is in use or another run's.
     """
     started = time.monotonic()
     refuse_impossible(torch.cuda.is_available())
@@ -68,9 +77,14 @@ def plan_run(config: RunConfig) -> PlannedRun:
     note = describe_run(config, base, data, precision, accelerator.num_processes, inputs)
     steps = note.free["steps"]
 
+    owned = [Ownership()]
     places: list[RunPlace | None] = [None]
-    if accelerator.is_main_process:
-        places = [choose_folder(config.paths, config.checkpoint, note, steps)]
+    if accelerator.is_main_process:  # which alone writes
+
+        def claim(folder: Path) -> None:
+            owned[0] = own_run(folder, give_way)
+
+        places = [choose_folder(config.paths, config.checkpoint, note, steps, claim)]
     # The others would take a folder that the first has begun for another run's.
     [place] = broadcast_object_list(places)
     assert place is not None
@@ -82,7 +96,16 @@ def plan_run(config: RunConfig) -> PlannedRun:
     chosen = {"output_dir": place.folder, "precompute_dir": config.paths.cache_folder}
     paths = config.paths.model_copy(update=chosen)
     settled = config.model_copy(update={"paths": paths})
-    return PlannedRun(settled, base, precision, data, note, accelerator, place.is_complete, started)
+    return PlannedRun(settled, base, precision, data, note, accelerator, place.is_complete, owned[0], started)
+
+
+def own_run(folder: Path, give_way: Callable[[], object] | None = None) -> Ownership:
+    """Become the one writer to a run folder.
+
+    Raises:
+        InUseError: Another process is.
+    """
+    return own(folder, "trains into", "choose another output_dir", give_way)
 
 
 def plan_encoding(config: RunConfig, base: PretrainedSdxl, precision: Precision) -> DataPlan:
