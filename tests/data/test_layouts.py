@@ -295,3 +295,12 @@ def test_a_mask_of_the_very_name_comes_before_one_with_a_mark(tmp_path):
         "a.png": b"plain",
         "a_mask.png": b"marked",
     }
+
+
+def test_a_condition_of_another_program_is_no_mask(tmp_path):
+    files = {"a.png": "", "a-masklabel.png": "mask", "a-condlabel.png": "x", "_controls/a.png": "x"}
+    write(tmp_path, files | {"b.png": "", "b-condlabel.png": "x"})
+    found = find_examples(DataConfig(train_data_dir=tmp_path, mask_data_dir=tmp_path, instance_prompt="x"))
+    masks = {example.source: example.read_mask and example.read_mask() for example in found.examples}
+    assert masks == {"a.png": b"mask", "b.png": None}
+    assert remarks(found) == ["noticed: no caption", "noticed: no mask"]

@@ -15,6 +15,8 @@ from lora_utils.system.locations import looked_for
 
 # -masklabel and -condlabel are OneTrainer's.
 _MARK = re.compile(r"(.+)[-_. ](?:mask|masklabel|condlabel)", re.IGNORECASE)
+_CONDITION = re.compile(r"(^|/)_controls/|-condlabel\.", re.IGNORECASE)
+"""Pictures that belong to images as masks do, and say nothing about the loss."""
 _MASK_FOLDERS = {"mask", "masks", "_masks", "_controls"}
 _IMAGE_FOLDERS = ("", "image", "images", "img", "imgs")
 
@@ -106,12 +108,13 @@ def open_masks_among(folder: Path, remarks: Remarks) -> Masks:
     """
     # What is wrong in the folder is said when its images are looked for.
     beside = masks_beside(scan_folder(folder, "", None, (), Remarks()))
-    if not beside:
+    names = [(name, stem) for name, stem in beside.items() if not _CONDITION.search(name)]
+    if not names:
         raise DataError(
             f"mask_data_dir and train_data_dir are both {folder}; keep masks in a folder of their own, or "
             "name them after their images, such as a_mask.png"
         )
-    return Masks(folder, list(beside.items()), remarks)
+    return Masks(folder, names, remarks)
 
 
 def masks_beside(tree: FileTree) -> dict[str, str]:
