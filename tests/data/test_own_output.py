@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
 
 from lora_utils import stages
-from lora_utils.compare.png import save_image
+from lora_utils.compare.png import save_image, save_sheet
 from lora_utils.compare.sampling import SamplingSettings, Shot
 from lora_utils.config.errors import ConfigError
 from lora_utils.config.loading import dump_config, load_config
@@ -104,15 +105,16 @@ def test_output_into_the_folder_of_the_data_is_refused_before_anything(tmp_path,
 
 
 def test_a_picture_that_was_drawn_is_refused_wherever_it_lies(tmp_path):
-    shot = Shot("a dog 犬", 0)
-    settings = SamplingSettings(64, 64, 3, 4.0, None, 77, False)
-    save_image(Image.new("RGB", (64, 64)), tmp_path / "drawn.png", shot, settings, 1.0)
+    facts = asdict(Shot("a dog 犬", 0)) | asdict(SamplingSettings(64, 64, 3, 4.0, None, 77, False))
+    save_image(Image.new("RGB", (64, 64)), tmp_path / "drawn.png", facts | {"adapter_scale": 1.0})
+    save_sheet(Image.new("RGB", (64, 64)), tmp_path / "sheet.png")
     Image.open(tmp_path / "drawn.png").save(tmp_path / "anew.png")
     config = load_config(None, {"train_data_dir": tmp_path, "instance_prompt": "x", "resolution": 64}).data
     usable, findings = inspect_examples(find_examples(config).examples, config)
     assert [example.example.source for example in usable] == ["anew.png"]
     assert [(finding.source, finding.problem) for finding in findings] == [
-        ("drawn.png", "picture that compare has drawn")
+        ("drawn.png", "picture that compare has drawn"),
+        ("sheet.png", "picture that compare has drawn"),
     ]
     assert "save it anew" in findings[0].action
 
