@@ -79,7 +79,8 @@ class Mirror:
         # Remembered, because an unmounted drive leaves an empty folder on the local disk, which looks like a
         # mirror.
         self._is_mount = _is_mount(mirror_dir, self._output_dir)
-        self.folder = choose_folder(mirror_dir, name or self._output_dir.name, identity)
+        self._name_of_run = name or self._output_dir.name
+        self.folder = choose_folder(mirror_dir, self._name_of_run, identity)
         self.safe_step: int | None = None
         """Newest step whose copy was read back from the mirror."""
         self._retry_seconds = retry_seconds
@@ -248,7 +249,7 @@ class Mirror:
             raise TakenOverError(f"another run came first ({'; '.join(differences)})")
         # Before anything else is written: else nobody could tell whose it is.
         if not standing.has_note:
-            write_note(self.folder, self._identity, standing.start, self._output_dir)
+            write_note(self.folder, self._identity, standing.start, self._name_of_run)
         self._owner.take(self.folder)
         self._is_owner = True
 
@@ -264,7 +265,7 @@ class Mirror:
             LOGGER.warning("the mirror held %s of this run; that is in %s now", which, aside)
         # Last: cut short before, it is found and set aside again.
         if not (is_continued and standing.has_note):
-            write_note(self.folder, self._identity, start, self._output_dir)
+            write_note(self.folder, self._identity, start, self._name_of_run)
         self._begins = None
 
     def _copy_checkpoint(self, source: Path) -> None:

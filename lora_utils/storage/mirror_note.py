@@ -55,6 +55,8 @@ class Standing:
     start: str | None = None
     """Which start of the run: two that began at step 0 are two, though all their settings are equal."""
     has_note: bool = False
+    name: str | None = None
+    """Of the run, whose folder may have a number behind it; None where that cannot be told."""
     step: int = 0
     """Of the newest checkpoint that can be read."""
     free: Mapping[str, Any] = field(default_factory=dict)
@@ -74,11 +76,13 @@ class Standing:
             differences = [f"it has {self.step} steps behind it, and {steps} are asked for"]
         return differences
 
-    def is_of(self, identity: Identity) -> bool:
-        """Whether the folder is this run's, or nobody's."""
+    def is_of(self, identity: Identity, name: str, folder: Path) -> bool:
+        """Whether the folder is that of the run of this name, or nobody's."""
         if self.fixed is None:
             return not self.content
-        return not self.differences(identity)
+        # What is called like ours with a number may be a run's of that very name, such as of a sweep.
+        is_named = folder.name == name or self.name in (None, name)
+        return is_named and not self.differences(identity)
 
 
 def _changes_in_both(saved: Mapping[str, Any], now: Mapping[str, Any], but: Sequence[str]) -> list[str]:
@@ -112,7 +116,7 @@ def choose_folder(mirror_dir: Path, name: str, identity: Identity) -> Path:
     passed = []
     for folder in existing(mirror_dir, name):
         standing = read_standing(folder)
-        if standing.is_of(identity):
+        if standing.is_of(identity, name, folder):
             break
         passed.append(f"{folder.name} holds {why_other(standing, identity)}")
     chosen = next(islice(numbered(mirror_dir / name), len(passed), None))
@@ -125,7 +129,7 @@ def why_other(standing: Standing, identity: Identity) -> str:
     """Why a folder is not this run's."""
     if standing.fixed is None:
         return f"{standing.content} of unknown origin"
-    return f"another run ({'; '.join(standing.differences(identity))})"
+    return f"another run ({'; '.join(standing.differences(identity)) or f'it is called {standing.name}'})"
 
 
 def read_standing(folder: Path) -> Standing:
@@ -167,18 +171,18 @@ def look_at(folder: Path) -> Standing:
 
     note = _read_json(folder / NOTE)
     if note.get("schema") == SCHEMA and isinstance(note.get("fixed"), dict):
-        start = note.get("start")
-        return replace(about, fixed=note["fixed"], content=content, start=start, has_note=True)
+        noted = {name: note.get(name) for name in ("fixed", "start", "name")}
+        return replace(about, content=content, has_note=True, **noted)
     return replace(about, content=content)
 
 
-def write_note(folder: Path, identity: Identity, start: str | None, output_dir: Path) -> None:
+def write_note(folder: Path, identity: Identity, start: str | None, name: str) -> None:
     """Say whose the folder is; read back when this returns.
 
     Raises:
         OSError: It could not be written.
     """
-    note = {"schema": SCHEMA, "fixed": identity["fixed"], "start": start, "output_dir": str(output_dir)}
+    note = {"schema": SCHEMA, "fixed": identity["fixed"], "start": start, "name": name}
     write_content(json.dumps(note, indent=1).encode(), folder / NOTE)
 
 

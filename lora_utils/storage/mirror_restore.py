@@ -101,7 +101,8 @@ class _Mirrored:
 def _find_named(mirror_dir: Path, name: str) -> _Mirrored:
     run = mirror_dir / name
     inside = _names(run) if name in _names(mirror_dir) else []
-    return _Mirrored(*(run / part if part in inside else None for part in (CHECKPOINTS, PRECOMPUTED)))
+    checkpoints = run / CHECKPOINTS if CHECKPOINTS in inside else None
+    return _Mirrored(checkpoints, run / PRECOMPUTED if PRECOMPUTED in inside else None)
 
 
 def _find(mirror_dir: Path, name: str, identity: Identity) -> _Mirrored:
@@ -116,7 +117,7 @@ def _find(mirror_dir: Path, name: str, identity: Identity) -> _Mirrored:
     passed: list[str] = []
     for folder in existing(mirror_dir, name):
         standing = read_standing(folder)
-        if standing.is_of(identity):
+        if standing.is_of(identity, name, folder):
             ours.append(_find_named(mirror_dir, folder.name))
             continue
         taken = "nothing is"

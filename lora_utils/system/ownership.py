@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,10 +29,7 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-try:
-    import msvcrt
-except ImportError:  # everywhere else
-    msvcrt = None
+msvcrt: Any = import_module("msvcrt") if os.name == "nt" else None
 
 LOGGER = logging.getLogger(__name__)
 LOCK_NAME = ".owner.json"

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from itertools import product
 
@@ -156,20 +157,8 @@ def test_a_run_that_starts_anew_sets_its_earlier_start_aside(
     before = tree(run, but=(NOTE,))
     assert machines().train(1, 3, start="again", weights=b"second") == run
 
-    ours = {
-        name: content
-        for name, content in before.items()
-        if name == LORA
-        or name[:29]
-        in (
-            "checkpoints/step-000000003/ad",
-            "checkpoints/step-000000003/ma",
-            "checkpoints/step-000000003/st",
-            "checkpoints/step-000000005/ad",
-            "checkpoints/step-000000005/ma",
-            "checkpoints/step-000000005/st",
-        )
-    }
+    parts = re.compile(rf"checkpoints/step-00000000\d/(adapter|manifest|state)\.\w+|{LORA}")
+    ours = {name: content for name, content in before.items() if parts.fullmatch(name)}
     assert len(ours) == 6 + has_lora
     assert tree(run / "earlier-1") == ours
     after = tree(run)
@@ -335,6 +324,22 @@ def test_names_and_numbers(machines):
     assert machines().mirror(changed(seed=2)).folder.name == "model-3"
     assert machines("model-2").mirror(changed(seed=0)).folder.name == "model-2-2"
     assert machines("elsewhere").restore() is None
+
+
+def test_a_run_of_a_sweep_is_not_taken_for_a_numbered_folder(machines, caplog):
+    """Runs that differ in their rate alone, called sweep, sweep-2, sweep-3 by the user."""
+    drive = machines().mirror_dir
+    for name in ("sweep-2", "sweep-3"):
+        machine = machines(name)
+        assert machine.restore(changed("free", learning_rate=float(name[-1]))) is None
+        assert machine.train(1, weights=None) == drive / name
+    machines("sweep").train(1, identity=changed(rank=8))
+    other = machines("sweep")
+    assert other.restore().step is None
+    assert other.train(2) == drive / "sweep-4"
+    assert "sweep-2 holds another run (it is called sweep-2)" in caplog.text
+    assert machines("sweep").restore().step == 2
+    assert machines("sweep-3").restore().step == 1
 
 
 def test_a_process_that_comes_later_takes_over_at_once_and_the_first_stops(machines, caplog):
