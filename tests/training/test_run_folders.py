@@ -214,3 +214,17 @@ def test_a_folder_with_a_lora_of_unknown_origin_is_not_written_into(
     with pytest.raises(CheckpointError, match="of no run that is known"):
         list(stages.train(settings_in(tmp_path / "here", precompute_dir, {"output_dir": "mine"})))
     assert (mine / WEIGHTS).read_bytes() == b"a LoRA from elsewhere"
+
+
+def test_pictures_of_the_weights_before_are_set_aside_when_a_run_goes_on(
+    places, precompute_dir, tmp_path, monkeypatch
+):
+    shutil.copytree(places["complete"], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    stages.compare(settings_in(tmp_path / "here", precompute_dir, {"num_inference_steps": 1}))
+    pictures = tmp_path / "here" / "runs" / RUN / "compare"
+    drawn = contents(pictures)
+    assert len(drawn) == 4  # two pictures, the sheet and config.yaml
+    list(stages.train(settings_in(tmp_path / "here", precompute_dir, {"max_train_steps": 4})))
+    assert sorted(path.name for path in pictures.iterdir()) == ["earlier-1"]
+    assert [*contents(pictures / "earlier-1").values()] == [*drawn.values()]
