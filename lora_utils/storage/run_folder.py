@@ -28,6 +28,7 @@ from lora_utils.storage.run_note import (
     numbered,
     read_note,
 )
+from lora_utils.system.ownership import InUseError
 from lora_utils.system.portable import rename
 
 LOGGER = logging.getLogger(__name__)
@@ -94,7 +95,15 @@ def choose_folder(
     for folder in numbered(paths.run_folder):
         if _judge(folder, paths, checkpoint, note, steps) is None:
             continue
-        claim(folder)
+        try:
+            claim(folder)
+        except InUseError:
+            before = read_note(folder)
+            is_other = starts_anew or (before is not None and before.fixed != note.fixed)
+            if paths.output_dir is not None or not is_other:
+                raise
+            LOGGER.warning("%s is being written by another run", folder)
+            continue
         # Once more: an earlier call of this process may have been ended by the claim, and left a checkpoint.
         place = _judge(folder, paths, checkpoint, note, steps)
         if place is None:

@@ -1,7 +1,10 @@
 """A changed run goes on, goes beside, or is refused; what stands beside weights describes them."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors import safe_open
@@ -10,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from lora_utils import stages
 from lora_utils.config.loading import load_config
 from lora_utils.storage.checkpoint import CheckpointError
+from lora_utils.system.ownership import InUseError
 from lora_utils.training.folders import completed_run, find_run
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 RUN = "pictures-mine"
@@ -50,8 +54,8 @@ def places(data_dir, precompute_dir, tmp_path_factory):
     return made
 
 
-def settings_in(folder, precompute_dir, changed):
-    given = {
+def settings_of(precompute_dir):
+    return {
         "pretrained_model_name_or_path": "base",
         "train_data_dir": "pictures",
         "precompute_dir": precompute_dir,
@@ -63,9 +67,12 @@ def settings_in(folder, precompute_dir, changed):
         "resume_from_checkpoint": "latest",
         "run_name": RUN,
     }
+
+
+def settings_in(folder, precompute_dir, changed):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return load_config(None, given | changed)
+        return load_config(None, settings_of(precompute_dir) | changed)
 
 
 def change(folder, what):
@@ -150,6 +157,57 @@ def test_settings_that_were_tried_before_find_their_run_again(places, precompute
     assert sorted(path.name for path in (tmp_path / "here" / "runs").iterdir()) == [
         RUN, f"{RUN}-2", f"{RUN}-3",
     ]  # fmt: skip
+
+
+BEGUN = """
+import json, sys
+from lora_utils import stages
+from lora_utils.config.loading import load_config
+run = stages.train(load_config(None, json.loads(sys.argv[1])))
+next(run)
+print("begun", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def begun(data_dir, precompute_dir, tmp_path_factory):
+    """A folder with a run in another process that is at its first step, and so has kept nothing yet."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copytree(data_dir, folder / "pictures")
+    shutil.copytree(TINY, folder / "base", ignore=shutil.ignore_patterns("*.py", "__pycache__", "*.png"))
+    given = json.dumps(settings_of(precompute_dir), default=str)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGUN, given],
+        cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert any(line.endswith("begun\n") for line in process.stdout)
+    yield folder
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({}, None),
+        ({"rank": 4, "output_dir": f"runs/{RUN}"}, None),
+        ({"rank": 4}, f"{RUN}-2"),
+        ({"rank": 8, "resume_from_checkpoint": "none"}, f"{RUN}-3"),
+    ],
+    ids=["the same run", "a folder that was given", "another rank", "a new start"],
+)
+def test_beside_a_run_that_has_kept_nothing_yet_only_another_one_begins(
+    begun, precompute_dir, monkeypatch, changed, name
+):
+    monkeypatch.chdir(begun)
+    config = settings_in(begun, precompute_dir, changed)
+    if name is None:
+        with pytest.raises(InUseError, match="another process"):
+            list(stages.train(config))
+    else:
+        list(stages.train(config))
+        assert (begun / "runs" / name / WEIGHTS).is_file()
 
 
 def test_none_without_an_output_dir_begins_a_folder_each_time(places, precompute_dir, tmp_path, monkeypatch):
