@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from lora_utils import stages
 from lora_utils.cli import STAGES, main
 from lora_utils.config.reference import settings_of, values_of
 from lora_utils.config.schema import RunConfig, all_settings
+from lora_utils.storage.log import WEIGHTS_NAME
 from tests.conftest import ROOT
 
 ASKED = {"check": ("data", "train", "checkpoint", "compare"), "precompute": ("lora", "train", "checkpoint")}
@@ -65,7 +67,10 @@ def reads(data_dir, tmp_path_factory, tiny_settings):
     noted = {}
     for stage, run in runs.items():
         noted[stage] = set()
-        config = load_config(None, settings | {"output_dir": folder / stage, "lora_path": folder / "train"})
+        if stage == "compare":  # alone: beside its run, the run's settings would be read in place of these
+            shutil.copy(folder / "train" / WEIGHTS_NAME, folder / WEIGHTS_NAME)
+        lora = {"lora_path": folder / WEIGHTS_NAME}
+        config = load_config(None, settings | lora | {"output_dir": folder / stage})
         run(recorded(config, noted[stage]))
     return noted
 
