@@ -24,7 +24,7 @@ from lora_utils.precompute.plan import DataPlan
 from lora_utils.storage.log import PICTURES
 from lora_utils.storage.mirror_restore import restore_if_wanted
 from lora_utils.storage.run_folder import require_same_data
-from lora_utils.storage.run_note import RunNote, add_to_note
+from lora_utils.storage.run_note import RunNote, note_steps
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.files import file_hash, write_atomically
 from lora_utils.system.progress import announce
@@ -165,7 +165,7 @@ def _prepare(planned: PlannedRun) -> TrainingRun:
         warn_of_findings(precomputed, config.paths.run_folder / REPORT_NAME)
     run = prepare(config, planned.base, precomputed, accelerator, planned.precision, planned.started)
     if accelerator.is_main_process:
-        add_to_note(config.paths.run_folder, steps=run.steps)
+        note_steps(config.paths.run_folder, run.steps)
     return run
 
 

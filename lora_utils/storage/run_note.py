@@ -40,6 +40,13 @@ class RunNote:
     """Optimiser updates in all; None until every picture is encoded, and so counted."""
     weights: str | None = None
     """SHA-256 of the LoRA; None until there is one."""
+    under_way: dict[str, Any] | None = None
+    """The note of a run that goes on from here, until its LoRA takes the place of the one that is here."""
+
+    @property
+    def current(self) -> "RunNote":
+        """Of what is trained now, or was trained last."""
+        return RunNote(**self.under_way) if self.under_way is not None else self
 
 
 def read_note(folder: Path) -> RunNote | None:
@@ -52,7 +59,7 @@ def read_note(folder: Path) -> RunNote | None:
         if content.pop("schema") != SCHEMA:
             raise ValueError("it is of another version")
         note = RunNote(**content)
-        for part in (note.fixed, note.free, note.examples):
+        for part in (note.fixed, note.free, note.examples, note.current.fixed, note.current.free):
             if not isinstance(part, dict):
                 raise TypeError("it holds something else")
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -71,16 +78,26 @@ def write_note(folder: Path, note: RunNote) -> None:
 
 
 def begin_note(folder: Path, note: RunNote) -> None:
-    """Say what the run is from now on; the LoRA that is there, if there is one, stays known."""
+    """Say which run begins or goes on; a LoRA that is there stays described until it is replaced."""
     before = read_note(folder)
-    write_note(folder, replace(note, weights=before.weights if before else None))
+    has_weights = before is not None and before.weights is not None
+    write_note(folder, replace(before, under_way=vars(note)) if before and has_weights else note)
 
 
-def add_to_note(folder: Path, **facts: Any) -> None:
-    """Write down what was not known at the start: steps, weights."""
+def note_steps(folder: Path, steps: int) -> None:
+    """Add how many steps the run under way has in all, once every picture is encoded."""
+    note = read_note(folder)
+    if note is not None and note.under_way is not None:
+        write_note(folder, replace(note, under_way=note.under_way | {"steps": steps}))
+    elif note is not None:
+        write_note(folder, replace(note, steps=steps))
+
+
+def note_weights(folder: Path, weights: Path) -> None:
+    """Say that the LoRA is now that of the run under way."""
     note = read_note(folder)
     if note is not None:
-        write_note(folder, replace(note, **facts))
+        write_note(folder, replace(note.current, weights=file_hash(weights)))
 
 
 def is_whole(folder: Path, note: RunNote) -> bool:

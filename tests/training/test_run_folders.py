@@ -15,6 +15,7 @@ from lora_utils.config.loading import load_config
 from lora_utils.storage.checkpoint import CheckpointError
 from lora_utils.system.ownership import InUseError
 from lora_utils.training.folders import completed_run, find_run
+from lora_utils.training.start import plan_run
 from tests.conftest import ROOT, TINY
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -145,6 +146,21 @@ def test_a_changed_run_has_a_sentence_and_a_folder(
         assert steps == list(range(4 if state == "complete" else 3, config.train.max_train_steps + 1))
     assert find_run(config).resolve() == folder
     assert_describes_its_weights(folder)
+
+
+def test_a_complete_run_stays_complete_when_going_on_was_killed_at_once(
+    places, precompute_dir, tmp_path, monkeypatch, caplog
+):
+    shutil.copytree(places["complete"], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    for changed in ({"max_train_steps": 5}, {"max_train_steps": 5, "learning_rate": 2e-3}):
+        plan_run(settings_in(tmp_path / "here", precompute_dir, changed))  # and no step
+    assert list(stages.train(settings_in(tmp_path / "here", precompute_dir, {}))) == []
+    assert "is complete" in caplog.text
+    longer = settings_in(tmp_path / "here", precompute_dir, {"max_train_steps": 4})
+    assert [report.step for report in stages.train(longer)] == [4]
+    assert_describes_its_weights(tmp_path / "here" / "runs" / RUN)
+    assert list(stages.train(longer)) == []
 
 
 def test_settings_that_were_tried_before_find_their_run_again(places, precompute_dir, tmp_path, monkeypatch):
