@@ -48,15 +48,17 @@ def find_run(config: RunConfig) -> Path:
     if config.paths.output_dir:
         return first
     folders = _run_folders(config)
+    sections = SETTINGS
     if not config.data.train_data_dir and not config.data.dataset_name:
         # Whoever compares need not repeat the data: the preset tells which runs are meant.
         folders = [path for path in first.parent.glob("*") if _is_of_preset(path.name, first.name)]
+        sections = SETTINGS - {"data"}
     folders = [path for path in folders if (path / WEIGHTS_NAME).is_file()]
     if not folders:
         return first
 
-    wanted = _learned(config)
-    same = [folder for folder in folders if _learned_in(folder) == wanted]
+    wanted = _learned(config, sections)
+    same = [folder for folder in folders if _learned_in(folder, sections) == wanted]
     if len(same) > 1:  # of other files: those that are here now
         inputs = stamp_inputs(config)
         notes = {folder: read_note(folder) for folder in same}
@@ -79,7 +81,7 @@ def stamp_inputs(config: RunConfig) -> str | None:
     named = [folder for folder in folders if folder is not None]
     if config.data.dataset_name or not all(folder.is_dir() for folder in named):
         return None
-    settings = json.dumps(_learned(config), sort_keys=True)
+    settings = json.dumps(_learned(config, SETTINGS), sort_keys=True)
     return hashlib.sha256(f"{settings}{stamp_files([*named, *bases])}".encode()).hexdigest()
 
 
@@ -90,16 +92,16 @@ def _run_folders(config: RunConfig) -> list[Path]:
     return list(itertools.takewhile(Path.is_dir, numbered(config.paths.run_folder)))
 
 
-def _learned(config: RunConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", include=SETTINGS)
+def _learned(config: RunConfig, sections: set[str]) -> dict[str, Any]:
+    return config.model_dump(mode="json", include=sections)
 
 
-def _learned_in(folder: Path) -> dict[str, Any] | None:
+def _learned_in(folder: Path, sections: set[str]) -> dict[str, Any] | None:
     try:
         content = read_yaml(folder / CONFIG)
     except (OSError, YamlError):
         return None
-    return {name: content.get(name) for name in SETTINGS}
+    return {name: content.get(name) for name in sections}
 
 
 def _is_of_preset(name: str, preset: str) -> bool:

@@ -226,6 +226,21 @@ def test_beside_a_run_that_has_kept_nothing_yet_only_another_one_begins(
         assert (begun / "runs" / name / WEIGHTS).is_file()
 
 
+def test_whoever_compares_need_not_repeat_the_data(places, precompute_dir, tmp_path, monkeypatch, caplog):
+    shutil.copytree(places["complete"], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    list(stages.train(settings_in(tmp_path / "here", precompute_dir, {"rank": 4})))
+    caplog.clear()
+    for rank, name in ((16, RUN), (4, f"{RUN}-2")):
+        config = settings_in(
+            tmp_path / "here", precompute_dir, {"train_data_dir": None, "run_name": "mine", "rank": rank}
+        )
+        assert find_run(config).name == name
+    assert caplog.text == ""
+    elsewhere = {"train_data_dir": None, "run_name": "other"}
+    assert find_run(settings_in(tmp_path / "here", precompute_dir, elsewhere)).name == "other"
+
+
 def test_none_without_an_output_dir_begins_a_folder_each_time(places, precompute_dir, tmp_path, monkeypatch):
     shutil.copytree(places["complete"], tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
