@@ -139,7 +139,8 @@ def test_no_byte_that_is_written_or_printed_holds_a_secret(run, secret):
     "name",
     [
         *("config.yaml", "versions.json", "metrics.jsonl", "summary.json", "data_report.csv"),
-        *("pytorch_lora_weights.safetensors", "checkpoints/step-000000003/state.json", "compare/sheet.png"),
+        *("pytorch_lora_weights.safetensors", "checkpoints/step-000000003/state.json"),
+        "compare/earlier-1/sheet.png",  # of the LoRA before the third step
     ],
 )
 def test_what_was_searched_is_all_that_a_run_writes(run, name):
