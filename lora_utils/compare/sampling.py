@@ -87,7 +87,9 @@ def draw_pairs(
     # Only now: text encoders and U-Net are never in memory together.
     pipeline = _load_unet(base, lora_file, settings, adapter_scale, dtype)
     latents: list[Tensor] = []
-    is_whole = _denoise(pipeline, jobs, texts, settings, latents)
+    # At 0 it is left out: a DoRA's magnitudes would stay without a strength.
+    is_used = adapter_scale != 0
+    is_whole = _denoise(pipeline, jobs, texts, settings, latents, is_used)
     # The latents are on the CPU; the VAE gets the card for itself.
     del pipeline
     free_memory()
@@ -126,6 +128,7 @@ def _denoise(
     texts: tuple[dict[str, TextEmbeddings], TextEmbeddings],
     settings: SamplingSettings,
     latents: list[Tensor],
+    is_lora_used: bool,
 ) -> bool:
     """Append the latents of each job; False where an interruption came after some.
 
@@ -134,7 +137,7 @@ def _denoise(
     prompts, negative = texts
     try:
         for shot, is_finetuned in progress_bar(jobs, "drawing"):
-            _switch_lora(pipeline, is_finetuned)
+            _switch_lora(pipeline, is_finetuned and is_lora_used)
             latents.append(draw_latents(pipeline, prompts[shot.prompt], negative, shot.seed, settings))
     except KeyboardInterrupt:  # not kept: its traceback would hold the U-Net
         if not latents:

@@ -69,8 +69,9 @@ def test_between_pictures_with_the_lora_the_base_stays_the_base(trained, fresh_p
         assert not same(image, changed)
 
 
-def test_scale_zero_is_the_base_model_bit_for_bit(trained):
-    result = stages.compare(trained(adapter_scale=0))
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}], ids=str)
+def test_scale_zero_is_the_base_model_bit_for_bit(trained, settings):
+    result = stages.compare(trained(adapter_scale=0, **settings))
     assert same(result.baseline[0], result.finetuned[0])
 
 
