@@ -25,12 +25,14 @@ from lora_utils.storage.log import PICTURES
 from lora_utils.storage.mirror_restore import restore_if_wanted
 from lora_utils.storage.run_folder import require_same_data
 from lora_utils.storage.run_note import RunNote, note_steps
+from lora_utils.storage.store import mirror_complete_run
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.files import file_hash, write_atomically
 from lora_utils.system.progress import announce
 from lora_utils.training import loop
 from lora_utils.training.folders import completed_run, find_run
 from lora_utils.training.loop import StepReport
+from lora_utils.training.recording import open_mirror_of
 from lora_utils.training.run import TrainingRun, prepare
 from lora_utils.training.start import PlannedRun, describe_run, own_run, plan_doubts, plan_encoding, plan_run
 
@@ -86,12 +88,15 @@ def _train(config: RunConfig, give_way: Callable[[], object]) -> Generator[StepR
     if folder is None:
         _require_folder(config)
         planned = plan_run(config, give_way)
-        # The mirror may lack a part of a run that is complete here.
-        if not planned.is_complete or config.checkpoint.mirror_dir:
+        if not planned.is_complete:
             with planned.ownership:
                 yield from loop.train(planned.config, _prepare(planned))
             return
         folder = planned.config.paths.run_folder
+        # The mirror may lack a part of a run that is complete here.
+        if planned.accelerator.is_main_process and (mirror := open_mirror_of(planned.config)):
+            with planned.ownership:
+                mirror_complete_run(mirror, folder)
     LOGGER.warning("%s is complete; more max_train_steps would go on, other settings are another run", folder)
 
 

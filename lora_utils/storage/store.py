@@ -204,10 +204,7 @@ class CheckpointStore:
     def finish(self, weights: Path) -> None:
         """Wait until the mirror has everything, the finished weights too."""
         if self._mirror:
-            self._mirror.offer_file(weights)
-            LOGGER.warning("the mirror gets what it lacks, for at most %.0f minutes", MIRROR_SECONDS / 60)
-            if problem := self._mirror.close(MIRROR_SECONDS):
-                LOGGER.warning("%s", problem)
+            _finish_mirror(self._mirror, weights)
 
     def _begin_mirror(self, step: int) -> None:
         if self._mirror:
@@ -259,6 +256,27 @@ class CheckpointStore:
         saved = checkpoint.about["fingerprint"]["fixed"]
         names = ("optimizer", "loraplus_lr_ratio")
         return all(saved.get(name) == self._identity["fixed"][name] for name in names)
+
+
+def mirror_complete_run(mirror: Mirror, folder: Path) -> None:
+    """Give a mirror what it lacks of a run that is complete in its folder, without loading the run.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    checkpoint = newest_checkpoint(folder / FOLDER)
+    if checkpoint is None:
+        return
+    mirror.begin(checkpoint.about.get("start"), checkpoint.step)
+    mirror.offer(checkpoint.folder)
+    _finish_mirror(mirror, folder / WEIGHTS_NAME)
+
+
+def _finish_mirror(mirror: Mirror, weights: Path) -> None:
+    mirror.offer_file(weights)
+    LOGGER.warning("the mirror gets what it lacks, for at most %.0f minutes", MIRROR_SECONDS / 60)
+    if problem := mirror.close(MIRROR_SECONDS):
+        LOGGER.warning("%s", problem)
 
 
 def _tell_where(checkpoint: Checkpoint, steps: int) -> None:

@@ -317,3 +317,21 @@ def test_pictures_of_the_weights_before_are_set_aside_when_a_run_goes_on(
     list(stages.train(settings_in(tmp_path / "here", precompute_dir, {"max_train_steps": 4})))
     assert sorted(path.name for path in pictures.iterdir()) == ["earlier-1"]
     assert [*contents(pictures / "earlier-1").values()] == [*drawn.values()]
+
+
+def test_the_mirror_gets_what_it_lacks_of_a_complete_run(places, precompute_dir, tmp_path, monkeypatch):
+    shutil.copytree(places["complete"], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "drive").mkdir()
+    folder = tmp_path / "here" / "runs" / RUN
+    before = contents(folder)
+    monkeypatch.setattr(stages, "_prepare", None)  # the U-Net is not loaded for it
+    for _ in range(2):
+        list(stages.train(settings_in(tmp_path / "here", precompute_dir, {"mirror_dir": tmp_path / "drive"})))
+        assert contents(folder) == before
+        mirrored = tmp_path / "drive" / RUN
+        assert (mirrored / WEIGHTS).read_bytes() == before[folder / WEIGHTS]
+        newest = mirrored / "checkpoints" / f"step-{STEPS:09d}" / "state.json"
+        assert newest.read_bytes() == before[folder / newest.relative_to(mirrored)]
+        assert any((mirrored / "precomputed").iterdir())
+        assert not any(path.name.startswith("earlier") for path in mirrored.iterdir())
