@@ -35,7 +35,7 @@ def explained(problems: list[Any]) -> ConfigError:
         problems: From ``ValidationError.errors``.
     """
     more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-    return ConfigError("; ".join(map(_explain, problems[:MOST_PROBLEMS])) + more)
+    return ConfigError("; ".join(dict.fromkeys(map(_explain, problems[:MOST_PROBLEMS]))) + more)
 
 
 def _explain(problem: Any) -> str:

@@ -59,7 +59,7 @@ RENAMED = {
     "vram_gib": "vram gpu_memory max_vram vram_limit",
     "pretrained_model_name_or_path": "base_model model_name base_model_name model_path model_name_or_path "
     "pretrained_model sd_model base_model_path pretrained_model_path model_id checkpoint_path "
-    "base_model_name_or_path ckpt resume_ckpt pretrained base_checkpoint model",
+    "base_model_name_or_path name_or_path ckpt resume_ckpt pretrained base_checkpoint model",
     "pretrained_vae_model_name_or_path": "vae vae_path vae_name vae_model vae_name_or_path vae_model_name",
     "variant": "weight_variant model_variant",
     "vae_precision=fp32": "no_half_vae",
@@ -70,7 +70,7 @@ RENAMED = {
     "load_in_8bit quantization qtype quantize_base base_quant",
     "train_data_dir": "instance_data_dir instance_data_root image_dir images_dir data_dir dataset_dir "
     "image_folder data_root folder_path dataset_path train_dir img_dir image_path input_dir data_path images "
-    "training_folder train_data_path instance_images_dir dataset_folder",
+    "training_folder concept_file_name train_data_path instance_images_dir dataset_folder",
     "dataset_name": "dataset hf_dataset dataset_id hub_dataset dataset_repo",
     "dataset_config_name": "dataset_config dataset_subset",
     "dataset_split": "split train_split",
@@ -123,7 +123,7 @@ RENAMED = {
     "lora_path": "lora lora_file lora_model lora_weights lora_model_path adapter_path lora_name_or_path "
     "adapter",
     "prompt": "validation_prompt validation_prompts sample_prompts prompts sample_prompt test_prompt "
-    "positive_prompt sample_definition_file_name from_file",
+    "positive_prompt sample_definition_file_name from_file prompt_file",
     "negative_prompt": "neg_prompt neg validation_negative_prompt sample_negative_prompt n_prompt",
     "seeds": "num_validation_images num_images validation_seed num_generations n_samples num_samples "
     "num_images_per_prompt images_per_prompt sample_seed validation_seeds n_iter num_images_per_seed",
@@ -161,7 +161,7 @@ NOT_NEEDED = {
     "train_text_encoder_1 train_text_encoder_2 cache_text_encoder text_encoder",
     "a checkpoint always holds all that a run needs to go on; leave it out": "save_state "
     "save_state_on_train_end save_optimizer_state",
-    "a LoRA is always what is trained; leave it out": "network_module network_type training_method "
+    "a LoRA is always what is trained; leave it out": "network_module network_type training_method job "
     "model_type lora_type algo adapter_type peft_type lora_module use_lora train_lora network lora_algo "
     "use_lycoris lycoris_config",
     "results are always safetensors; leave it out": "save_model_as use_safetensors save_safetensors "

@@ -14,7 +14,7 @@ from lora_utils.data.findings import Remarks, showable, table
 from lora_utils.data.formats import SUFFIXES
 from lora_utils.data.sources.file_tree import METADATA
 from lora_utils.data.sources.folders import find_in_folders
-from lora_utils.data.sources.hub import holds_images
+from lora_utils.data.sources.hub import check_name, holds_images
 from lora_utils.data.sources.own_output import refuse_output
 from lora_utils.data.sources.python_file import find_in_python_file
 from lora_utils.data.sources.tables import find_in_table
@@ -110,6 +110,9 @@ def look_for_examples(config: DataConfig) -> FoundExamples | None:
     Raises:
         DataError: As ``find_examples``.
     """
+    name = (config.dataset_name or "").strip()
+    if name and not name.endswith(".py"):
+        check_name(name)
     return find_examples(config) if config.train_data_dir else None
 
 

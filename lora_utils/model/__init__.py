@@ -4,6 +4,7 @@ May use: config, system.
 
 architectures  Architecture, find_architecture, UNET, VAE: SDXL's shapes, known before anything is downloaded
 examination    examine, locate, ModelError: what a base is, and whether it is one; all stages ask here first
+wholeness      what_is_wrong: a weight file's size against what its header promises
 files          Part, load, explained, stream_weights: files read with suspicion, and streamed
 quantisation   quantise_linears, left_in_full, dequantised_weight: weights in 8 or 4 bits, and back
 pipelines      PipelineFiles: SDXL pipelines put together by hand, of the parts that a stage needs

@@ -1,7 +1,8 @@
 """What a base model is, and whether it is one for training: the one answer for all stages.
 
 A base is a folder in diffusers' layout, or a model on the Hub. It is judged by the names of its files and by
-its JSON, before anything is loaded; no weight is read and nothing is downloaded. Knows no torch.
+its JSON, a folder by the headers of its weights too, before anything is loaded; no weight is read and nothing
+is downloaded. Knows no torch.
 """
 
 import json
@@ -23,6 +24,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from lora_utils import UserError
 from lora_utils.config.schema import ModelConfig
 from lora_utils.model.architectures import TEXT_ENCODER, TEXT_ENCODER_2, UNET, VAE
+from lora_utils.model.wholeness import what_is_wrong
 from lora_utils.system.locations import looked_for, looks_like_path, why_unwritable
 
 INDEX = "model_index.json"
@@ -104,6 +106,9 @@ def examine(config: ModelConfig, cache_dir: Path | None) -> None:
         refuse_other_pipeline(name, read_config(name, folder / INDEX))
     if names is not None:
         _require_whole(name, names, stems, config.variant)
+    if names is not None and locate(name):
+        for part, stem in stems.items():
+            _require_whole_weights(name, f"{part}/{stem}", config.variant)
     if folder is not None:
         _require_sdxl(name, folder, stems)
     if own_vae:
@@ -115,6 +120,7 @@ def _examine_vae(name: str, cache_dir: Path | None) -> None:
     folder = _files_here(name, "config.json", None, cache_dir)
     if locate(name):
         _require_weights(name, _names_in(Path(name)), DIFFUSERS_STEM, None)
+        _require_whole_weights(name, DIFFUSERS_STEM, None)
     elif folder is None:
         _require_weights(name, _names_on_hub(name, None, cache_dir), DIFFUSERS_STEM, None)
     if folder is not None:
@@ -320,6 +326,26 @@ def _require_weights(name: str, names: Collection[str], stem: str, variant: str 
     elif any(other.startswith(stem) and other.endswith((".bin", ".pt")) for other in names):
         cure = "its .bin files can run code and are not read: choose a model with safetensors"
     raise ModelError(f"cannot load {name}: there is no {file} in it; {cure}")
+
+
+def _require_whole_weights(name: str, stem: str, variant: str | None) -> None:
+    """Each weight file of a part, in a folder: training would find a damaged one after all was encoded."""
+    infix = f".{variant}" if variant else ""
+    index = Path(name, f"{stem}.safetensors.index{infix}.json")
+    files = [Path(name, f"{stem}{infix}.safetensors")]
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            # Of names that lead elsewhere or to a pickle, whoever loads the part says what they are.
+            files = [index.parent / name for name in map(Path, shards) if name.name == str(name)]
+            files = [file for file in files if file.suffix == ".safetensors"]
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise ModelError(f"cannot load {name}: {index} is damaged; fetch the model anew") from error
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"cannot load {name}: {index} names {file.name}, which is not there; {CHOICE}")
+        if problem := what_is_wrong(file):
+            raise ModelError(f"cannot load {name}: {file} {problem}")
 
 
 def _require_shape(name: str, file: str, config: dict[str, Any], sdxl: dict[str, Any]) -> None:

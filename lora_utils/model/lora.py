@@ -18,6 +18,7 @@ from lora_utils.model.lora_reader import read_updates
 from lora_utils.model.lora_strength import PEFT_WEIGHTS
 from lora_utils.model.lora_update import LayerUpdate, LoraError
 from lora_utils.system.files import PARTIAL, write_atomically
+from lora_utils.system.locations import looked_for
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER = "default"
@@ -123,7 +124,10 @@ def find_lora(path: Path) -> Path:
         names = [name for name in (WEIGHTS_NAME, PEFT_WEIGHTS) if (path / name).is_file()]
         file = path / (names[0] if names else WEIGHTS_NAME)
     if not file.is_file():
-        raise LoraError(f"there is no LoRA at {file}; train first, or set lora_path to a .safetensors file")
+        others = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+        hint = f", such as {others[0]}" if others else ""
+        cure = f"train first, or set lora_path to a .safetensors file{hint}"
+        raise LoraError(f"there is no LoRA at {looked_for(file)}; {cure}")
     if file.suffix != ".safetensors":
         raise LoraError(f"{file} is not a .safetensors file; other formats can run code when they are opened")
     return file

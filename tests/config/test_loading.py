@@ -60,6 +60,13 @@ def test_what_is_wrong_is_said_by_name(overrides, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+@pytest.mark.parametrize("resolution", [63, "63", "63x63", 100_000])
+def test_both_sides_of_a_square_are_one_mistake(resolution):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, {"resolution": resolution})
+    assert str(error.value).count("resolution: ") == 1
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "rank: !!python/object/apply:os.system ['true']\n"])
 def test_a_broken_file_is_an_error_that_names_it(tmp_path, text):
     file = tmp_path / "broken.yaml"

@@ -195,7 +195,10 @@ def test_a_file_that_is_no_adapter_is_named(base, tmp_path):
     (tmp_path / "x.bin").write_bytes(b"junk")
     with pytest.raises(lora.LoraError, match="can run code"):
         lora.find_lora(tmp_path / "x.bin")
-    with pytest.raises(lora.LoraError, match="train first"):
+    with pytest.raises(lora.LoraError, match=r"train first.*such as .*/x\.safetensors$"):
+        lora.find_lora(tmp_path)
+    (tmp_path / "x.safetensors").unlink()
+    with pytest.raises(lora.LoraError, match=r"train first.*a \.safetensors file$"):
         lora.find_lora(tmp_path)
 
 

@@ -111,6 +111,20 @@ def renamed(folder, ending):
     (folder / UNET).rename((folder / UNET).with_name(f"diffusion_pytorch_model.{ending}"))
 
 
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 10\n"
+
+
+def cut(file, length):
+    file.write_bytes(file.read_bytes()[:length])
+
+
+def in_shards(folder, absent):
+    """The U-Net's weights as the first of two shards."""
+    (folder / UNET).rename((folder / UNET).with_name("a.safetensors"))
+    index = {"weight_map": {"x": "a.safetensors", "y": absent}}
+    (folder / UNET).with_name("diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
 FOLDERS = {
     "SD 1.5": (lambda f: change(f, "model_index.json", _class_name="StableDiffusionPipeline"), "not SDXL"),
     "SD 3": (lambda f: change(f, "model_index.json", _class_name="StableDiffusion3Pipeline"), "not SDXL"),
@@ -141,6 +155,23 @@ FOLDERS = {
     },
     "no weights": (lambda f: (f / UNET).unlink(), "no unet/diffusion_pytorch_model.safetensors"),
     "pickled weights": (lambda f: renamed(f, "bin"), "can run code"),
+    "weights cut short": (lambda f: cut(f / UNET, -10), "cut short, to "),
+    "a header cut short": (lambda f: cut(f / UNET, 100), "cut short, to 100 bytes"),
+    "empty weights": (lambda f: cut(f / "vae/diffusion_pytorch_model.safetensors", 0), "short, to 0 bytes"),
+    "a page instead of weights": (
+        lambda f: (f / "text_encoder/model.safetensors").write_text("<!DOCTYPE html>"),
+        "is no safetensors file",
+    ),
+    "a pointer instead of weights": (
+        lambda f: (f / "text_encoder_2/model.safetensors").write_text(POINTER),
+        "run git lfs pull",
+    ),
+    "a header of something else": (
+        lambda f: (f / UNET).write_bytes((2).to_bytes(8, "little") + b"[]"),
+        "damaged header",
+    ),
+    "a shard that is not there": (lambda f: in_shards(f, "b.safetensors"), "names b.safetensors, which"),
+    "an index of shards that is damaged": (lambda f: in_shards(f, None), "index.json is damaged"),
     "another variant": (lambda f: renamed(f, "fp16.safetensors"), "set variant=fp16"),
 }
 
@@ -163,7 +194,19 @@ def test_folders_that_are_no_whole_sdxl_are_named(folders, name):
     assert folders[name].name in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["SD 1.5", "without tokenizer_2", "no weights", "inpainting"])
+def test_a_vae_of_its_own_is_examined_too(here):
+    vae = here / "whole"
+    only(vae, "vae")
+    config = ModelConfig(pretrained_model_name_or_path="tiny", pretrained_vae_model_name_or_path=str(vae))
+    examine(config, None)
+    cut(vae / "diffusion_pytorch_model.safetensors", -1)
+    with pytest.raises(ModelError, match="cut short"):
+        examine(config, None)
+
+
+@pytest.mark.parametrize(
+    "name", ["SD 1.5", "without tokenizer_2", "no weights", "inpainting", "weights cut short"]
+)
 def test_every_stage_refuses_a_base_in_the_same_words(make_config, folders, name):
     config = make_config(pretrained_model_name_or_path=str(folders[name]))
     (config.paths.run_folder).mkdir()

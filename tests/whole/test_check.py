@@ -7,7 +7,7 @@ import pytest
 
 from lora_utils import checking, stages
 from lora_utils.cli import main
-from lora_utils.memory import planning
+from lora_utils.memory import machine, planning
 from lora_utils.memory.machine import unwritable
 from lora_utils.model.architectures import UNET
 from lora_utils.model.quantisation import left_in_full
@@ -78,6 +78,53 @@ def test_such_a_folder_fails_the_check(options, tmp_path, capsys):
     assert main(["check", *options, "--output_dir", str(tmp_path / "file" / "run")]) == 1
     [line] = fails(capsys.readouterr().out)
     assert line.startswith(f"FAIL  output_dir {tmp_path / 'file' / 'run'} cannot be written")
+
+
+@pytest.mark.parametrize("setting", ["output_dir", "precompute_dir", "mirror_dir"])
+@pytest.mark.parametrize("stage", ["precompute", "train"])
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_no_stage_begins_or_waits_where_a_file_is_in_the_way(
+    options, tmp_path, monkeypatch, capsys, setting, stage, path
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited"))
+    folders = {"output_dir": tmp_path / "run", "precompute_dir": tmp_path / "cache"}
+    folders[setting] = tmp_path / path
+    flags = [f"--{name}={folder}" for name, folder in folders.items()]
+    assert main([stage, *options, *flags]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{tmp_path / path} cannot be" in error
+    assert f"{tmp_path / 'file'} is a file; set " in error
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_is_full_may_be_read_alone(options, tmp_path, monkeypatch):
+    flags = [f"--precompute_dir={tmp_path / 'cache'}", f"--output_dir={tmp_path / 'run'}"]
+    assert main(["precompute", *options, *flags]) == 0
+    said = "nothing may be written there"
+    monkeypatch.setattr(machine, "why_unwritable", lambda path: said if path.name == "cache" else None)
+    assert main(["precompute", *options, *flags]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../missing", "no folder or file ../missing in "),
+        ("./missing.parquet", "no folder or file ./missing.parquet in "),
+        ("missing.csv", "no folder or file missing.csv in "),
+        (r"C:\data\fox", r"no folder or file C:\data\fox in "),
+        ("https://huggingface.co/datasets/a/b", "is an address"),
+        ("imagefolder", "is a format"),
+    ],
+)
+def test_check_refuses_a_dataset_that_train_would(options, tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.chdir(tmp_path)
+    said = set()
+    for command in (["check"], ["check", "--data"], ["train"]):
+        assert main([*command, *options[:-2], "--dataset_name", name]) == 2
+        said.add(capsys.readouterr().err.splitlines()[-1])
+    [sentence] = said
+    assert words in sentence
 
 
 def test_folders_are_asked_for_at_the_nearest_that_exists(tmp_path):

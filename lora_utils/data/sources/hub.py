@@ -110,7 +110,7 @@ def load_table(config: DataConfig, remarks: Remarks) -> "Dataset":
     name = config.dataset_name or ""
     split = config.dataset_split
     path = Path(name).expanduser()
-    _check_name(name, path)
+    check_name(name)
     try:
         _check_archives(path)
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -153,8 +153,13 @@ def _load_files(path: Path, config: DataConfig, remarks: Remarks) -> "Dataset | 
     return builder.as_dataset(split=split)
 
 
-def _check_name(name: str, path: Path) -> None:
-    # Before the library sees it: it would ask the Hub for such a name, and answer that it does not exist.
+def check_name(name: str) -> None:
+    """Refuse a dataset_name that can be no dataset, before the library asks the Hub for it.
+
+    Raises:
+        DataError: It is an address, a path with nothing there, or a file of another kind.
+    """
+    path = Path(name).expanduser()
     if path.is_dir():
         return
     if "://" in name:
