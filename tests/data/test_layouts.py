@@ -23,6 +23,7 @@ LONELY = "noticed: caption without image"
 STRAY = "noticed: neither image nor caption"
 BESIDES = "noticed: table besides the captions"
 UNUSED = "noticed: table that is not used"
+NAMELESS = "noticed: metadata without a column file_name"
 OTHER = "noticed: table without an image that needs a caption"
 WITHOUT_FOLDER = "noticed: file name without its folder"
 TWINS = "noticed: name that looks like another"
@@ -115,6 +116,12 @@ SIDECARS = {
 
 TABLES = {
     "no table of files": Layout(A | {"notes.csv": "date,note\n1,x\n"}, DOG, (BESIDES,)),
+    "metadata about other things": Layout(A | {"metadata.csv": "id,score\n1,2\n"}, DOG, (NAMELESS,)),
+    "metadata of a sub-folder about other things": Layout(
+        A | {"more/b.png": "", "more/b.txt": "b", "more/metadata.jsonl": '{"seed": 1}'},
+        DOG | {"more/b.png": "b"},
+        (NAMELESS,),
+    ),
     "results": Layout(A | {"results.csv": "image,prompt,score\na.png,x,1\n"}, DOG, (BESIDES,)),
     "a damaged table": Layout(
         A | {"notes.csv": '"', "b.png": "", "log.jsonl": "{"}, DOG, (NO_CAPTION, OTHER, OTHER)
@@ -259,6 +266,31 @@ def test_the_path_that_a_row_would_be_is_named(tmp_path):
     for folder in ("data", "data/images"):
         with pytest.raises(DataError, match=r"captions\.csv .*its first row would be pics/b\.png"):
             find_examples(DataConfig(train_data_dir=tmp_path / folder))
+
+
+NOT_USED = {
+    # a table beside an image without caption: how it would be used
+    "image,label_a\na.png,x\n": "set caption_column (label_a) to use it",
+    "image,de,en\na.png,x,y\n": "set caption_column (de, en) to use it",
+    "nr,text\na.png,x\n": "set image_column (nr, text) to use it",
+    "a.png,a dog\nb.png,a cat\n": "write the line 'file_name,text' above its first to use it",
+    "a.png;a dog\nb.png;a cat\n": "write the line 'file_name,text' above its first to use it",
+}
+
+
+@pytest.mark.parametrize("table", NOT_USED)
+def test_a_table_that_is_not_used_says_how_it_would_be(tmp_path, table):
+    write(tmp_path / "data", {"a.png": "", "b.png": "", "b.txt": "b", "mine.csv": table})
+    found = find_examples(DataConfig(train_data_dir=tmp_path / "data"))
+    [action] = [finding.action for finding in found.findings if finding.source == "mine.csv"]
+    assert action == f"passed over; {NOT_USED[table]}"
+
+
+@pytest.mark.parametrize("settings", [{"caption_column": "score"}, {"image_column": "name"}])
+def test_who_names_a_column_means_the_table(tmp_path, settings):
+    write(tmp_path / "data", A | {"metadata.csv": "id,score\n1,2\n"})
+    with pytest.raises(DataError, match="no column"):
+        find_examples(DataConfig(train_data_dir=tmp_path / "data", **settings))
 
 
 MASKS = {

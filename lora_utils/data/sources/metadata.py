@@ -42,7 +42,9 @@ class Row:
     """As it stands there: a text, a list of texts, or anything else that is to be refused."""
 
 
-def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tuple[list[Row], str]:
+def read_rows(
+    path: Path, name: str, config: DataConfig, remarks: Remarks, is_needed: bool = True
+) -> tuple[list[Row], str]:
     """The rows of a file and the name of its column of captions; bad lines are refused one by one.
 
     Args:
@@ -50,6 +52,7 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
         name: What the user knows the file by.
         config: May name the columns.
         remarks: Takes up bad lines.
+        is_needed: False where all images have captions without it: then it may be about other things.
 
     Raises:
         DataError: The file as a whole cannot be used, or a column cannot be found.
@@ -66,6 +69,9 @@ def read_rows(path: Path, name: str, config: DataConfig, remarks: Remarks) -> tu
             if examples.get(column) in (None, ""):
                 examples[column] = value
     image = choose_image_column(config.image_column, examples, (), name)
+    if image is None and not is_needed:
+        remarks.notice(name, "metadata without a column file_name", "not used; all images have caption files")
+        return [], ""
     if image is None:
         refuse_columns("image_column", "no column file_name", examples, name)
     # Without the column of images, which caption_column must not be advised to name.
@@ -118,7 +124,9 @@ class Metadata:
                 raise DataError(f"{tree.prefix + file} cannot be used ({finding.problem}); {finding.action}")
 
             self._files[folder] = file
-            rows, column = read_rows(tree.root / file, tree.prefix + file, config, remarks)
+            # Who names a column means the table.
+            is_needed = bool(config.caption_column) or not all(map(tree.texts_of, tree.images))
+            rows, column = read_rows(tree.root / file, tree.prefix + file, config, remarks, is_needed)
             if column:
                 self.origins.append(f"{tree.prefix + file} (column {column})")
             self._take(rows, folder, self._names, self.rows, remarks)
@@ -159,8 +167,7 @@ class Metadata:
         try:
             table, column = read_rows(path, shown, self._config, remarks)
         except DataError as error:
-            reason = str(error).partition(";")[0].removeprefix(shown).strip()
-            self._remarks.notice(shown, f"table that is not used ({reason})", "passed over")
+            self._remarks.notice(shown, *_passed_over(str(error).removeprefix(shown).strip(), names))
             return
         self._take(table, folder, names, rows, remarks)
         if rows.keys().isdisjoint(images):
@@ -214,6 +221,19 @@ class Metadata:
             if folder in self._files:
                 return self._files[folder]
         return None
+
+
+def _passed_over(error: str, images: Names) -> tuple[str, str]:
+    """Of a table that cannot be read: what is wrong, and how it would be used."""
+    sentence, *listed = error.splitlines()
+    reason, _, cure = sentence.partition("; ")
+    problem = f"table that is not used ({reason})"
+    columns = [column.strip().partition(":")[0] for column in listed]
+    if any(images.find(column) or images.find_below(column, "") for column in columns):
+        return problem, "passed over; write the line 'file_name,text' above its first to use it"
+    # It may be about anything, so nothing is asked; but what there is to choose from is named.
+    shown = ", ".join(column[:40] for column in columns[:8])
+    return problem, f"passed over; {cure.partition(' to one of')[0]}{shown and f' ({shown})'} to use it"
 
 
 def _file_of(row: Row, folder: str) -> str:
