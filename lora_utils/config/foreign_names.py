@@ -12,7 +12,7 @@ RENAMED = {
     "lora_alpha": "network_alpha alpha linear_alpha unet_lora_alpha lora_network_alpha",
     "lora_dropout": "network_dropout dropout rank_dropout module_dropout",
     "target_modules": "lora_target lora_target_modules unet_target_modules layer_filter lora_layers "
-    "peft_lora_target_modules only_if_contains lora_unet_blocks",
+    "peft_lora_target_modules only_if_contains lora_unet_blocks layer_filter_preset",
     "target_modules=full": "conv_dim conv_rank conv conv_lora_dim conv_alpha network_args",
     "use_dora": "lora_decompose dora dora_wd",
     "use_rslora": "rslora",
@@ -25,7 +25,7 @@ RENAMED = {
     "num_train_epochs": "epochs epoch max_train_epochs max_epochs num_epochs n_epochs train_epochs "
     "num_train_epoch",
     "max_train_steps": "steps max_steps train_steps num_steps total_steps training_steps num_train_steps "
-    "iterations max_iterations max_iters num_iterations",
+    "iterations max_iterations max_iters n_steps num_iterations",
     "train_batch_size": "batch_size batch per_device_train_batch_size bs micro_batch_size mini_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation grad_accum grad_accum_steps accumulation_steps "
     "accumulate_grad_batches gradient_accumulate grad_accumulation_steps grad_acc_steps",
@@ -45,8 +45,8 @@ RENAMED = {
     "input_perturbation": "ip_noise_gamma perturbation_noise_weight perturbation",
     "rescale_betas_zero_snr": "zero_terminal_snr rescale_noise_scheduler_to_zero_terminal_snr ztsnr "
     "force_zero_terminal_snr enable_zero_terminal_snr",
-    "timestep_sampling": "timestep_distribution timestep_bias_strategy weighting_scheme timestep_type "
-    "content_or_style",
+    "timestep_sampling": "timestep_distribution timestep_bias_strategy timestep_bias_portion "
+    "weighting_scheme timestep_type content_or_style",
     "min_timestep": "min_noising_strength timestep_bias_begin min_denoising_steps min_t",
     "max_timestep": "max_noising_strength timestep_bias_end max_denoising_steps max_t",
     "loss_type": "loss loss_fn loss_function",
@@ -65,36 +65,38 @@ RENAMED = {
     "vae_precision=fp32": "no_half_vae",
     "vae_precision": "vae_dtype vae_weight_dtype vae_mixed_precision",
     "mixed_precision": "precision dtype train_dtype amp fp16 bf16 full_fp16 full_bf16 weight_dtype "
-    "mixed_precision_dtype no_mixed_precision use_fp16 use_bf16 torch_dtype",
+    "mixed_precision_dtype no_mixed_precision use_fp16 use_bf16 torch_dtype amp_dtype half",
     "base_precision": "base_model_precision quantize fp8_base fp8_base_unet unet_weight_dtype load_in_4bit "
     "load_in_8bit quantization qtype quantize_base base_quant",
     "train_data_dir": "instance_data_dir instance_data_root image_dir images_dir data_dir dataset_dir "
     "image_folder data_root folder_path dataset_path train_dir img_dir image_path input_dir data_path images "
-    "training_folder concept_file_name train_data_path instance_images_dir dataset_folder",
+    "training_folder concept_file_name train_data_path instance_images_dir dataset_folder instance_dir "
+    "concepts datasets data_backend_config",
     "dataset_name": "dataset hf_dataset dataset_id hub_dataset dataset_repo",
     "dataset_config_name": "dataset_config dataset_subset",
     "dataset_split": "split train_split",
+    "dataset_split, such as train[:500]": "max_train_samples max_samples num_train_samples",
     "num_repeats": "repeats repeat dataset_repeats balancing multiply",
     "caption_extension": "caption_ext caption_extention text_extension",
     "caption_column": "text_column caption_field prompt_column caption_key",
     "image_column": "image_field image_key img_column",
     "instance_prompt": "class_tokens default_caption only_instance_prompt",
     "trigger_word": "trigger trigger_words token_string activation_tag activation_tags placeholder_token "
-    "concept_token caption_prefix activation_text",
+    "concept_token caption_prefix activation_text activation_word keyword",
     "shuffle_caption": "shuffle_tags shuffle_tokens enable_tag_shuffling tag_shuffle",
     "keep_tokens": "keep_tags keep_n_tokens keep_tags_count tag_keep_first",
     "caption_dropout_rate": "caption_dropout cond_dropout proportion_empty_prompts "
     "caption_dropout_probability unconditional_prob dropout_probability conditioning_dropout_prob ucg_rate",
     "max_token_length": "max_length_multiplier tokenizer_max_length max_tokens max_caption_length",
     "resolution": "size image_size img_size train_resolution training_resolution target_resolution "
-    "resolution_px pixel_size",
+    "resolution_px pixel_size target_size width height",
     "random_crop": "crop_style",
     "random_flip": "flip_aug flip_x flip_p horizontal_flip hflip flip random_flip_prob enable_random_flip "
     "flip_augmentation use_flip",
     "enable_bucket": "buckets aspect_ratio_bucketing bucket aspect_ratio bucketing enable_buckets "
     "multi_aspect aspect_bucketing use_bucket use_buckets crop_aspect",
     "bucket_no_upscale": "no_upscale bucket_no_upscaling",
-    "bucket_reso_steps": "bucket_step bucket_steps bucket_resolution_steps",
+    "bucket_reso_steps": "bucket_step bucket_steps bucket_resolution_steps aspect_bucket_alignment",
     "min_bucket_reso": "min_bucket_resolution min_bucket_size",
     "max_bucket_reso": "max_bucket_resolution max_bucket_size",
     "mask_data_dir": "mask_path mask_dir masks masked_loss masked_training conditioning_data_dir mask_folder",
@@ -106,8 +108,9 @@ RENAMED = {
     "validation_steps": "validate_every_n_steps eval_steps validation_step_interval val_every eval_every",
     "validation_steps, in steps": "validation_epochs validate_every_n_epochs eval_epochs",
     "output_dir": "output_path output output_folder save_dir save_path workspace_dir save_to "
-    "output_model_destination",
-    "run_name": "output_name project_name lora_name job_name training_folder_name experiment_name",
+    "output_model_destination outdir",
+    "run_name": "output_name project_name lora_name job_name training_folder_name experiment_name "
+    "lora_model_name save_filename_prefix",
     "cache_dir": "hf_cache_dir download_dir hub_cache model_cache_dir",
     "precompute_dir": "latent_cache_dir cache_path vae_cache_dir cache_dir_vae latents_dir",
     "checkpointing_steps": "save_every save_steps save_every_n_steps save_interval "
@@ -117,7 +120,7 @@ RENAMED = {
     "checkpoints_total_limit": "save_total_limit max_step_saves_to_keep max_checkpoints keep_checkpoints "
     "keep_last_n rolling_backup_count checkpoint_limit save_last_n_epochs save_last_n_steps_state",
     "resume_from_checkpoint": "resume resume_from network_weights continue_last_backup resume_state "
-    "resume_path initial_weights resume_training",
+    "resume_path initial_weights resume_training ckpt_path load_from auto_resume",
     "max_train_minutes": "max_train_time time_limit max_hours max_time",
     "mirror_dir": "backup_dir drive_dir gdrive_path save_to_drive",
     "lora_path": "lora lora_file lora_model lora_weights lora_model_path adapter_path lora_name_or_path "
@@ -150,20 +153,22 @@ NOT_NEEDED = {
     "attention attention_mechanism disable_xformers flash_attn flash_attention use_flash_attention "
     "sdp_attention attn_mode attention_slicing enable_attention_slicing",
     "memory is planned by itself (gradient_checkpointing=auto, base_precision); leave it out":
-    "lowram low_vram medvram lowvram low_memory offload offload_fraction layer_offloading blocks_to_swap "
-    "block_swap cpu_offload enable_model_cpu_offload cpu_offload_checkpointing disable_mmap_load_safetensors "
-    "fused_backward_pass fused_optimizer_groups activation_offload set_grads_to_none enable_cpu_offload "
-    "enable_sequential_cpu_offload gradient_checkpointing_interval unload_text_encoder",
+    "lowram highvram low_vram medvram lowvram low_memory offload offload_fraction layer_offloading "
+    "blocks_to_swap block_swap cpu_offload enable_model_cpu_offload cpu_offload_checkpointing "
+    "disable_mmap_load_safetensors fused_backward_pass fused_optimizer_groups activation_offload "
+    "set_grads_to_none enable_cpu_offload enable_sequential_cpu_offload gradient_checkpointing_interval "
+    "unload_text_encoder",
     "the U-Net alone is trained; leave it out": "train_text_encoder text_encoder_lr te_lr text_encoder_lr1 "
     "text_encoder_lr2 learning_rate_te1 learning_rate_te2 network_train_unet_only train_text_encoder_ti "
     "network_train_text_encoder_only train_unet_only stop_text_encoder_training train_unet "
-    "text_encoder_learning_rate lr_text_encoder train_text_encoder_frac te_learning_rate block_lr "
-    "train_text_encoder_1 train_text_encoder_2 cache_text_encoder text_encoder",
+    "text_encoder_learning_rate lr_text_encoder train_text_encoder_frac train_text_encoder_ti_frac "
+    "adam_weight_decay_text_encoder token_abstraction num_new_tokens_per_abstraction te_learning_rate "
+    "block_lr train_text_encoder_1 train_text_encoder_2 cache_text_encoder text_encoder",
     "a checkpoint always holds all that a run needs to go on; leave it out": "save_state "
     "save_state_on_train_end save_optimizer_state",
     "a LoRA is always what is trained; leave it out": "network_module network_type training_method job "
     "model_type lora_type algo adapter_type peft_type lora_module use_lora train_lora network lora_algo "
-    "use_lycoris lycoris_config",
+    "task_type use_lycoris lycoris_config",
     "results are always safetensors; leave it out": "save_model_as use_safetensors save_safetensors "
     "save_format safe_serialization output_model_format no_metadata",
     "the adapter is always trained and kept in fp32; leave it out": "save_precision save_dtype "
@@ -172,7 +177,8 @@ NOT_NEEDED = {
     "text_encoder_layer_skip te_layer_skip text_encoder_hidden_layer",
     "the base model's own scheduler says so; leave it out": "prediction_type v_parameterization v_pred "
     "is_v_pred v2 noise_scheduler sampler sample_sampler scale_v_pred_loss_like_noise_pred sdxl is_xl "
-    "force_v_prediction custom_model_is_vpred validation_noise_scheduler training_scheduler",
+    "do_edm_style_training force_v_prediction custom_model_is_vpred validation_noise_scheduler "
+    "training_scheduler",
     "here images of a class are a further train_data_dir with num_repeats of its own; leave it out":
     "reg_data_dir class_data_dir class_prompt with_prior_preservation prior_loss_weight num_class_images "
     "is_reg prior_reg is_regularisation_data regularization_images class_data_root",
@@ -180,7 +186,7 @@ NOT_NEEDED = {
     "resize_mode crop_type crop random_resized_crop square_crop",
     "compare draws with base and LoRA after training; leave it out": "sample_every_n_steps "
     "sample_every_n_epochs sample_every sample_at_first save_sample_every validation_disable "
-    "skip_final_inference run_validation",
+    "skip_final_inference disable_sampling skip_first_sample walk_seed run_validation",
     "nothing is uploaded by itself; leave it out": "push_to_hub hub_model_id huggingface_repo_id "
     "push_checkpoints_to_hub hub_private_repo private_repo hub_strategy push_to_huggingface",
     "TF32 and cuDNN are left as torch sets them; leave it out": "allow_tf32 tf32 cudnn_benchmark "

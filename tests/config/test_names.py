@@ -40,7 +40,11 @@ ANSWERS = {
     "seed_": "'seed'",
     "cond_dropout": "caption_dropout_rate", "flip_p": "random_flip", "weight_decay": "adam_weight_decay",
     "masked_loss": "mask_data_dir", "aspect_ratio_bucketing": "enable_bucket", "lora_decompose": "use_dora",
-    "model": "pretrained_model_name_or_path",
+    "model": "pretrained_model_name_or_path", "name_or_path": "pretrained_model_name_or_path",
+    "concept_file_name": "train_data_dir", "datasets": "train_data_dir", "max_train_samples": "dataset_split",
+    "adam_weight_decay_text_encoder": "U-Net alone", "do_edm_style_training": "scheduler",
+    "disable_sampling": "compare draws", "highvram": "by itself", "prompt_file": "prompt",
+    "width": "resolution", "lora_model_name": "run_name", "amp_dtype": "mixed_precision",
 }  # fmt: skip
 
 
