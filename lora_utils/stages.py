@@ -18,7 +18,7 @@ from lora_utils.config.schema import RunConfig
 from lora_utils.config.trained import as_trained, run_settings
 from lora_utils.data.examples import DataError
 from lora_utils.data.findings import as_csv
-from lora_utils.memory.machine import unwritable
+from lora_utils.memory.machine import unwritable_among
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import find_lora
 from lora_utils.precompute.fill import Precomputed, fill_cache, warn_of_findings
@@ -189,15 +189,15 @@ def _encode(config: RunConfig, base: PretrainedSdxl, plan: DataPlan, note: RunNo
 
 
 def _require_folder(config: RunConfig) -> None:
-    # What check fails, before anything is encoded. But pictures are no matter of training, a cache may be
-    # full and read alone, and a drive that is away for a moment is waited for.
+    # What check fails, before anything is encoded. But a cache may be full and read alone, and a drive that
+    # is away for a moment is waited for.
     cache = config.paths.precompute_dir
     made = None if cache is None or cache.is_dir() else cache
     mirror = config.checkpoint.mirror_dir
     blocked = mirror if mirror and any(map(os.path.isfile, (mirror, *mirror.parents))) else None
-    paths = config.paths.model_copy(update={"infer_path": None, "precompute_dir": made})
-    for problem in unwritable(paths, config.checkpoint.model_copy(update={"mirror_dir": blocked})):
-        raise DataError(problem)
+    folders = {"output_dir": config.paths.run_folder, "precompute_dir": made, "mirror_dir": blocked}
+    if problems := unwritable_among(folders):
+        raise DataError("; ".join(problems))
 
 
 def _base(config: RunConfig) -> PretrainedSdxl:

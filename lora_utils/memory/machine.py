@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -61,6 +61,11 @@ def unwritable(paths: PathsConfig, checkpoint: CheckpointConfig) -> list[str]:
         "infer_path": paths.infer_path,
         "mirror_dir": checkpoint.mirror_dir,
     }
+    return unwritable_among(folders)
+
+
+def unwritable_among(folders: Mapping[str, Path | None]) -> list[str]:
+    """The same of some folders, by the settings that name them."""
     problems = []
     for setting, folder in folders.items():
         problem = folder and why_unwritable(folder)
