@@ -136,10 +136,13 @@ def _train(command: Command) -> int:
     from lora_utils.training.folders import completed_run, find_run
 
     if folder := completed_run(command.config):  # within a moment: without what training imports
-        print(f"{folder} is complete; its LoRA is in {folder / WEIGHTS_NAME}")
+        if is_first_process():
+            print(f"{folder} is complete; its LoRA is in {folder / WEIGHTS_NAME}")
         return 0
     for _ in _stages().train(command.config):
         pass
+    if not is_first_process():  # the others may look before it is written
+        return 0
     folder = find_run(command.config)
     print(f"the LoRA is in {folder / WEIGHTS_NAME}; draw with it: compare --lora_path {folder}")
     return 0

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
+from lora_utils import UserError
 from lora_utils.config.doubts import doubts
 from lora_utils.config.schema import RunConfig
 from lora_utils.model.base import PretrainedSdxl
@@ -78,15 +79,20 @@ def plan_run(config: RunConfig, give_way: Callable[[], object] | None = None) ->
     steps = note.free["steps"]
 
     owned = [Ownership()]
-    places: list[RunPlace | None] = [None]
+    places: list[RunPlace | UserError | None] = [None]
     if accelerator.is_main_process:  # which alone writes
 
         def claim(folder: Path) -> None:
             owned[0] = own_run(folder, give_way)
 
-        places = [choose_folder(config.paths, config.checkpoint, note, steps, claim)]
+        try:
+            places = [choose_folder(config.paths, config.checkpoint, note, steps, claim)]
+        except UserError as refusal:  # raised below, once the others know that there is nothing to wait for
+            places = [refusal]
     # The others would take a folder that the first has begun for another run's.
     [place] = broadcast_object_list(places)
+    if isinstance(place, UserError):
+        raise place if accelerator.is_main_process else SystemExit(2)  # the first one says why
     assert place is not None
     if accelerator.is_main_process and not place.is_complete:
         for doubt in told:

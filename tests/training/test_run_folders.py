@@ -335,3 +335,28 @@ def test_the_mirror_gets_what_it_lacks_of_a_complete_run(places, precompute_dir,
         assert newest.read_bytes() == before[folder / newest.relative_to(mirrored)]
         assert any((mirrored / "precomputed").iterdir())
         assert not any(path.name.startswith("earlier") for path in mirrored.iterdir())
+
+
+PAIRS = (  # one after the other in one folder: flags, exit code, how lines begin that are told once
+    ([], 0, ["into        runs/pictures-ci", "the LoRA is in runs/pictures-ci/"]),
+    (["--rank", "4"], 0, ["into        runs/pictures-ci-2", "the LoRA is in runs/pictures-ci-2/"]),
+    (["--rank", "4"], 0, ["runs/pictures-ci-2 is complete"]),
+    (["--rank", "8", "--output_dir", "runs/pictures-ci"], 1, ["RunFolderError: runs/pictures-ci holds"]),
+)
+
+
+def test_two_processes_agree_on_the_folder_and_one_of_them_tells(data_dir, precompute_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "pictures")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lora_utils"]
+    flags = ["--train_data_dir", "pictures", "--precompute_dir", precompute_dir, "--max_train_steps", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for changed, code, lines in PAIRS:
+        done = subprocess.run(
+            [*launch, "train", "--config", "ci", *flags, *changed],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code
+        said = (done.stdout + done.stderr).splitlines()
+        for line in lines:
+            assert sum(told.startswith(line) for told in said) == 1, line
+        assert not any("gloo" in told for told in said)  # nobody waits for who has refused
