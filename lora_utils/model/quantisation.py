@@ -91,6 +91,15 @@ def quantise_linears(model: nn.Module, names: list[str], precision: Quantised, d
             f"base_precision={precision} needs bitsandbytes: pip install bitsandbytes, "
             "or set base_precision=auto"
         ) from error
+
+    class ContiguousLinear8bitLt(Linear8bitLt):
+        """Rounds what it is given, however that lies in memory."""
+
+        # bitsandbytes 0.50's CUDA kernel reads row after row from the first address and asks for no strides,
+        # and a transformer's proj_in is given a transposed view whenever the batch is 1.
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.contiguous())
+
     for name in names:
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
@@ -101,7 +110,7 @@ def quantise_linears(model: nn.Module, names: list[str], precision: Quantised, d
             new = Linear4bit(*shape, dtype, compress_statistics=True, quant_type="nf4", device="meta")
             new.support_avx512bf16_for_cpu = False  # it would repack weights that others read too
         else:
-            new = Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
+            new = ContiguousLinear8bitLt(*shape, has_fp16_weights=False, device="meta")
             vars(new)["compute_dtype"] = dtype
         model.set_submodule(name, new.requires_grad_(False))
     setattr(model, "is_loaded_in_4bit" if precision == "nf4" else "is_loaded_in_8bit", True)

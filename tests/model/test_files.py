@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import int8_vectorwise_dequant, int8_vectorwise_quant
@@ -207,6 +208,22 @@ def test_peft_trains_on_a_quantised_base(precision, tmp_path):
     call(unet.train()).square().mean().backward()
     assert all(parameter.grad is not None for parameter in parameters)
     assert lora.save_lora(unet, tmp_path).exists()
+
+
+def test_int8_rounds_contiguous_inputs_alone(monkeypatch):
+    unet, _ = quantised("int8")
+    lora.add_lora(unet, LoraConfig(rank=2, target_modules=["attn"]), seed=0)
+    given = []
+
+    def watched(inputs, threshold=0.0):
+        given.append(inputs)
+        return int8_vectorwise_quant(inputs, threshold)
+
+    monkeypatch.setattr(bitsandbytes.functional, "int8_vectorwise_quant", watched)
+    with torch.no_grad():
+        call(unet.eval())  # in training, a CPU does not round them
+    assert len(given) > 50
+    assert all(inputs.is_contiguous() for inputs in given)  # CUDA's kernel reads nothing else rightly
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
