@@ -1,6 +1,8 @@
 """The page docs/benchmarks.md and its picture, made from results alone.
 
 report   page, main: ``python -m benchmarks report`` writes both
+cards    on_gpus: what each card has shown, and what that does not say
+smoke    what_holds: short checks on a card
 tables   Results, table, TECHNIQUES: result files by name, and figures as Markdown
 picture  draw: bars of memory against a T4's
 """

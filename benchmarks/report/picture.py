@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.report.tables import TECHNIQUES, Results
+from benchmarks.report.tables import TECHNIQUES, Results, record_of
 from lora_utils.memory.cards import T4
 
 OURS = "#2a6f97"
@@ -21,7 +21,7 @@ def draw(results: Results, path: Path) -> None:
     for label, section, name, case in reversed(TECHNIQUES):  # matplotlib counts from below
         forecast = results.row("forecast", section, name)
         if forecast:
-            rows.append((label, forecast, records.get(case, {})))
+            rows.append((label, forecast, record_of(records, case)))
 
     figure = Figure(figsize=(8, 1.2 + 0.4 * max(1, len(rows))), layout="constrained")
     axis = figure.subplots()
@@ -29,11 +29,12 @@ def draw(results: Results, path: Path) -> None:
     for row, (label, forecast, record) in enumerate(rows):
         reserved = forecast["reserved_gib"]
         axis.barh(row, reserved, color=OURS if label.startswith("ours") else OTHERS, height=0.62)
-        axis.text(0.15, row, f"{reserved:.1f}", va="center", color="white", fontsize=9)
+        failed = ", ran out of memory" if record.get("status") == "out of memory" else ""
+        axis.text(0.15, row, f"{reserved:.1f}{failed}", va="center", color="white", fontsize=9)
         seconds = forecast["t4_roofline_ms"] / 1000
         axis.text(1.02, row, f"{seconds:.2f} s", va="center", transform=beside, fontsize=9)
         if record.get("status") == "ok":
-            axis.plot(record["reserved_gib"], row, "o", color="black", markersize=5)
+            axis.plot(record["reserved_gib"], row, "o", color="black", markeredgecolor="white", markersize=6)
 
     axis.axvline(T4.usable_gib, color=LIMIT, linewidth=1.2)
     axis.text(

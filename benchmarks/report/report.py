@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import ROOT
+from benchmarks.report.cards import on_gpus
 from benchmarks.report.picture import draw
-from benchmarks.report.tables import MISSING, TECHNIQUES, Results, outcome, table
+from benchmarks.report.smoke import what_holds
+from benchmarks.report.tables import MISSING, TECHNIQUES, Results, outcome, record_of, table
 from lora_utils.memory.cards import T4
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -39,8 +41,9 @@ def page(folder: Path = RESULTS) -> str:
         "its times are a T4's\nroofline.",
         "![Memory of a training step against a T4's](benchmarks.png)",
         *_techniques(results),
-        *_on_gpus(results),
+        *on_gpus(results),
         *_under_caps(results),
+        *what_holds(results),
         *_owed(results),
         *_on_cpus(results),
     ]
@@ -57,65 +60,29 @@ def _techniques(results: Results) -> list[str]:
         row |= {header: forecast.get(key) for key, header in FORECAST.items()}
         row["T4 by roofline, ms"] = forecast.get("t4_roofline_ms")
         if card:
-            record = results.figures(card)["records"].get(case, {})
-            row |= {"measured GiB": outcome(record, "allocated_gib"), "measured ms": outcome(record, "ms")}
+            record = record_of(results.figures(card)["records"], case)
+            row |= {
+                "measured GiB": outcome(record, "allocated_gib"),
+                "measured ms": outcome(record, "ms"),
+                "kernels alone, ms": outcome(record, "kernel_ms"),
+            }
         rows.append(row)
     measured = results.told(card) if card else f"{MISSING} (`python -m benchmarks gpu`, on any CUDA card)"
     return [
         "## Technique by technique",
         f"Forecast: {results.told('forecast')}. Measured: {measured}.",
         table(rows),
-        "The example script also encodes each picture anew, in every step; that is not in its forecast here.",
+        "The example script also encodes each picture anew, in every step; that is left out here"
+        f"{_with_vae(results.figures(card)['records']) if card else ''}.",
     ]
 
 
-def _on_gpus(results: Results) -> list[str]:
-    paragraphs = []
-    for name in results.gpus():
-        figures = results.figures(name)
-        settings = figures["settings"]
-        records = figures["records"]
-        cap = f"capped at {settings['vram_gib']:g} GiB" if settings["vram_gib"] else "uncapped"
-        kernels = f"kernels as on {settings['emulate']}" if settings["emulate"] else "its own kernels"
-        words = {True: "yes", False: "no", None: MISSING}
-        paragraphs += [
-            f"## Measured on {results.told(name)}",
-            f"Memory {cap}, {kernels}.",
-            table(_gpu_row(case, record, records.get("ours", {})) for case, record in records.items()),
-            table(_checks(records)),
-            table(bar | {"passed": words[bar["passed"]]} for bar in figures["bars"]),
-        ]
-    return paragraphs
-
-
-def _gpu_row(case: str, record: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-    """Of a step or a stage; empty for a check, which has no time and stands in a table of its own."""
-    if "ms" not in record and record["status"] == "ok":
-        return {}
-    # Only a step can be compared with ours: it alone has a loss.
-    is_step = "ms" in record and "ms" in ours and "loss" in record
-    return {
-        "case": case,
-        "forecast GiB": record.get("forecast", {}).get("allocated_gib", ""),
-        "GiB": outcome(record, "allocated_gib"),
-        "forecast off by, %": record.get("error_percent", ""),
-        "reserved": outcome(record, "reserved_gib"),
-        "ms": outcome(record, "ms"),
-        "from": record.get("ms_lowest", ""),
-        "to": record.get("ms_highest", ""),
-        "times ours": record["ms"] / ours["ms"] if is_step else "",
-        "kernels alone, ms": record.get("kernel_ms") or "",
-        "launches": record.get("kernels") or "",
-    }
-
-
-def _checks(records: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What is no rate: relative errors, seconds of saving and loading."""
-    for case, record in records.items():
-        if "ms" not in record and record["status"] == "ok":
-            for key, value in record.items():
-                if isinstance(value, int | float) and not key.endswith("_gib"):
-                    yield {"check": case, "figure": key, "value": f"{value:.6g}"}
+def _with_vae(records: dict[str, dict[str, Any]]) -> str:
+    record = records.get("example script", {})
+    if record.get("status") != "ok":
+        return ""
+    gib, ms, kernel_ms = (record[key] for key in ("allocated_gib", "ms", "kernel_ms"))
+    return f".\nWith it, it took {gib:.3g} GiB and {ms:,.0f} ms, of which {kernel_ms:.3g} ms in kernels"
 
 
 def _under_caps(results: Results) -> Iterator[str]:
@@ -142,7 +109,7 @@ def _owed(results: Results) -> list[str]:
     steps = []
     for label, section, name, case in TECHNIQUES:
         forecast = results.row("forecast", section, name)
-        record = records.get(case, {})
+        record = record_of(records, case)
         steps.append(
             {
                 "one step": label,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "not measured yet"
+NO_RECOMPUTATION = "nothing is recomputed"  # a plan's own words
 TECHNIQUES = [
     ("ours, nothing recomputed", "own", "lean", "ours, nothing recomputed"),
     ("ours, 722 linears", "own", "lean, 722 linears", "ours, 722 linears"),
@@ -19,7 +20,8 @@ TECHNIQUES = [
         "low memory: nf4, full, 8-bit Adam, rank 8",
         "ours, low memory",
     ),
-    ("diffusers' example script", "published", "diffusers' script", "example script"),
+    # Without the VAE on both sides: the forecast is of the U-Net alone, and so is this case.
+    ("diffusers' example script", "published", "diffusers' script", "example script, cached latents"),
     (
         "diffusers' example script, nothing recomputed",
         "published",
@@ -48,13 +50,13 @@ class Results:
         """Names of the files of a GPU program.
 
         Args:
-            program: ``caps_`` or ``micro_``; empty for the steps and stages.
+            program: ``caps_``, ``micro_`` or ``smoke_``; empty for the steps and stages.
 
         Returns:
             By name of the card, but a T4 itself first: it is the card that all is measured against.
         """
         prefix = f"gpu_{program}"
-        others = () if program else ("gpu_caps_", "gpu_micro_")
+        others = () if program else ("gpu_caps_", "gpu_micro_", "gpu_smoke_")
         names = [name for name in self._content if name.startswith(prefix) and not name.startswith(others)]
         return sorted(names, key=lambda name: (name != f"{prefix}t4", name))
 
@@ -65,7 +67,7 @@ class Results:
         content = self._content[name]
         gpu = content.get("gpu")
         where = f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']})" if gpu else content["machine"]
-        return f"{where}, {content['date']}, commit {content['commit'] or 'unknown'}"
+        return f"{where}, {content['date']}, commit {content['commit'][:7] or 'unknown'}"
 
     def row(self, name: str, section: str, wanted: str) -> dict[str, Any]:
         """The row of a section whose first cell is the wanted one; empty where there is none."""
@@ -73,6 +75,15 @@ class Results:
             if next(iter(row.values())) == wanted:
                 return row
         return {}
+
+
+def record_of(records: dict[str, dict[str, Any]], case: str) -> dict[str, Any]:
+    """A case's record; empty where it was not run."""
+    if case == "ours, nothing recomputed" and case not in records:
+        # "ours" recomputes what its plan says: where that is nothing, it is this case.
+        ours = records.get("ours", {})
+        return ours if ours.get("forecast", {}).get("recomputes") == NO_RECOMPUTATION else {}
+    return records.get(case, {})
 
 
 def outcome(record: dict[str, Any], key: str, missing: str = MISSING) -> Any:
