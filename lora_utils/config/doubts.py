@@ -83,6 +83,8 @@ def _of_the_adapter(lora: LoraConfig) -> Iterator[str]:
             f"lora_alpha {alpha:g} at rank {lora.rank} multiplies the update by {alpha / divisor:.1g}, so "
             "that next to nothing is learned; leave lora_alpha out for 1"
         )
+    if lora.conv_rank is not None and {"attn", "attn+ff"} >= set(lora.target_modules):
+        yield "conv_rank has no effect, because target_modules names no convolution; full has them all"
     if lora.lora_dropout >= MOST_DROPPED:
         yield f"lora_dropout {lora.lora_dropout:g} drops nearly all that the adapter sees; 0.1 is usual"
 

@@ -13,7 +13,9 @@ RENAMED = {
     "lora_dropout": "network_dropout dropout rank_dropout module_dropout",
     "target_modules": "lora_target lora_target_modules unet_target_modules layer_filter lora_layers "
     "peft_lora_target_modules only_if_contains lora_unet_blocks layer_filter_preset",
-    "target_modules=full": "conv_dim conv_rank conv conv_lora_dim conv_alpha network_args",
+    "conv_rank": "conv_dim conv conv_lora_dim network_conv_dim",
+    "lora_alpha, for convolutions too": "conv_alpha",
+    "target_modules=full": "network_args",
     "use_dora": "lora_decompose dora dora_wd",
     "use_rslora": "rslora",
     "learning_rate": "lr unet_lr learning_rate_unet max_lr unet_learning_rate base_lr lr_unet",

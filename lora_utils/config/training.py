@@ -73,6 +73,8 @@ class LoraConfig(Section):
 
     rank: Annotated[int, Field(gt=0, le=LARGEST_RANK)] = 16
     """Rank r of each update. Trainable parameters grow linearly with it."""
+    conv_rank: Annotated[int, Field(gt=0, le=LARGEST_RANK)] | None = None
+    """Rank of the convolutions' updates; rank when not given. Their scale is that of all others."""
     lora_alpha: PositiveFloat | None = None
     """The update is multiplied by lora_alpha / rank; equal to rank when not given."""
     lora_dropout: Fraction = 0.0

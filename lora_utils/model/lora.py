@@ -1,6 +1,7 @@
 """LoRA adapters on the SDXL U-Net: attach, save, load."""
 
 import math
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig as PeftLoraConfig
 from peft.utils import get_peft_model_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_utils.config.training import LoraConfig
 from lora_utils.model.lora_reader import read_updates
@@ -55,6 +56,7 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
             )
 
     alpha: Any = config.lora_alpha or config.rank  # peft only divides it, though its hint says int
+    ranks, alphas = _of_convolutions(unet, config, alpha)
     # peft draws from the global generator: seeded here, and given back as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -62,6 +64,8 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
             PeftLoraConfig(
                 r=config.rank,
                 lora_alpha=alpha,
+                rank_pattern=ranks,
+                alpha_pattern=alphas,
                 lora_dropout=config.lora_dropout,
                 target_modules=targets,
                 init_lora_weights="gaussian",
@@ -74,6 +78,19 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
     for parameter in parameters:
         parameter.data = parameter.data.float()  # GradScaler refuses fp16 gradients
     return parameters
+
+
+def _of_convolutions(
+    unet: UNet2DConditionModel, config: LoraConfig, alpha: float
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Rank and alpha of each convolution, by patterns of its name, where they have a rank of their own."""
+    if config.conv_rank is None:
+        return {}, {}
+    # The same scale for all updates: ``save_lora`` multiplies by one, and so does a reader's strength.
+    ratio = config.conv_rank / config.rank
+    own_alpha = alpha * (math.sqrt(ratio) if config.use_rslora else ratio)
+    names = [re.escape(name) for name, module in unet.named_modules() if isinstance(module, nn.Conv2d)]
+    return dict.fromkeys(names, config.conv_rank), dict.fromkeys(names, own_alpha)
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> Path:

@@ -30,8 +30,17 @@ def same(left, right):
     return np.array_equal(np.asarray(left), np.asarray(right))
 
 
-def test_a_fresh_pipeline_reproduces_both_pictures_exactly(trained, fresh_pipeline):
-    config = trained(seeds=[3, 4], negative_prompt="green")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["attn"]},
+        {"target_modules": ["full"], "conv_rank": 2, "lora_alpha": 9},
+        {"target_modules": ["full"], "conv_rank": 32, "lora_alpha": 9, "use_rslora": True},
+    ],
+    ids=str,
+)
+def test_a_fresh_pipeline_reproduces_both_pictures_exactly(trained, fresh_pipeline, settings):
+    config = trained(seeds=[3, 4], negative_prompt="green", **settings)
     result = stages.compare(config)
 
     def draw(seed):

@@ -12,7 +12,7 @@ from lora_utils.config.schema import RunConfig
 # What people bring, and what they shall read.
 ANSWERS = {
     "network_dim": "rank", "network_alpha": "lora_alpha", "lora_rank": "rank",
-    "conv_dim": "target_modules=full",
+    "conv_dim": "conv_rank", "conv_alpha": "lora_alpha", "network_args": "target_modules=full",
     "lr": "learning_rate", "unet_lr": "learning_rate", "text_encoder_lr": "U-Net alone",
     "epochs": "num_train_epochs", "epoch": "num_train_epochs", "max_train_epochs": "num_train_epochs",
     "steps": "max_train_steps", "batch_size": "train_batch_size", "grad_accum": "gradient_accumulation_steps",

@@ -18,6 +18,7 @@ ADAPTERS = {
     "rsLoRA": {"use_rslora": True},
     "feed-forward": {"target_modules": ["attn+ff"]},
     "convolutions": {"target_modules": ["full"]},
+    "convolutions of a lower rank": {"target_modules": ["full"], "conv_rank": 2, "lora_alpha": 2},
     "queries alone": {"target_modules": ["to_q"]},
     "dropout": {"lora_dropout": 0.3},
     "DoRA": {"use_dora": True},
