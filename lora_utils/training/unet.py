@@ -95,9 +95,10 @@ class PlannedUnet:
 
 
 def _adapt(unet: UNet2DConditionModel, lora: LoraConfig, config: TrainConfig) -> None:
-    add_lora(unet, lora, config.seed)
+    # Before the adapter: of its convolutions, files and 8-bit states hold numbers without their layout.
     if config.channels_last:
         unet.to(memory_format=torch.channels_last)
+    add_lora(unet, lora, config.seed)
     # Last but for compiling: the lean step's stacked copies must have the layout and device of what they
     # copy.
     if config.lean_step:

@@ -101,6 +101,13 @@ def test_every_optimiser_goes_on_where_it_was(settings, tmp_path, changed):
     assert_all_equal(straight, found, [2])
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_convolutions_go_on_where_they_were_in_another_layout(settings, tmp_path, optimizer):
+    changed = {"target_modules": ["full"], "channels_last": True, "max_train_steps": 4}
+    straight, found = cut_at(Ours(settings | changed | {"optimizer": optimizer}), tmp_path, [2])
+    assert_all_equal(straight, found, [2])
+
+
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(
     settings, finished, again, caplog
 ):
