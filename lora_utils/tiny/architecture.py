@@ -1,7 +1,7 @@
 """The tiny SDXL's shape: all classes and all conditioning of the real one, a thousandth of its size.
 
-64 px images are 16 x 16 x 4 latents. Attention sits at all three levels of the U-Net, so that a LoRA on the
-default target modules reaches the resolution that a drawing style lives at.
+64 px images are 16 x 16 x 4 latents. The U-Net's topology is SDXL's: no attention at the finest level, two
+residual blocks a level, most transformer layers at the coarsest, and modules of the same names.
 """
 
 import json
@@ -35,15 +35,15 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Text_time conditioning and cross-attention to two encoders, as in SDXL; random weights."""
+    """SDXL's blocks and conditioning, in widths that nf4's blocks of 64 divide; random weights."""
     return UNet2DConditionModel(
         sample_size=16,
-        block_out_channels=(48, 64, 96),
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
-        layers_per_block=1,
-        transformer_layers_per_block=1,
-        attention_head_dim=(3, 4, 6),  # the number of heads, under diffusers' historical name
+        block_out_channels=(48, 64, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(3, 4, 4),  # the number of heads, under diffusers' historical name: all 16 wide
         cross_attention_dim=2 * TEXT_WIDTH,  # both encoders' hidden states, one beside the other
         use_linear_projection=True,
         norm_num_groups=16,

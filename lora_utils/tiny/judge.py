@@ -1,7 +1,7 @@
 """Judges pictures of the little world without any learned model: nearest colours, templates, line directions.
 
-A picture is an RGB image of 64 x 64 pixels. Colours are read where the picture is flat, so that lines and
-soft edges do not count.
+A picture is an RGB image of one of the world's sizes. Colours are read where the picture is flat, so that lines
+and soft edges do not count.
 """
 
 from functools import cache
@@ -9,110 +9,196 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from lora_utils.tiny.world import COLOURS, INK, PAPER, SHAPES, SIZE_PX, SUPERSAMPLING, Placement, shape_mask
+from lora_utils.tiny.drawing import SUBJECT, SUPERSAMPLING, Placement, Size, shape_mask
+from lora_utils.tiny.world import COLOURS, INK, SHAPES, SIZES, STYLES, Style
 
 FLAT_STD = 20.0
 """Of 255, over 5 x 5 pixels: above it there is an edge."""
 BORDER_PX = 6
 """Width of the frame that shows the background: the largest shape touches its innermost pixel only."""
-DARK = 115.0
-"""Mean of the channels, of 255: ink is below, paper far above."""
+PAPER_DISTANCE = 40.0
+"""Of 255, in RGB: nearer to the paper's colour than this is paper."""
+OUTLINE_STEP = 0.5
+"""Of the way from the shape's brightness to the outline's, at least so much darkens or brightens."""
 FEWEST_PIXELS = 12
 """Of a colour, for it to count."""
-NAMES = (*COLOURS, "paper", "ink")
-VALUES = np.array([*COLOURS.values(), PAPER, INK], dtype=np.float32)
+SMALLEST_SHARE = 0.02
+"""Of a picture that a shape covers."""
+NAMES = (*COLOURS, *(f"{style.name} {part}" for style in STYLES for part in ("paper", "line")))
+VALUES = np.array(
+    [*COLOURS.values(), *(colour for style in STYLES for colour in (style.paper, style.line))], np.float32
+)
 
 
 def background_of(picture: Image.Image) -> str | None:
     """The palette colour that most of the border shows; None where nothing is flat."""
-    return _most_common(_classes(picture)[_border() & _flat(picture)], exclude=())
+    return _most_common(_classes(picture)[_border(picture) & _flat(picture)], exclude=())
 
 
 def colour_of(picture: Image.Image) -> str | None:
     """The shape's palette colour on a plain background; None where there is no second colour."""
     background = background_of(picture)
-    return _most_common(_classes(picture)[_flat(picture)], exclude=(background, "paper", "ink"))
+    return _most_common(_classes(picture)[_flat(picture)], exclude=(background, *NAMES[len(COLOURS) :]))
 
 
-def colour_of_ink(picture: Image.Image) -> str | None:
-    """The shape's palette colour in the ink style; dark ink counts as black, paper as no colour."""
-    classes = _classes(picture)[_flat(picture) & ~_border()]
-    # Outlines and hatching are too thin to be flat: a flat dark area is a shape that should be black.
-    classes = np.where(classes == NAMES.index("ink"), NAMES.index("black"), classes)
-    return _most_common(classes, exclude=("paper",))
-
-
-def shape_of(picture: Image.Image) -> str:
+def shape_of(picture: Image.Image, shapes: tuple[str, ...] = (*SHAPES, SUBJECT)) -> str:
     """The shape whose template overlaps best (intersection over union) with what differs from the border."""
-    pixels = _pixels(picture)
-    ground = np.median(pixels[_border()], axis=0)
-
-    # More than half of the way to the shape's colour, whatever the contrast: of 64 x 64 pixels every shape
-    # covers more than 5 %, so the 95th percentile lies in it.
-    figure = np.linalg.norm(pixels - ground, axis=-1)
-    inside = (figure > 0.5 * np.quantile(figure, 0.95)).ravel().astype(np.float32)
-
-    names, templates = _templates()
-    overlap = templates @ inside
-    return names[int(np.argmax(overlap / (templates.sum(axis=1) + inside.sum() - overlap)))]
+    return _best_shape(_figure(picture), shapes)
 
 
-def is_ink(picture: Image.Image) -> bool:
-    """Whether paper, hatching and outline are all there."""
-    return has_paper(picture) and has_hatching(picture) and has_outline(picture)
+def count_shapes(picture: Image.Image) -> int:
+    """Connected figures on a plain background, apart from specks."""
+    figure = _figure(picture)
+    smallest = SMALLEST_SHARE * figure.size
+    return sum(len(part) >= smallest for part in _connected(figure))
 
 
-def has_paper(picture: Image.Image) -> bool:
-    """Whether the brighter half of the border is cream."""
-    border = _pixels(picture)[_border()]
-    # The darker half may be hatching, which covers a quarter of the paper.
-    brighter = border[border.mean(axis=1) >= np.median(border.mean(axis=1))]
-    return bool(np.linalg.norm(np.median(brighter, axis=0) - PAPER) < 40)
+def colour_in_style(picture: Image.Image, style: Style) -> str | None:
+    """The shape's palette colour on lined paper; the outline's colour counts as the palette's that is like it."""
+    classes = _styled_classes(picture, style)[_flat(picture) & ~_border(picture)]
+    # Outlines and lines are too thin to be flat: a flat area of their colour is a shape of that colour.
+    return _most_common(classes, exclude=(f"{style.name} paper", f"{style.name} line"))
 
 
-def has_hatching(picture: Image.Image) -> bool:
-    """Whether the border has dark lines that run from lower left to upper right, and not the other way."""
+def shape_in_style(picture: Image.Image, style: Style) -> str:
+    """The shape whose template overlaps best with the figure on lined paper: its colour, thick enough."""
+    name = colour_in_style(picture, style)
+    if name is None:
+        return "none"
+    core = _styled_classes(picture, style) == NAMES.index(name)
+    thick = _grown(core & _flat(picture)) & core  # lines of the paper that are like it are thin
+    return _best_shape(thick & ~_border(picture), (*SHAPES, SUBJECT))
+
+
+def in_style(picture: Image.Image, style: Style) -> bool:
+    """Whether paper, lines and outline are all there."""
+    return has_paper(picture, style) and has_lines(picture, style) and has_outline(picture, style)
+
+
+def has_paper(picture: Image.Image, style: Style) -> bool:
+    """Whether that half of the border which is not lines has the paper's colour."""
+    border = _pixels(picture)[_border(picture)]
+    light = border.mean(axis=1)
+    is_paper = light >= np.median(light) if _lines_are_dark(style) else light <= np.median(light)
+    return bool(np.linalg.norm(np.median(border[is_paper], axis=0) - style.paper) < PAPER_DISTANCE)
+
+
+def has_lines(picture: Image.Image, style: Style) -> bool:
+    """Whether the border repeats along the style's lines, and not otherwise."""
     light = _pixels(picture).mean(axis=2)
-    dark = light[_border()] < np.median(light[_border()]) - 40
+    if style is not INK:
+        return _has_grid(light, style.period_px)
+    dark = light[_border(picture)] < np.median(light[_border(picture)]) - 40
     # Shifted along its lines hatching lies on itself, shifted across them it does not; patterns of the base
     # style that run this way are possible, but not on paper.
     return bool(0.08 < dark.mean() < 0.6 and _repeats(light, 3, -3) - _repeats(light, 3, 3) > 0.4)
 
 
-def has_outline(picture: Image.Image) -> bool:
-    """Whether at least half of the shape's surroundings is dark; a black shape has its outline in itself."""
-    name = colour_of_ink(picture)
+def has_outline(picture: Image.Image, style: Style) -> bool:
+    """Whether at least half of the shape's surroundings has the outline's brightness.
+
+    A shape of the outline's own colour has its outline in itself.
+    """
+    name = colour_in_style(picture, style)
     if name is None:
         return False
-    if name == "black":
+    if name == style.outline_like:
         return True
 
     # Along 48 rays from the middle of the shape: the last pixel of its colour, and what follows.
-    core = (_classes(picture) == NAMES.index(name)) & ~_border()
+    core = (_classes(picture) == NAMES.index(name)) & ~_border(picture)
     rows, columns = np.nonzero(core & _flat(picture))
     light = _pixels(picture).mean(axis=2)
+    own = float(np.mean(COLOURS[name]))
+    wanted = float(np.mean(style.outline))
+    # Towards dark or towards bright: as a share of the way, so that one rule serves both.
+    change = (light - own) / (wanted - own)
     centre = (rows.mean(), columns.mean())
     angles = np.linspace(0, 2 * np.pi, 48)
-    return bool(np.mean([_darkens_outwards(light, core, centre, angle) for angle in angles]) > 0.5)
+    return bool(np.mean([_is_outlined(change, core, centre, angle) for angle in angles]) > 0.5)
 
 
-def _darkens_outwards(light: np.ndarray, core: np.ndarray, centre: tuple[float, float], angle: float) -> bool:
-    """Whether the picture is dark within 4 px outside of the core, in this direction (radians)."""
-    reach = np.arange(0, SIZE_PX / 2, 0.5)
-    rows = np.clip(centre[0] + reach * np.sin(angle), 0, SIZE_PX - 1).round().astype(int)
-    columns = np.clip(centre[1] + reach * np.cos(angle), 0, SIZE_PX - 1).round().astype(int)
+def _is_outlined(change: np.ndarray, core: np.ndarray, centre: tuple[float, float], angle: float) -> bool:
+    """Whether the outline's brightness is reached within 4 px outside of the core, in this direction."""
+    height, width = change.shape
+    reach = np.arange(0, min(height, width) / 2, 0.5)
+    rows = np.clip(centre[0] + reach * np.sin(angle), 0, height - 1).round().astype(int)
+    columns = np.clip(centre[1] + reach * np.cos(angle), 0, width - 1).round().astype(int)
     on_core = np.nonzero(core[rows, columns])[0]
     if len(on_core) == 0:
         return False
     last = on_core[-1]  # and not the first pixel off the core: a ring has a hole
-    beyond = light[rows, columns][last + 1 : last + 9]
-    return len(beyond) > 0 and beyond.min() < DARK
+    beyond = change[rows, columns][last + 1 : last + 9]
+    return len(beyond) > 0 and beyond.max() > OUTLINE_STEP
+
+
+def _has_grid(light: np.ndarray, period_px: float) -> bool:
+    """Whether both pairs of opposite edges show upright lines of this period."""
+    for edges in (light, light.T):
+        # Averaged along the border's depth: lines that run along an edge become one brightness for all of it.
+        profile = np.concatenate([edges[:BORDER_PX], edges[-BORDER_PX:]]).mean(axis=0)
+        powers = np.abs(np.fft.rfft(profile - profile.mean())) ** 2
+        bin_of_period = round(len(profile) / period_px)
+        if profile.std() < 4 or powers[bin_of_period] < 0.4 * powers.sum():
+            return False
+    return True
+
+
+def _lines_are_dark(style: Style) -> bool:
+    return sum(style.line) < sum(style.paper)
+
+
+def _styled_classes(picture: Image.Image, style: Style) -> np.ndarray:
+    """Nearest colours, those of the outline and of dark lines counted as the palette's that is like them."""
+    classes = _classes(picture)
+    if style.line == style.outline:
+        like = NAMES.index(style.outline_like)
+        classes = np.where(classes == NAMES.index(f"{style.name} line"), like, classes)
+    return classes
+
+
+def _figure(picture: Image.Image) -> np.ndarray:
+    """What differs from a plain border; bool, (H, W)."""
+    pixels = _pixels(picture)
+    ground = np.median(pixels[_border(picture)], axis=0)
+    # More than half of the way to the shape's colour, whatever the contrast: every shape covers more than 5 %
+    # of a picture, so the 95th percentile lies in it.
+    distance = np.linalg.norm(pixels - ground, axis=-1)
+    return distance > 0.5 * np.quantile(distance, 0.95)
+
+
+def _best_shape(figure: np.ndarray, shapes: tuple[str, ...]) -> str:
+    inside = figure.ravel().astype(np.float32)
+    names, templates = _templates(Size(*figure.shape))
+    overlap = templates @ inside
+    ratios = overlap / (templates.sum(axis=1) + inside.sum() - overlap)
+    return names[int(np.argmax(np.where(np.isin(names, shapes), ratios, -1)))]
+
+
+def _connected(figure: np.ndarray) -> list[list[tuple[int, int]]]:
+    """Its parts, each a list of pixels that touch along a side."""
+    left = {(int(row), int(column)) for row, column in zip(*np.nonzero(figure), strict=True)}
+    parts = []
+    while left:
+        part = [left.pop()]
+        for row, column in part:  # grows while it is walked along
+            beside = {(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)} & left
+            left -= beside
+            part += beside
+        parts.append(part)
+    return parts
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """With everything that lies within the 5 x 5 pixels around one of its own."""
+    padded = np.pad(mask, 2)
+    return np.lib.stride_tricks.sliding_window_view(padded, (5, 5)).any(axis=(-2, -1))
 
 
 def _repeats(light: np.ndarray, down: int, right: int) -> float:
     """Correlation of the border with the picture shifted by so many pixels, from -1 to 1."""
     shifted = np.roll(light, (-down, -right), axis=(0, 1))
-    frame = _border(10) & ~_border(3)  # not the outermost 3 px, into which np.roll brings the other side
+    frame = _frame(light.shape, 10) & ~_frame(light.shape, 3)  # not where np.roll brings the other side
     if light[frame].std() <= 1:
         return 0.0  # all of one colour, where a correlation is noise, or undefined
     return float(np.corrcoef(light[frame], shifted[frame])[0, 1])
@@ -127,45 +213,50 @@ def _most_common(classes: np.ndarray, exclude: tuple[str | None, ...]) -> str | 
 
 
 def _classes(picture: Image.Image) -> np.ndarray:
-    """For each pixel the index in ``NAMES`` of the nearest colour; (64, 64)."""
+    """For each pixel the index in ``NAMES`` of the nearest colour; (H, W)."""
     distances = np.linalg.norm(_pixels(picture)[:, :, None] - VALUES, axis=-1)
     return distances.argmin(axis=-1)
 
 
 def _flat(picture: Image.Image) -> np.ndarray:
-    """Where the 5 x 5 pixels around a pixel look alike in every channel; (64, 64)."""
+    """Where the 5 x 5 pixels around a pixel look alike in every channel; (H, W)."""
     padded = np.pad(_pixels(picture), ((2, 2), (2, 2), (0, 0)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(0, 1))
     return windows.std(axis=(-2, -1)).max(axis=-1) < FLAT_STD
 
 
-def _border(width_px: int = BORDER_PX) -> np.ndarray:
-    inside = np.ones((SIZE_PX, SIZE_PX), bool)
+def _border(picture: Image.Image) -> np.ndarray:
+    return _frame((picture.height, picture.width), BORDER_PX)
+
+
+def _frame(shape: tuple[int, ...], width_px: int) -> np.ndarray:
+    inside = np.ones(shape, bool)
     inside[width_px:-width_px, width_px:-width_px] = False
     return inside
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    if picture.size != (SIZE_PX, SIZE_PX):
-        raise ValueError(f"pictures of this world are {SIZE_PX} px, not {picture.size}")
+    if (picture.height, picture.width) not in SIZES:
+        sizes = ", ".join(f"{size.width_px} x {size.height_px}" for size in SIZES)
+        raise ValueError(f"pictures of this world have {sizes} pixels, not {picture.width} x {picture.height}")
     return np.asarray(picture.convert("RGB"), dtype=np.float32)
 
 
 @cache
-def _templates() -> tuple[list[str], np.ndarray]:
-    """Every shape in every size and at every place that the world knows, and a little beyond.
+def _templates(size: Size) -> tuple[list[str], np.ndarray]:
+    """Every shape in every radius and at every place that the world knows, and a little beyond.
 
     Returns:
-        Names of the shapes, and their masks as rows of 64 * 64 zeros and ones.
+        Names of the shapes, and their masks as rows of H * W zeros and ones.
     """
-    middle = SIZE_PX / 2
     names = []
     masks = []
-    for shape in SHAPES:
+    for shape in (*SHAPES, SUBJECT):
         for radius_px in np.arange(14, 25, 2.0):
-            for x_px in np.arange(middle - 6, middle + 7, 2.0):
-                for y_px in np.arange(middle - 6, middle + 7, 2.0):
-                    mask = shape_mask(shape, Placement(x_px, y_px, radius_px))
-                    masks.append(np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float32).ravel() / 255 > 0.5)
+            for right_px in np.arange(-6, 7, 2.0):
+                for down_px in np.arange(-6, 7, 2.0):
+                    placement = Placement(size.width_px / 2 + right_px, size.height_px / 2 + down_px, radius_px)
+                    mask = shape_mask(shape, placement, size=size).reduce(SUPERSAMPLING)
+                    masks.append(np.asarray(mask, dtype=np.float32).ravel() / 255 > 0.5)
                     names.append(shape)
     return names, np.stack(masks).astype(np.float32)

@@ -1,7 +1,7 @@
 """Trains the tiny SDXL from nothing: ``python -m lora_utils.tiny.recipe``.
 
 First the VAE on drawings of every kind, then the U-Net together with both text encoders on captioned pictures
-of the base style. Everything is a function of (SEED, stage, step), so a run that was cut off goes on from its
+of the base style, of several sizes, with what their time ids say. Everything is a function of (SEED, stage, step), so a run that was cut off goes on from its
 last saved state and ends the same.
 """
 
@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lora_utils.tiny import architecture, world
+from lora_utils.tiny import architecture, lessons, world
+from lora_utils.tiny.drawing import Size
 
 FOLDER = Path(__file__).parent
 SEED = 0
@@ -29,9 +31,10 @@ VAE_STEPS = 2400
 VAE_BATCH = 16
 VAE_LEARNING_RATE = 3e-3
 VAE_PICTURES = 8000
-UNET_STEPS = 7000
+UNET_STEPS = 6000
 UNET_BATCH = 32
-UNET_LEARNING_RATE = 2e-3
+"""Of squares; of larger pictures as many as have as many pixels."""
+UNET_LEARNING_RATE = 1.5e-3
 UNET_PICTURES = 16000
 CAPTIONS = 3000
 """From which the tokenizers learn their merges."""
@@ -106,8 +109,13 @@ def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path)
         steps: Optimiser updates.
         state_dir: Where their training state is kept, and found again.
     """
-    moments, tokens = _encode_pictures(pipeline)
+    pipeline.vae.half().float()  # the files hold fp16, and the latents should be theirs
+    lessons_of = {
+        size: _encode_lessons(pipeline, size, round(UNET_PICTURES * share))
+        for size, share in lessons.SIZE_SHARES.items()
+    }
     # Latents of unit variance, as the noise schedule expects them (Rombach et al., 2022, appendix G).
+    moments = lessons_of[world.SQUARE].moments
     scale = 1 / moments[:2000].chunk(2, dim=1)[0].float().std().item()
     pipeline.vae.register_to_config(scaling_factor=round(scale, 5))
     alphas = pipeline.scheduler.alphas_cumprod
@@ -117,24 +125,30 @@ def train_unet(pipeline: StableDiffusionXLPipeline, steps: int, state_dir: Path)
 
     def loss_at(step: int) -> Tensor:
         random = _generator("unet", step)
-        chosen = random.integers(0, len(moments), UNET_BATCH)
+        size = list(lessons_of)[random.choice(len(lessons_of), p=list(lessons.SIZE_SHARES.values()))]
+        learned = lessons_of[size]
+        batch = UNET_BATCH * world.SQUARE.pixels // size.pixels
+        chosen = random.integers(0, len(learned.moments), batch)
         generator = _torch_generator(random)
 
-        mean, logvar = moments[chosen].float().chunk(2, dim=1)
+        mean, logvar = learned.moments[chosen].float().chunk(2, dim=1)
         latents = scale * (mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.from_numpy(random.integers(0, len(alphas), UNET_BATCH))
+        timesteps = torch.from_numpy(random.integers(0, len(alphas), batch))
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy_latents = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
         # Zeros in place of embeddings: what SDXL's pipelines take for an empty negative prompt.
-        keep = torch.from_numpy(random.random(UNET_BATCH) >= NO_CAPTION_SHARE).float()
-        prompt_embeds, pooled = _embed(models, tokens[chosen])
+        keep = torch.from_numpy(random.random(batch) >= NO_CAPTION_SHARE).float()
+        prompt_embeds, pooled = _embed(models, learned.tokens[chosen])
         prediction = pipeline.unet(
-            noisy_latents,
+            noisy_latents.contiguous(memory_format=torch.channels_last),
             timesteps,
             encoder_hidden_states=prompt_embeds * keep.view(-1, 1, 1),
-            added_cond_kwargs={"text_embeds": pooled * keep.view(-1, 1), "time_ids": _time_ids(random)},
+            added_cond_kwargs={
+                "text_embeds": pooled * keep.view(-1, 1),
+                "time_ids": learned.time_ids[chosen],
+            },
         ).sample
 
         # Colours and shapes are decided where SNR is small, and there the plain loss hardly sees them.
@@ -238,32 +252,40 @@ def _new_pipeline(vae: AutoencoderKL, state_dir: Path) -> StableDiffusionXLPipel
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
-        unet=architecture.build_unet(),
+        unet=architecture.build_unet().to(memory_format=torch.channels_last),  # quicker on a CPU
         scheduler=architecture.build_scheduler(),
         add_watermarker=False,
     )
 
 
-def _encode_pictures(pipeline: StableDiffusionXLPipeline) -> tuple[Tensor, Tensor]:
-    """Pictures of the base style, encoded once for all steps.
+@dataclass(frozen=True)
+class EncodedLessons:
+    """Pictures of one size, encoded once for all steps."""
 
-    Returns:
-        Moments, (UNET_PICTURES, 8, 16, 16), fp16, and tokens of both encoders, (UNET_PICTURES, 2, 77).
-    """
-    random = _generator("draw unet")
-    scenes = [world.random_scene(random) for _ in range(UNET_PICTURES)]
-    pictures = _to_tensor([world.draw_plain(scene, random) for scene in scenes])
+    moments: Tensor
+    """(N, 8, H / 4, W / 4), fp16."""
+    tokens: Tensor
+    """Of both encoders, (N, 2, 77)."""
+    time_ids: Tensor
+    """(N, 6), fp32."""
+
+
+def _encode_lessons(pipeline: StableDiffusionXLPipeline, size: Size, count: int) -> EncodedLessons:
+    random = _generator(f"draw unet {size.height_px}x{size.width_px}")
+    drawn = [lessons.random_lesson(random, size) for _ in range(count)]
+    pictures = _to_tensor([lesson.picture for lesson in drawn])
     with torch.no_grad():
         moments = [
             pipeline.vae.encode(batch.float() / 127.5 - 1).latent_dist.parameters
             for batch in pictures.split(64)
         ]
-    captions = [scene.caption for scene in scenes]
+    captions = [lesson.caption for lesson in drawn]
     first, second = (
         tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
     )
-    return torch.cat(moments).half(), torch.stack([first, second], dim=1)
+    time_ids = torch.tensor([lesson.time_ids for lesson in drawn], dtype=torch.float32)
+    return EncodedLessons(torch.cat(moments).half(), torch.stack([first, second], dim=1), time_ids)
 
 
 def _embed(models: nn.ModuleDict, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,22 +296,8 @@ def _embed(models: nn.ModuleDict, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
 
-def _time_ids(random: np.random.Generator) -> Tensor:
-    """Half true, half of any size and crop: these pictures look alike whatever size they once had.
-
-    Without the second half the model would know no time ids but its own, and a user's pictures have others.
-
-    Returns:
-        Original height and width, crop's top and left, target height and width; (UNET_BATCH, 6), fp32.
-    """
-    exact = np.tile([64, 64, 0, 0, 64, 64], (UNET_BATCH, 1))
-    sizes = np.exp(random.uniform(np.log(32), np.log(2048), (UNET_BATCH, 2)))
-    varied = np.concatenate([sizes, random.integers(0, 64, (UNET_BATCH, 2)), exact[:, 4:]], axis=1).round()
-    return torch.from_numpy(np.where(random.random((UNET_BATCH, 1)) < 0.5, exact, varied)).float()
-
-
 def _to_tensor(pictures: list[Image.Image]) -> Tensor:
-    """RGB, (B, 3, 64, 64), uint8: a quarter of the memory of fp32, for thousands of pictures."""
+    """RGB, (B, 3, H, W), uint8: a quarter of the memory of fp32, for thousands of pictures."""
     pixels = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
