@@ -1,7 +1,7 @@
 """Masks that the little world's pictures are painted through: shapes, lines, patterns, outlines.
 
-Drawn larger and averaged down, so edges are smooth; lengths are in pixels of the finished picture, whose short
-side has ``SIDE_PX``. A mask is an image of mode L, 255 inside, at ``scale`` times the picture's size.
+Drawn larger and averaged down, so edges are smooth; lengths are in pixels of the finished picture, whose
+short side has ``SIDE_PX``. A mask is an image of mode L, 255 inside, at ``scale`` times the picture's size.
 """
 
 import math

@@ -1,12 +1,14 @@
 """How well the tiny SDXL, or a LoRA on it, draws: ``python -m lora_utils.tiny.evaluate [--lora_path DIR]``.
 
-Without a LoRA, 200 prompts of the base model's world are judged. With one, 50 prompts that are not in the
-demo data set, drawn by the base model and by the LoRA on equal seeds.
+Without a LoRA, 200 prompts of the base model's world are judged, and 50 in landscape and in portrait. With
+one, prompts that are not in its data set, drawn by the base model and by the LoRA on equal seeds.
 """
 
 import argparse
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from lora_utils.tiny import judge
-from lora_utils.tiny.demo_data import unseen_scenes
-from lora_utils.tiny.world import Scene, plain_scenes
+from lora_utils.tiny.demo_data import Content, unseen_scenes
+from lora_utils.tiny.drawing import SQUARE, SUBJECT, Size
+from lora_utils.tiny.world import LANDSCAPE, PORTRAIT, STYLES, Scene, Style, plain_scenes
 
 FOLDER = Path(__file__).parent
 BATCH = 25
@@ -27,6 +30,12 @@ STEPS = 20
 """Of the sampler."""
 BASE_GUIDANCE = 4.0
 LORA_GUIDANCE = 3.0
+PROMPTS = 200
+OTHER_SIZES_SHARE = 4
+"""One of so many prompts is drawn in landscape and in portrait as well."""
+LORA_PROMPTS = 50
+
+Pictures = list[Image.Image]
 
 
 def main() -> None:
@@ -34,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pretrained_model_name_or_path", type=Path, default=FOLDER)
     parser.add_argument("--lora_path", type=Path, help="folder or file of the LoRA to judge")
+    parser.add_argument("--content", choices=get_args(Content), default="ink", help="what it has learned")
     parser.add_argument("--prompts", type=int, help="how many to draw")
     parser.add_argument("--picture", type=Path, help="save what was drawn as one picture")
     options = parser.parse_args()
@@ -47,21 +57,16 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
 
     if options.lora_path:
-        figures, pictures = judge_lora(pipeline, options.lora_path, options.prompts or 50)
+        prompts = options.prompts or LORA_PROMPTS
+        figures, pictures = judge_lora(pipeline, options.lora_path, prompts, options.content)
     else:
-        figures, pictures = judge_base(pipeline, options.prompts or 200)
+        figures, pictures = judge_base(pipeline, options.prompts or PROMPTS)
     print(json.dumps(figures, indent=1))
-
     if options.picture:
-        rows = -(-len(pictures) // BATCH)
-        gaps = rows * BATCH - len(pictures)  # which the grid does not take
-        blank = [Image.new("RGB", pictures[0].size)] * gaps
-        make_image_grid([*pictures, *blank], rows, BATCH).save(options.picture)
+        _grid(pictures).save(options.picture)
 
 
-def judge_base(
-    pipeline: StableDiffusionXLPipeline, prompts: int
-) -> tuple[dict[str, float], list[Image.Image]]:
+def judge_base(pipeline: StableDiffusionXLPipeline, prompts: int) -> tuple[dict[str, float], Pictures]:
     """How often the base model draws what it is told.
 
     Args:
@@ -69,70 +74,128 @@ def judge_base(
         prompts: How many to draw, of the world's 336 in a fixed order.
 
     Returns:
-        Shares, from 0 to 1, of pictures whose shape colour, background and shape are as the prompt says; and
-        the pictures.
+        Shares, from 0 to 1, of pictures whose shape colour, background and shape are as the prompt says, and
+        of landscapes and portraits that show one shape and not two; and the square pictures.
     """
     scenes = plain_scenes()
     order = np.random.default_rng(0).permutation(len(scenes))[:prompts]
     scenes = [scenes[index] for index in order]
 
     pictures = draw(pipeline, scenes, BASE_GUIDANCE)
-    pairs = list(zip(pictures, scenes, strict=True))
     figures = {
         "prompts": len(scenes),
-        "colour": _share([judge.colour_of(picture) == scene.colour for picture, scene in pairs]),
-        "background": _share([judge.background_of(picture) == scene.background for picture, scene in pairs]),
-        "shape": _share([judge.shape_of(picture) == scene.shape for picture, scene in pairs]),
+        "colour": _share(
+            judge.colour_of(picture) == scene.colour for picture, scene in zip(pictures, scenes, strict=True)
+        ),
+        "background": _share(
+            judge.background_of(picture) == scene.background
+            for picture, scene in zip(pictures, scenes, strict=True)
+        ),
+        "shape": _share(
+            judge.shape_of(picture) == scene.shape for picture, scene in zip(pictures, scenes, strict=True)
+        ),
     }
+    fewer = scenes[: -(-len(scenes) // OTHER_SIZES_SHARE)]
+    for name, size in (("landscape", LANDSCAPE), ("portrait", PORTRAIT)):
+        others = draw(pipeline, fewer, BASE_GUIDANCE, size)
+        figures[f"{name}_of_one_shape"] = _share(judge.count_shapes(picture) == 1 for picture in others)
+        figures[f"{name}_shape"] = _share(
+            judge.shape_of(picture) == scene.shape for picture, scene in zip(others, fewer, strict=True)
+        )
     return figures, pictures
 
 
 def judge_lora(
-    pipeline: StableDiffusionXLPipeline, lora_path: Path, prompts: int
-) -> tuple[dict[str, float], list[Image.Image]]:
-    """How often a LoRA draws in its style, on prompts that it has not seen.
+    pipeline: StableDiffusionXLPipeline, lora_path: Path, prompts: int, content: Content = "ink"
+) -> tuple[dict[str, float], Pictures]:
+    """How often a LoRA draws what it has learned, on prompts that it has not seen.
 
     Args:
         pipeline: In fp32; it carries the LoRA afterwards.
         lora_path: Folder or file.
         prompts: How many to draw, twice.
+        content: A style, or the subject.
 
     Returns:
-        Shares, from 0 to 1, of ink style without and with the LoRA, and of shape colours that survive it; and
-        the pictures, those of the base model first.
+        Shares, from 0 to 1; and the pictures, those of the base model first.
     """
-    scenes = unseen_scenes(prompts)
-    base = draw(pipeline, scenes, LORA_GUIDANCE)
+    # Of the subject also prompts without its word, which should not show it.
+    scenes = unseen_scenes(prompts, content)
+    others = unseen_scenes(prompts - len(scenes)) if content == SUBJECT else []
+    base = draw(pipeline, [*scenes, *others], LORA_GUIDANCE)
 
     file = lora_path / "pytorch_lora_weights.safetensors" if lora_path.is_dir() else lora_path
     pipeline.load_lora_weights(file.parent, weight_name=file.name)
-    tuned = draw(pipeline, scenes, LORA_GUIDANCE)
-
-    pairs = list(zip(tuned, scenes, strict=True))
-    figures = {
-        "unseen_prompts": len(scenes),
-        "base_in_ink_style": _share([judge.is_ink(picture) for picture in base]),
-        "lora_in_ink_style": _share([judge.is_ink(picture) for picture in tuned]),
-        "lora_paper": _share([judge.has_paper(picture) for picture in tuned]),
-        "lora_hatching": _share([judge.has_hatching(picture) for picture in tuned]),
-        "lora_outline": _share([judge.has_outline(picture) for picture in tuned]),
-        # A LoRA that forgot what it is told to draw would pass all of the above.
-        "lora_keeps_colour": _share(
-            [judge.colour_of_ink(picture) == scene.colour for picture, scene in pairs]
-        ),
-    }
+    tuned = draw(pipeline, [*scenes, *others], LORA_GUIDANCE)
+    if content == SUBJECT:
+        figures = judge_subject(base, tuned, [*scenes, *others])
+    else:
+        style = next(style for style in STYLES if style.name == content)
+        figures = judge_style(base, tuned, scenes, style)
     return figures, base + tuned
 
 
+def judge_style(base: Pictures, tuned: Pictures, scenes: Sequence[Scene], style: Style) -> dict[str, float]:
+    """Shares of pictures in a style without and with the LoRA, and of prompts that survive it."""
+    return {
+        "unseen_prompts": len(scenes),
+        f"base_in_{style.name}_style": _share(judge.in_style(picture, style) for picture in base),
+        f"lora_in_{style.name}_style": _share(judge.in_style(picture, style) for picture in tuned),
+        "lora_paper": _share(judge.has_paper(picture, style) for picture in tuned),
+        "lora_lines": _share(judge.has_lines(picture, style) for picture in tuned),
+        "lora_outline": _share(judge.has_outline(picture, style) for picture in tuned),
+        # A LoRA that forgot what it is told to draw would pass all of the above.
+        "lora_keeps_colour": _share(
+            judge.colour_in_style(picture, style) == scene.colour
+            for picture, scene in zip(tuned, scenes, strict=True)
+        ),
+        "lora_keeps_shape": _share(
+            judge.shape_in_style(picture, style) == scene.shape
+            for picture, scene in zip(tuned, scenes, strict=True)
+        ),
+    }
+
+
+def judge_subject(base: Pictures, tuned: Pictures, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Shares of pictures that show the subject with its word and without, and of prompts that survive it."""
+    with_word = [scene.shape == SUBJECT for scene in scenes]
+
+    def shown(pictures: Pictures, wanted: bool) -> float:
+        return _share(
+            judge.shape_of(picture) == SUBJECT
+            for picture, has_word in zip(pictures, with_word, strict=True)
+            if has_word is wanted
+        )
+
+    figures = {
+        "unseen_prompts": len(scenes),
+        "base_shows_subject": shown(base, True),
+        "lora_shows_subject": shown(tuned, True),
+        "lora_keeps_colour": _share(
+            judge.colour_of(picture) == scene.colour for picture, scene in zip(tuned, scenes, strict=True)
+        ),
+    }
+    if not all(with_word):
+        figures["lora_shows_subject_without_its_word"] = shown(tuned, False)
+        figures["lora_keeps_shape"] = _share(
+            judge.shape_of(picture) == scene.shape
+            for picture, scene in zip(tuned, scenes, strict=True)
+            if scene.shape != SUBJECT
+        )
+    return figures
+
+
 def draw(
-    pipeline: StableDiffusionXLPipeline, scenes: list[Scene], guidance_scale: float
-) -> list[Image.Image]:
+    pipeline: StableDiffusionXLPipeline, scenes: Sequence[Scene], guidance_scale: float, size: Size = SQUARE
+) -> Pictures:
     """One picture per scene; the n-th has seed n."""
-    pictures: list[Image.Image] = []
+    pictures: Pictures = []
     for start in range(0, len(scenes), BATCH):
         batch = scenes[start : start + BATCH]
         pictures += pipeline(
             [scene.caption for scene in batch],
+            height=size.height_px,
+            width=size.width_px,
             num_inference_steps=STEPS,
             guidance_scale=guidance_scale,
             # One each: with one for the batch, a picture would depend on those before it.
@@ -141,8 +204,15 @@ def draw(
     return pictures
 
 
-def _share(verdicts: list[bool]) -> float:
-    return round(float(np.mean(verdicts)), 3)
+def _grid(pictures: Pictures) -> Image.Image:
+    rows = -(-len(pictures) // BATCH)
+    gaps = rows * BATCH - len(pictures)  # which the grid does not take
+    blank = [Image.new("RGB", pictures[0].size)] * gaps
+    return make_image_grid([*pictures, *blank], rows, BATCH)
+
+
+def _share(verdicts: Iterable[bool]) -> float:
+    return round(float(np.mean(list(verdicts))), 3)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Judges pictures of the little world without any learned model: nearest colours, templates, line directions.
+"""Judges pictures of the little world without any learned model: nearest colours, templates, directions.
 
-A picture is an RGB image of one of the world's sizes. Colours are read where the picture is flat, so that lines
-and soft edges do not count.
+A picture is an RGB image of one of the world's sizes. Colours are read where the picture is flat, so that
+lines and soft edges do not count.
 """
 
 from functools import cache
@@ -54,7 +54,7 @@ def count_shapes(picture: Image.Image) -> int:
 
 
 def colour_in_style(picture: Image.Image, style: Style) -> str | None:
-    """The shape's palette colour on lined paper; the outline's colour counts as the palette's that is like it."""
+    """The shape's palette colour on lined paper; the outline's colour counts as the one that is like it."""
     classes = _styled_classes(picture, style)[_flat(picture) & ~_border(picture)]
     # Outlines and lines are too thin to be flat: a flat area of their colour is a shape of that colour.
     return _most_common(classes, exclude=(f"{style.name} paper", f"{style.name} line"))
@@ -65,9 +65,7 @@ def shape_in_style(picture: Image.Image, style: Style) -> str:
     name = colour_in_style(picture, style)
     if name is None:
         return "none"
-    core = _styled_classes(picture, style) == NAMES.index(name)
-    thick = _grown(core & _flat(picture)) & core  # lines of the paper that are like it are thin
-    return _best_shape(thick & ~_border(picture), (*SHAPES, SUBJECT))
+    return _best_shape(_core(picture, style, name), (*SHAPES, SUBJECT))
 
 
 def in_style(picture: Image.Image, style: Style) -> bool:
@@ -106,7 +104,7 @@ def has_outline(picture: Image.Image, style: Style) -> bool:
         return True
 
     # Along 48 rays from the middle of the shape: the last pixel of its colour, and what follows.
-    core = (_classes(picture) == NAMES.index(name)) & ~_border(picture)
+    core = _core(picture, style, name)
     rows, columns = np.nonzero(core & _flat(picture))
     light = _pixels(picture).mean(axis=2)
     own = float(np.mean(COLOURS[name]))
@@ -146,6 +144,12 @@ def _has_grid(light: np.ndarray, period_px: float) -> bool:
 
 def _lines_are_dark(style: Style) -> bool:
     return sum(style.line) < sum(style.paper)
+
+
+def _core(picture: Image.Image, style: Style, name: str) -> np.ndarray:
+    """The shape on lined paper: its colour, where it is thick, as lines that are like it are not."""
+    colour = (_styled_classes(picture, style) == NAMES.index(name)) & ~_border(picture)
+    return _grown(colour & _flat(picture)) & colour
 
 
 def _styled_classes(picture: Image.Image, style: Style) -> np.ndarray:
@@ -238,7 +242,9 @@ def _frame(shape: tuple[int, ...], width_px: int) -> np.ndarray:
 def _pixels(picture: Image.Image) -> np.ndarray:
     if (picture.height, picture.width) not in SIZES:
         sizes = ", ".join(f"{size.width_px} x {size.height_px}" for size in SIZES)
-        raise ValueError(f"pictures of this world have {sizes} pixels, not {picture.width} x {picture.height}")
+        raise ValueError(
+            f"pictures of this world have {sizes} pixels, not {picture.width} x {picture.height}"
+        )
     return np.asarray(picture.convert("RGB"), dtype=np.float32)
 
 
@@ -255,7 +261,9 @@ def _templates(size: Size) -> tuple[list[str], np.ndarray]:
         for radius_px in np.arange(14, 25, 2.0):
             for right_px in np.arange(-6, 7, 2.0):
                 for down_px in np.arange(-6, 7, 2.0):
-                    placement = Placement(size.width_px / 2 + right_px, size.height_px / 2 + down_px, radius_px)
+                    placement = Placement(
+                        size.width_px / 2 + right_px, size.height_px / 2 + down_px, radius_px
+                    )
                     mask = shape_mask(shape, placement, size=size).reduce(SUPERSAMPLING)
                     masks.append(np.asarray(mask, dtype=np.float32).ravel() / 255 > 0.5)
                     names.append(shape)

@@ -1,8 +1,8 @@
-"""What the tiny U-Net is shown: captioned pictures of every size, some cropped, some once smaller, as SDXL was.
+"""What the tiny U-Net is shown: captioned pictures of every size, some cropped or once smaller, as SDXL was.
 
 So that time ids mean something (Podell et al., 2023, section 2.2): a picture whose original was small is
-blurred, one that was cropped shows its shape off the middle or cut. And so that unknown words mean something: a
-made-up one, or the word ``shape``, is any of the world's shapes.
+blurred, one that was cropped shows its shape off the middle or cut. And so that unknown words mean something:
+a made-up one, or the word ``shape``, is any of the world's shapes.
 """
 
 from dataclasses import dataclass, replace

@@ -13,7 +13,6 @@ from PIL import Image
 from lora_utils.tiny.drawing import (
     SIDE_PX,
     SQUARE,
-    SUBJECT,
     SUPERSAMPLING,
     Placement,
     Size,

@@ -10,7 +10,7 @@ from lora_utils.config.loading import find_config, load_config
 from lora_utils.tiny import judge
 from lora_utils.tiny.demo_data import demo_scenes, unseen_scenes
 from lora_utils.tiny.evaluate import judge_base, judge_lora
-from lora_utils.tiny.world import draw_ink, draw_plain, plain_scenes, random_scene
+from lora_utils.tiny.world import INK, STYLES, draw_plain, draw_styled, plain_scenes, random_scene
 
 
 def learn(folder, output_dir, cache, **overrides):
