@@ -16,7 +16,7 @@ from lora_utils.tiny.world import STYLES, Scene, draw_plain, draw_styled, plain_
 
 SEED = 1
 PICTURES = {"ink": 80, "blueprint": 80, "momo": 28}
-"""Of the 336 scenes of known shapes, of the subject's 56: enough to learn from, with prompts left to judge."""
+"""Of the 336 scenes of known shapes, of the subject's 56: enough to learn from, with prompts left over."""
 Content = Literal["ink", "blueprint", "momo"]
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from lora_utils.tiny import judge
 from lora_utils.tiny.demo_data import Content, unseen_scenes
 from lora_utils.tiny.drawing import SQUARE, SUBJECT, Size
-from lora_utils.tiny.world import LANDSCAPE, PORTRAIT, STYLES, Scene, Style, plain_scenes
+from lora_utils.tiny.world import LANDSCAPE, PORTRAIT, STYLES, Scene, plain_scenes
 
 FOLDER = Path(__file__).parent
 BATCH = 25
@@ -82,18 +82,12 @@ def judge_base(pipeline: StableDiffusionXLPipeline, prompts: int) -> tuple[dict[
     scenes = [scenes[index] for index in order]
 
     pictures = draw(pipeline, scenes, BASE_GUIDANCE)
+    pairs = list(zip(pictures, scenes, strict=True))
     figures = {
         "prompts": len(scenes),
-        "colour": _share(
-            judge.colour_of(picture) == scene.colour for picture, scene in zip(pictures, scenes, strict=True)
-        ),
-        "background": _share(
-            judge.background_of(picture) == scene.background
-            for picture, scene in zip(pictures, scenes, strict=True)
-        ),
-        "shape": _share(
-            judge.shape_of(picture) == scene.shape for picture, scene in zip(pictures, scenes, strict=True)
-        ),
+        "colour": _share(judge.colour_of(picture) == scene.colour for picture, scene in pairs),
+        "background": _share(judge.background_of(picture) == scene.background for picture, scene in pairs),
+        "shape": _share(judge.shape_of(picture) == scene.shape for picture, scene in pairs),
     }
     fewer = scenes[: -(-len(scenes) // OTHER_SIZES_SHARE)]
     for name, size in (("landscape", LANDSCAPE), ("portrait", PORTRAIT)):
@@ -119,70 +113,53 @@ def judge_lora(
     Returns:
         Shares, from 0 to 1; and the pictures, those of the base model first.
     """
-    # Of the subject also prompts without its word, which should not show it.
-    scenes = unseen_scenes(prompts, content)
-    others = unseen_scenes(prompts - len(scenes)) if content == SUBJECT else []
-    base = draw(pipeline, [*scenes, *others], LORA_GUIDANCE)
-
+    scenes = prompts_for(content, prompts)
+    base = draw(pipeline, scenes, LORA_GUIDANCE)
     file = lora_path / "pytorch_lora_weights.safetensors" if lora_path.is_dir() else lora_path
     pipeline.load_lora_weights(file.parent, weight_name=file.name)
-    tuned = draw(pipeline, [*scenes, *others], LORA_GUIDANCE)
+    tuned = draw(pipeline, scenes, LORA_GUIDANCE)
+
+    lora = judge_content(tuned, scenes, content)
+    learned = next(iter(lora))
+    figures: dict[str, float] = {"unseen_prompts": len(scenes)}
+    figures[f"base_{learned}"] = judge_content(base, scenes, content)[learned]
+    return figures | {f"lora_{name}": share for name, share in lora.items()}, base + tuned
+
+
+def prompts_for(content: Content, count: int) -> list[Scene]:
+    """Unseen scenes to judge a LoRA by: of the subject half without its word, which should not show it."""
     if content == SUBJECT:
-        figures = judge_subject(base, tuned, [*scenes, *others])
-    else:
-        style = next(style for style in STYLES if style.name == content)
-        figures = judge_style(base, tuned, scenes, style)
-    return figures, base + tuned
+        with_word = unseen_scenes(count // 2, content)
+        return [*with_word, *unseen_scenes(count - len(with_word))]
+    return unseen_scenes(count, content)
 
 
-def judge_style(base: Pictures, tuned: Pictures, scenes: Sequence[Scene], style: Style) -> dict[str, float]:
-    """Shares of pictures in a style without and with the LoRA, and of prompts that survive it."""
+def judge_content(pictures: Pictures, scenes: Sequence[Scene], content: Content) -> dict[str, float]:
+    """Shares of pictures, from 0 to 1: first those that show what was to be learned, last kept prompts."""
+    pairs = list(zip(pictures, scenes, strict=True))
+    if content == SUBJECT:
+        with_word = [pair for pair in pairs if pair[1].shape == SUBJECT]
+        without = [pair for pair in pairs if pair[1].shape != SUBJECT]
+        return {
+            "shows_subject": _share(judge.shape_of(picture) == SUBJECT for picture, _ in with_word),
+            "shows_subject_unasked": _share(judge.shape_of(picture) == SUBJECT for picture, _ in without),
+            "keeps_colour": _share(judge.colour_of(picture) == scene.colour for picture, scene in pairs),
+            "keeps_shape": _share(judge.shape_of(picture) == scene.shape for picture, scene in without),
+        }
+    style = next(style for style in STYLES if style.name == content)
     return {
-        "unseen_prompts": len(scenes),
-        f"base_in_{style.name}_style": _share(judge.in_style(picture, style) for picture in base),
-        f"lora_in_{style.name}_style": _share(judge.in_style(picture, style) for picture in tuned),
-        "lora_paper": _share(judge.has_paper(picture, style) for picture in tuned),
-        "lora_lines": _share(judge.has_lines(picture, style) for picture in tuned),
-        "lora_outline": _share(judge.has_outline(picture, style) for picture in tuned),
+        "in_style": _share(judge.in_style(picture, style) for picture in pictures),
+        "paper": _share(judge.has_paper(picture, style) for picture in pictures),
+        "lines": _share(judge.has_lines(picture, style) for picture in pictures),
+        "outline": _share(judge.has_outline(picture, style) for picture in pictures),
         # A LoRA that forgot what it is told to draw would pass all of the above.
-        "lora_keeps_colour": _share(
-            judge.colour_in_style(picture, style) == scene.colour
-            for picture, scene in zip(tuned, scenes, strict=True)
+        "keeps_colour": _share(
+            judge.colour_in_style(picture, style) == scene.colour for picture, scene in pairs
         ),
-        "lora_keeps_shape": _share(
-            judge.shape_in_style(picture, style) == scene.shape
-            for picture, scene in zip(tuned, scenes, strict=True)
+        "keeps_shape": _share(
+            judge.shape_in_style(picture, style) == scene.shape for picture, scene in pairs
         ),
     }
-
-
-def judge_subject(base: Pictures, tuned: Pictures, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Shares of pictures that show the subject with its word and without, and of prompts that survive it."""
-    with_word = [scene.shape == SUBJECT for scene in scenes]
-
-    def shown(pictures: Pictures, wanted: bool) -> float:
-        return _share(
-            judge.shape_of(picture) == SUBJECT
-            for picture, has_word in zip(pictures, with_word, strict=True)
-            if has_word is wanted
-        )
-
-    figures = {
-        "unseen_prompts": len(scenes),
-        "base_shows_subject": shown(base, True),
-        "lora_shows_subject": shown(tuned, True),
-        "lora_keeps_colour": _share(
-            judge.colour_of(picture) == scene.colour for picture, scene in zip(tuned, scenes, strict=True)
-        ),
-    }
-    if not all(with_word):
-        figures["lora_shows_subject_without_its_word"] = shown(tuned, False)
-        figures["lora_keeps_shape"] = _share(
-            judge.shape_of(picture) == scene.shape
-            for picture, scene in zip(tuned, scenes, strict=True)
-            if scene.shape != SUBJECT
-        )
-    return figures
 
 
 def draw(

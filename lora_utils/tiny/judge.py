@@ -136,8 +136,9 @@ def _has_grid(light: np.ndarray, period_px: float) -> bool:
         # Averaged along the border's depth: lines that run along an edge become one brightness for all of it.
         profile = np.concatenate([edges[:BORDER_PX], edges[-BORDER_PX:]]).mean(axis=0)
         powers = np.abs(np.fft.rfft(profile - profile.mean())) ** 2
-        bin_of_period = round(len(profile) / period_px)
-        if profile.std() < 4 or powers[bin_of_period] < 0.4 * powers.sum():
+        rate = round(len(profile) / period_px)
+        # Thin lines have as much in the multiples of their rate as in the rate itself.
+        if profile.std() < 4 or powers[rate::rate].sum() < 0.5 * powers.sum():
             return False
     return True
 

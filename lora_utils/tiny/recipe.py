@@ -1,8 +1,8 @@
 """Trains the tiny SDXL from nothing: ``python -m lora_utils.tiny.recipe``.
 
 First the VAE on drawings of every kind, then the U-Net together with both text encoders on captioned pictures
-of the base style, of several sizes, with what their time ids say. Everything is a function of (SEED, stage, step), so a run that was cut off goes on from its
-last saved state and ends the same.
+of the base style, of several sizes, with what their time ids say. Everything is a function of (SEED, stage,
+step), so a run that was cut off goes on from its last saved state and ends the same.
 """
 
 import argparse
