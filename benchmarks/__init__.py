@@ -8,6 +8,7 @@ training/    the step, checkpoints, precisions, whole runs; a loop around accele
 precompute/  how fast precompute is, and how the cache grows
 memory/      how good the forecast is, and what loading takes
 gpu/         the step and all other stages on a CUDA card
-report/      docs/benchmarks.md and its picture, from results/
+targets/     which layers a LoRA should adapt, and how it should be trained
+report/      docs/benchmarks.md, docs/recipes.md and their pictures, from results/
 results/     what was measured, a JSON file for each program
 """

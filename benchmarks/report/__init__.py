@@ -1,8 +1,9 @@
-"""The page docs/benchmarks.md and its picture, made from results alone.
+"""The page docs/benchmarks.md, the measured part of docs/recipes.md, and pictures, from results alone.
 
 report   page, main: ``python -m benchmarks report`` writes both
 cards    on_gpus: what each card has shown, and what that does not say
 smoke    what_holds: short checks on a card
 tables   Results, table, TECHNIQUES: result files by name, and figures as Markdown
+recipes  renewed, draw: which layers to adapt, into docs/recipes.md and docs/recipes.png
 picture  draw: bars of memory against a T4's
 """

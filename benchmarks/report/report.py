@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and its picture from benchmarks/results/*.json.
+"""Writes docs/benchmarks.md, the measured part of docs/recipes.md and their pictures from results/*.json.
 
 ``python -m benchmarks report``. No figure is typed by hand: what no result file holds is "not measured yet".
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import ROOT
+from benchmarks.report import recipes
 from benchmarks.report.cards import on_gpus
 from benchmarks.report.picture import draw
 from benchmarks.report.smoke import what_holds
@@ -21,9 +22,14 @@ FORECAST = {"allocated_gib": "GiB", "reserved_gib": "reserved", "tflop": "TFLOP"
 
 
 def main() -> None:
-    """Write page and picture."""
-    (ROOT / "docs" / "benchmarks.md").write_text(page(), encoding="utf-8")
-    draw(Results(RESULTS), ROOT / "docs" / "benchmarks.png")
+    """Write pages and pictures."""
+    docs = ROOT / "docs"
+    results = Results(RESULTS)
+    (docs / "benchmarks.md").write_text(page(), encoding="utf-8")
+    draw(results, docs / "benchmarks.png")
+    text = (docs / "recipes.md").read_text(encoding="utf-8")
+    (docs / "recipes.md").write_text(recipes.renewed(text, results), encoding="utf-8")
+    recipes.draw(results, docs / "recipes.png")
 
 
 def page(folder: Path = RESULTS) -> str:

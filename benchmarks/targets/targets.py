@@ -11,6 +11,7 @@ import multiprocessing
 import tempfile
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def main() -> None:
             for name, trials_of in phases():
                 trials = [trial for trial in trials_of(results) if trial.key not in results]
                 print(f"{name}: {len(trials)} trials to do", flush=True)
-                _carry_out_all(trials, results, pool, options.processes, work, deadline)
+                _carry_out_all(name, trials, results, pool, options.processes, work, deadline)
                 if time.monotonic() > deadline:
                     break
     keep(results, {way.name: forecast_of(way) for way in WAYS})
@@ -73,6 +74,7 @@ def base_digest() -> str:
 
 
 def _carry_out_all(
+    phase: str,
     trials: list[Trial],
     results: dict[str, dict[str, Any]],
     pool: ProcessPoolExecutor,
@@ -92,7 +94,7 @@ def _carry_out_all(
             running[pool.submit(carry_out, trial, work, run)] = trial
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             trial = running.pop(future)
-            results[trial.key] = future.result()
+            results[trial.key] = {"phase": phase} | asdict(trial) | future.result()
             keep(results)
             done += 1
             minutes = (time.monotonic() - began) / done * (len(trials) - done) / 60

@@ -5,13 +5,48 @@ import re
 from pathlib import Path
 
 from benchmarks.gpu import gpu
+from benchmarks.report import recipes
 from benchmarks.report.report import page
+from benchmarks.report.tables import Results
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_what_the_tool_makes_of_the_results():
     assert page() == (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def test_the_recipes_hold_what_was_measured():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert recipes.renewed(text, Results(ROOT / "benchmarks" / "results")) == text
+
+
+def test_a_trial_reaches_the_recipes_with_its_spread(tmp_path):
+    def trial(way, content, seed, share, phase="equal steps", **more):
+        learned = {"in_style": share} if content != "momo" else {"shows_subject": share}
+        return {
+            "phase": phase, "way": way, "content": content, "seed": seed, "steps": 300, "learning_rate": 2e-3,
+            "alpha_ratio": 1.0, "rank": 16, "caption_dropout_rate": 0.3, "held_out_loss_before": 0.2,
+            "held_out_loss": 0.05, "cpu_seconds": 60, "keeps_colour": 1.0, "shows_subject_unasked": 0.02,
+        } | learned | more  # fmt: skip
+
+    trials = [trial("attn", content, seed, 0.1 * seed) for content in recipes.CONTENTS for seed in range(3)]
+    trials += [trial("full", content, seed, 0.9) for content in recipes.CONTENTS for seed in range(3)]
+    trials += [trial("full", "ink", seed, 0.5, "recipe", rank=4) for seed in range(2)]
+    figures = {"trials": {str(number): each for number, each in enumerate(trials)}}
+    figures["sdxl"] = {"full": {"reserved_gib": 12.4, "tflop": 15.5, "t4_seconds": 1.05}}
+    content = {"figures": figures, "machine": "two cores", "date": "2027-01-01", "commit": "abc"}
+    (tmp_path / "targets.json").write_text(json.dumps(content))
+    results = Results(tmp_path)
+    page = recipes.renewed(f"before\n{recipes.BEGIN}old\n{recipes.END}after\n", results)
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "old" not in page
+    assert re.search(r"^\| attn .* 10 \(0 to 20\) \|", page, re.MULTILINE)
+    assert re.search(r"^\| full .* 90 \|.* 0.25 \| 60 \| 12.4 \| 15.5 \| 1.05 \|$", page, re.MULTILINE)
+    assert re.search(r"^\| full \| rank 4 \| 50 \|", page, re.MULTILINE)
+    recipes.draw(results, tmp_path / "recipes.png")
+    assert (tmp_path / "recipes.png").stat().st_size > 5000
 
 
 def test_a_result_file_that_is_sent_in_reaches_the_page(tmp_path):

@@ -1,9 +1,12 @@
 """What check says, when, and with which exit code."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
 from lora_utils import checking, stages
 from lora_utils.cli import main
@@ -180,17 +183,28 @@ def test_a_card_that_is_too_small_for_one_example_is_counted_once(make_config, t
     assert len(counted) == 1
 
 
-def test_what_nf4_leaves_in_full_is_told_by_check_summary_and_forecast(make_config, counted, caplog):
-    """Half of the tiny U-Net's linears take 48 or 96 inputs; of SDXL's none."""
-    import torch
-    from diffusers import UNet2DConditionModel
+@pytest.fixture
+def odd_base(tmp_path):
+    """A base whose finest transformers are 96 wide, which nf4's blocks of 64 do not divide."""
+    folder = shutil.copytree(TINY, tmp_path / "odd", ignore=shutil.ignore_patterns("unet", "*.py"))
+    config = UNet2DConditionModel.load_config(TINY / "unet")
+    with torch.random.fork_rng():
+        unet = UNet2DConditionModel.from_config(config, block_out_channels=(48, 96, 64), attention_head_dim=2)
+    unet.save_pretrained(folder / "unet")
+    return folder
 
+
+def test_what_nf4_leaves_in_full_is_told_by_check_summary_and_forecast(
+    make_config, odd_base, counted, caplog
+):
+    """Nothing of SDXL's, nor of the tiny U-Net's."""
     with torch.device("meta"):
-        assert left_in_full(UNet2DConditionModel.from_config(UNET), "nf4") is None
-        tiny = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(TINY / "unet"))
+        odd_unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(odd_base / "unet"))
+        for config in (UNET, UNet2DConditionModel.load_config(TINY / "unet")):
+            assert left_in_full(UNet2DConditionModel.from_config(config), "nf4") is None
     linears = [
         module
-        for name, module in tiny.named_modules()
+        for name, module in odd_unet.named_modules()
         if isinstance(module, torch.nn.Linear) and ".attentions." in name
     ]
     odd = [linear for linear in linears if linear.in_features % 64]
@@ -198,7 +212,7 @@ def test_what_nf4_leaves_in_full_is_told_by_check_summary_and_forecast(make_conf
     sentence = f"{len(odd)} of {len(linears)} linears stay in full ({share:.0%} of the weights)"
     assert 0 < len(odd) < len(linears)
 
-    config = make_config(base_precision="nf4", cache_dir=counted)
+    config = make_config(base_precision="nf4", cache_dir=counted, pretrained_model_name_or_path=str(odd_base))
     forecast = stages.check(config).forecast
     assert sentence in str(stages.check(config, "t4"))
     assert sentence in str(forecast.left_in_full)
@@ -206,4 +220,4 @@ def test_what_nf4_leaves_in_full_is_told_by_check_summary_and_forecast(make_conf
     assert sentence in read_summary(config.paths.run_folder)["left_in_full"]
     assert sentence in caplog.text
     for precision in ("auto", "int8"):
-        assert left_in_full(tiny, precision) is None
+        assert left_in_full(odd_unet, precision) is None
