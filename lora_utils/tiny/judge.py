@@ -4,6 +4,7 @@ A picture is an RGB image of one of the world's sizes. Colours are read where th
 lines and soft edges do not count.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -57,7 +58,7 @@ def colour_in_style(picture: Image.Image, style: Style) -> str | None:
     """The shape's palette colour on lined paper; the outline's colour counts as the one that is like it."""
     classes = _styled_classes(picture, style)[_flat(picture) & ~_border(picture)]
     # Outlines and lines are too thin to be flat: a flat area of their colour is a shape of that colour.
-    return _most_common(classes, exclude=(f"{style.name} paper", f"{style.name} line"))
+    return _most_common(classes, exclude=NAMES[len(COLOURS) :])
 
 
 def shape_in_style(picture: Image.Image, style: Style) -> str:
@@ -84,7 +85,7 @@ def has_paper(picture: Image.Image, style: Style) -> bool:
 def has_lines(picture: Image.Image, style: Style) -> bool:
     """Whether the border repeats along the style's lines, and not otherwise."""
     light = _pixels(picture).mean(axis=2)
-    if style is not INK:
+    if style != INK:
         return _has_grid(light, style.period_px)
     dark = light[_border(picture)] < np.median(light[_border(picture)]) - 40
     # Shifted along its lines hatching lies on itself, shifted across them it does not; patterns of the base
@@ -154,8 +155,9 @@ def _core(picture: Image.Image, style: Style, name: str) -> np.ndarray:
 
 
 def _styled_classes(picture: Image.Image, style: Style) -> np.ndarray:
-    """Nearest colours, those of the outline and of dark lines counted as the palette's that is like them."""
-    classes = _classes(picture)
+    """Nearest colours of the palette and the style, lines like the outline as the palette's like that."""
+    others = [number for number, name in enumerate(NAMES) if _is_of_another(name, style)]
+    classes = _classes(picture, others)
     if style.line == style.outline:
         like = NAMES.index(style.outline_like)
         classes = np.where(classes == NAMES.index(f"{style.name} line"), like, classes)
@@ -217,9 +219,14 @@ def _most_common(classes: np.ndarray, exclude: tuple[str | None, ...]) -> str | 
     return NAMES[int(counts.argmax())] if counts.max() >= FEWEST_PIXELS else None
 
 
-def _classes(picture: Image.Image) -> np.ndarray:
+def _is_of_another(name: str, style: Style) -> bool:
+    return name not in COLOURS and not name.startswith(f"{style.name} ")
+
+
+def _classes(picture: Image.Image, without: Sequence[int] = ()) -> np.ndarray:
     """For each pixel the index in ``NAMES`` of the nearest colour; (H, W)."""
     distances = np.linalg.norm(_pixels(picture)[:, :, None] - VALUES, axis=-1)
+    distances[:, :, list(without)] = np.inf
     return distances.argmin(axis=-1)
 
 

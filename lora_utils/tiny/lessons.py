@@ -53,11 +53,11 @@ def random_lesson(random: np.random.Generator, size: Size) -> Lesson:
             left_px = shift_px
 
     picture = draw_plain(scene, random, canvas)
-    kind = random.random()
+    original_draw = random.random()
     factor = 1.0
-    if kind < SMALLER_SHARE:
+    if original_draw < SMALLER_SHARE:
         factor = random.uniform(0.25, 0.85)
-    elif kind < SMALLER_SHARE + LARGER_SHARE:
+    elif original_draw < SMALLER_SHARE + LARGER_SHARE:
         factor = float(np.exp(random.uniform(0, np.log(32))))
     original = (round(canvas.height_px * factor), round(canvas.width_px * factor))
     if factor < 1:
@@ -66,10 +66,10 @@ def random_lesson(random: np.random.Generator, size: Size) -> Lesson:
     picture = picture.crop((left_px, top_px, left_px + size.width_px, top_px + size.height_px))
 
     word = scene.shape
-    kind = random.random()
-    if kind < MADE_UP_SHARE:
+    word_draw = random.random()
+    if word_draw < MADE_UP_SHARE:
         word = made_up_word(random)
-    elif kind < MADE_UP_SHARE + GENERIC_SHARE:
+    elif word_draw < MADE_UP_SHARE + GENERIC_SHARE:
         word = "shape"
     caption = replace(scene, shape=word).caption
     return Lesson(picture, caption, (*original, top_px, left_px, *size))

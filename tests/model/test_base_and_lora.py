@@ -178,7 +178,7 @@ def test_an_adapter_for_another_base_is_refused(unet, base, tmp_path):
         name: torch.zeros(4, 320) if "lora.down" in name or "lora_A" in name else tensor
         for name, tensor in state.items()
     }
-    elsewhere = {name.replace("down_blocks.0", "down_blocks.7"): tensor for name, tensor in state.items()}
+    elsewhere = {name.replace("down_blocks.1", "down_blocks.7"): tensor for name, tensor in state.items()}
     for number, (tensors, word) in enumerate(
         [(wider, "inputs"), (elsewhere, "does not exist"), ({}, "no LoRA")]
     ):

@@ -14,6 +14,7 @@ from lora_utils.tiny.demo_data import PICTURES, demo_scenes, unseen_scenes
 from lora_utils.tiny.drawing import SQUARE, SUBJECT
 from lora_utils.tiny.evaluate import judge_base, judge_lora, prompts_for
 from lora_utils.tiny.world import (
+    COLOURS,
     INK,
     SHAPES,
     SIZES,
@@ -71,6 +72,15 @@ def test_the_judge_knows_a_style_and_what_it_is_not(style):
         ]
         assert not any(judge.in_style(picture, style) for picture in lacking), part
     assert not any(judge.in_style(draw_plain(random_scene(random), random), style) for _ in range(50))
+
+
+@pytest.mark.parametrize("style", STYLES, ids=[style.name for style in STYLES])
+@pytest.mark.parametrize("colour", [part for style in STYLES for part in (style.paper, style.line)], ids=str)
+def test_no_colour_of_a_style_is_a_shapes(style, colour):
+    picture = draw_styled(plain_scenes()[0], style, np.random.default_rng(1))
+    picture.paste(colour, (12, 12, 52, 52))
+    assert judge.colour_in_style(picture, style) in (*COLOURS, None)
+    judge.in_style(picture, style)
 
 
 def test_two_shapes_are_two():
