@@ -199,7 +199,7 @@ def _connected(figure: np.ndarray) -> list[list[tuple[int, int]]]:
 def _grown(mask: np.ndarray) -> np.ndarray:
     """With everything that lies within the 5 x 5 pixels around one of its own."""
     padded = np.pad(mask, 2)
-    return np.lib.stride_tricks.sliding_window_view(padded, (5, 5)).any(axis=(-2, -1))
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, (5, 5)).any(axis=(-2, -1)))
 
 
 def _repeats(light: np.ndarray, down: int, right: int) -> float:

@@ -72,7 +72,7 @@ def random_lesson(random: np.random.Generator, size: Size) -> Lesson:
     elif word_draw < MADE_UP_SHARE + GENERIC_SHARE:
         word = "shape"
     caption = replace(scene, shape=word).caption
-    return Lesson(picture, caption, (*original, top_px, left_px, *size))
+    return Lesson(picture, caption, (*original, top_px, left_px, size.height_px, size.width_px))
 
 
 def made_up_word(random: np.random.Generator) -> str:
