@@ -1,6 +1,6 @@
 """The page docs/benchmarks.md, the measured part of docs/recipes.md, and pictures, from results alone.
 
-report   page, main: ``python -m benchmarks report`` writes both
+report   page, main: ``python -m benchmarks report`` writes all of them
 cards    on_gpus: what each card has shown, and what that does not say
 smoke    what_holds: short checks on a card
 tables   Results, table, TECHNIQUES: result files by name, and figures as Markdown
