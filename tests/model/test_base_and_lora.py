@@ -171,6 +171,23 @@ def test_a_target_that_matches_no_layer_is_named(unet):
         lora.add_lora(unet, LoraConfig(target_modules=["to_q", "to_z"]), seed=0)
 
 
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_convolutions_have_a_rank_of_their_own_and_the_scale_of_all(unet, tmp_path, use_rslora):
+    config = LoraConfig(rank=8, conv_rank=2, lora_alpha=4, target_modules=["full"], use_rslora=use_rslora)
+    lora.add_lora(unet, config, seed=0)
+    layers = [module for module in unet.modules() if lora.ADAPTER in getattr(module, "scaling", {})]
+    scales = [layer.scaling[lora.ADAPTER] for layer in layers]
+    assert scales == pytest.approx([4 / 8**0.5 if use_rslora else 0.5] * len(layers))
+
+    # A convolution's A has four dimensions, a linear's two; in both the rank is the first.
+    downs = [
+        tensor
+        for name, tensor in load_file(lora.save_lora(unet, tmp_path)).items()
+        if "down" in name.split(".lora.")[-1]
+    ]
+    assert {(tensor.ndim, tensor.shape[0]) for tensor in downs} == {(2, 8), (4, 2)}
+
+
 def test_an_adapter_for_another_base_is_refused(unet, base, tmp_path):
     lora.add_lora(unet, LoraConfig(rank=4), seed=1)
     state = load_file(lora.save_lora(unet, tmp_path))
