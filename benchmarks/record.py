@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from lora_utils.system.files import write_atomically
 from lora_utils.system.versions import versions
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def write(
 
     path = FOLDER / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
 

@@ -18,7 +18,10 @@ GIB = 2**30
 
 
 def forecast_of(way: Way) -> dict[str, Any]:
-    """GiB that torch reserves, TFLOP and T4 seconds by roofline of a micro-batch; nothing recomputed."""
+    """GiB that torch reserves, TFLOP and T4 seconds by roofline of a micro-batch; nothing recomputed.
+
+    Keys are the columns' headers in docs/recipes.md.
+    """
     with torch.device("meta"):
         layers = way.layers(UNet2DConditionModel.from_config(architectures.UNET))
     lora = LoraConfig(rank=RANK, target_modules=layers, conv_rank=way.conv_rank(RANK))
@@ -27,7 +30,7 @@ def forecast_of(way: Way) -> dict[str, Any]:
     work = footprint.work
     return {
         "layers": len(layers),
-        "reserved_gib": round(footprint.reserved_bytes / GIB, 2),
-        "tflop": round(work.tflop, 2),
-        "t4_seconds": round(T4.seconds(work.flops, work.streamed_bytes, work.kernels), 3),
+        "GiB reserved": round(footprint.reserved_bytes / GIB, 2),
+        "TFLOP": round(work.tflop, 2),
+        "T4 s": round(T4.seconds(work.flops, work.streamed_bytes, work.kernels), 3),
     }

@@ -10,97 +10,78 @@ import argparse
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import read, write
+from benchmarks.record import FOLDER as RESULTS_FOLDER
+from benchmarks.record import commit
+from benchmarks.targets.kept import finished, keep
 from benchmarks.targets.plan import CONTENTS, phases
 from benchmarks.targets.sdxl import forecast_of
-from benchmarks.targets.trials import Trial, carry_out, settings
+from benchmarks.targets.trials import Trial, carry_out, digest_of, settings
 from benchmarks.targets.ways import WAYS
 from lora_utils import stages
-from lora_utils.system.files import file_hash
+from lora_utils.system.ownership import own
 from lora_utils.tiny.demo_data import draw_demo_data
-from lora_utils.tiny.evaluate import FOLDER
-
-NAME = "targets"
 
 
 def main() -> None:
     """Carry out what is not yet done."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1e9, help="start no trial after so many")
     parser.add_argument("--processes", type=int, default=2, help="trials at a time, of one thread each")
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
 
-    results = finished()
-    with tempfile.TemporaryDirectory() as scratch:
+    with own(RESULTS_FOLDER, "measures into", "go on later"), tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         for content in CONTENTS:
             draw_demo_data(work / content, content=content)
             # Before any trial, so that no two encode the same.
             stages.precompute(settings(Trial("attn", content, 0, 1, 1e-3), work, work / "none"))
+        sdxl = {way.name: forecast_of(way) for way in WAYS}
+        results = finished(work)
+        tables: dict[str, list[str]] = {}
+
         # Spawned: torch's threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.processes, context, max_tasks_per_child=20) as pool:
             for name, trials_of in phases():
-                trials = [trial for trial in trials_of(results) if trial.key not in results]
-                print(f"{name}: {len(trials)} trials to do", flush=True)
-                _carry_out_all(name, trials, results, pool, options.processes, work, deadline)
+                trials = trials_of(results)
+                tables[name] = [trial.key for trial in trials]
+                missing = [trial for trial in dict.fromkeys(trials) if trial.key not in results]
+                print(f"{name}: {len(missing)} trials to do", flush=True)
+                for trial, figures in _carried_out(missing, pool, options.processes, work, deadline):
+                    results[trial.key] = figures
+                    keep(work, results, tables, sdxl)
                 if time.monotonic() > deadline:
                     break
-    keep(results, {way.name: forecast_of(way) for way in WAYS})
+        keep(work, results, tables, sdxl)
 
 
-def finished() -> dict[str, dict[str, Any]]:
-    """Figures of trials on the base that is here, by key; those on another are left out."""
-    kept = read(NAME)
-    return kept["figures"]["trials"] if kept and kept["figures"]["base"] == base_digest() else {}
-
-
-def keep(results: dict[str, dict[str, Any]], sdxl: dict[str, Any] | None = None) -> None:
-    """Write all figures that there are."""
-    earlier = read(NAME)
-    known = earlier["figures"]["sdxl"] if earlier else {}
-    write(NAME, {"base": base_digest(), "sdxl": sdxl or known, "trials": results}, gpu=None)
-
-
-def base_digest() -> str:
-    """Of the U-Net's weights."""
-    return file_hash(FOLDER / "unet" / "diffusion_pytorch_model.safetensors")[:16]
-
-
-def _carry_out_all(
-    phase: str,
-    trials: list[Trial],
-    results: dict[str, dict[str, Any]],
-    pool: ProcessPoolExecutor,
-    processes: int,
-    work: Path,
-    deadline: float,
-) -> None:
-    """Add figures of trials to results, and keep them one by one."""
+def _carried_out(
+    trials: Sequence[Trial], pool: ProcessPoolExecutor, processes: int, work: Path, deadline: float
+) -> Iterator[tuple[Trial, dict[str, Any]]]:
+    """Trials with their figures, as they come."""
     began = time.monotonic()
+    code = commit()
     running: dict[Future, Trial] = {}
     left = list(trials)
     done = 0
     while running or (left and time.monotonic() < deadline):
         while left and len(running) < processes and time.monotonic() < deadline:
             trial = left.pop(0)
-            run = work / "runs" / str(len(trials) - len(left))
-            running[pool.submit(carry_out, trial, work, run)] = trial
+            running[pool.submit(carry_out, trial, work)] = trial
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             trial = running.pop(future)
-            results[trial.key] = {"phase": phase} | asdict(trial) | future.result()
-            keep(results)
+            figures = future.result()
             done += 1
             minutes = (time.monotonic() - began) / done * (len(trials) - done) / 60
-            print(
-                f"{done}/{len(trials)}, {minutes:.0f} min left: {trial.key}: {results[trial.key]}", flush=True
-            )
+            print(f"{done}/{len(trials)}, {minutes:.0f} min left: {trial.key}: {figures}", flush=True)
+            yield trial, asdict(trial) | {"settings": digest_of(trial), "commit": code} | figures
 
 
 if __name__ == "__main__":

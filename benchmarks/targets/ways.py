@@ -21,7 +21,6 @@ class Way:
     """Matched at the end of a layer's name."""
     conv_share: float = 1.0
     """Rank of convolutions, as a share of the linears'."""
-    is_control: bool = False
 
     def layers(self, unet: UNet2DConditionModel) -> list[str]:
         """Names of the layers of this U-Net; it may be on the meta device."""
@@ -33,11 +32,13 @@ class Way:
         return None if self.conv_share == 1 else max(1, round(rank * self.conv_share))
 
 
+ATTENTION_WAY = Way("attn", ATTENTION)
+FULL_WAY = Way("full", f"({ALL_LINEARS}|{ALL_CONVOLUTIONS})")
 WAYS = [
-    Way("attn", ATTENTION),
+    ATTENTION_WAY,
     Way("attn+ff", ALL_LINEARS),
-    Way("full", f"({ALL_LINEARS}|{ALL_CONVOLUTIONS})"),
-    Way("full, convolutions at a quarter of the rank", f"({ALL_LINEARS}|{ALL_CONVOLUTIONS})", 0.25),
+    FULL_WAY,
+    Way("full, convolutions at a quarter of the rank", FULL_WAY.pattern, 0.25),
     # Content and style of B-LoRA (Frenkel et al., 2024, section 4.1), which trains both together.
     Way("B-LoRA's two blocks", rf"up_blocks\.0\.attentions\.[01]\..*{ATTENTION}"),
     Way(
@@ -45,6 +46,5 @@ WAYS = [
         rf"({ATTENTION}|(down_blocks\.0|up_blocks\.2)\..*{ALL_CONVOLUTIONS})",
     ),
 ]
-LOSER = Way("control: the middle's attention", rf"mid_block\..*{ATTENTION}", is_control=True)
-WINNER = Way("control: full, four times the steps", WAYS[2].pattern, is_control=True)
-EVERY_WAY = {way.name: way for way in (*WAYS, LOSER, WINNER)}
+LOSER = Way("control: the middle's attention", rf"mid_block\..*{ATTENTION}")
+EVERY_WAY = {way.name: way for way in (*WAYS, LOSER)}

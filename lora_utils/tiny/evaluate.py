@@ -31,7 +31,7 @@ STEPS = 20
 BASE_GUIDANCE = 4.0
 LORA_GUIDANCE = 3.0
 PROMPTS = 200
-OTHER_SIZES_SHARE = 4
+OTHER_SIZES_DIVISOR = 4
 """One of so many prompts is drawn in landscape and in portrait as well."""
 LORA_PROMPTS = 50
 
@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="how many to draw")
     parser.add_argument("--picture", type=Path, help="save what was drawn as one picture")
     options = parser.parse_args()
+    if options.content == SUBJECT and options.prompts == 1:
+        parser.error("--prompts: of the subject one half has its word, one half not; give 2 or more")
 
     # The figures stand alone: what libraries say of a model this small is known.
     for logging in (diffusers_logging, transformers_logging):
@@ -89,7 +91,7 @@ def judge_base(pipeline: StableDiffusionXLPipeline, prompts: int) -> tuple[dict[
         "background": _share(judge.background_of(picture) == scene.background for picture, scene in pairs),
         "shape": _share(judge.shape_of(picture) == scene.shape for picture, scene in pairs),
     }
-    fewer = scenes[: -(-len(scenes) // OTHER_SIZES_SHARE)]
+    fewer = scenes[: -(-len(scenes) // OTHER_SIZES_DIVISOR)]
     for name, size in (("landscape", LANDSCAPE), ("portrait", PORTRAIT)):
         others = draw(pipeline, fewer, BASE_GUIDANCE, size)
         figures[f"{name}_of_one_shape"] = _share(judge.count_shapes(picture) == 1 for picture in others)

@@ -28,7 +28,15 @@ held = own(Path(sys.argv[1]), "trains into", "choose another output_dir")
 print("mine", flush=True)
 time.sleep(60)
 """
-FORKS = "child = os.fork()\nif child == 0:\n    time.sleep(60)\nprint(child, flush=True)"
+FORKS = """
+reading, writing = os.pipe()
+child = os.fork()
+if child == 0:
+    os.write(writing, b"1")  # it runs: until then it holds what it was born with
+    time.sleep(60)
+os.read(reading, 1)
+print(child, flush=True)
+"""
 
 
 def train_into(folder, give_way=None):

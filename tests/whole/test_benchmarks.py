@@ -8,6 +8,7 @@ from benchmarks.gpu import gpu
 from benchmarks.report import recipes
 from benchmarks.report.report import page
 from benchmarks.report.tables import Results
+from lora_utils.tiny.drawing import SUBJECT
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,19 +23,37 @@ def test_the_recipes_hold_what_was_measured():
 
 
 def test_a_trial_reaches_the_recipes_with_its_spread(tmp_path):
-    def trial(way, content, seed, share, phase="equal steps", **more):
-        learned = {"in_style": share} if content != "momo" else {"shows_subject": share}
+    def trial(way, content, seed, share, **more):
+        learned = {"shows_subject" if content == SUBJECT else "in_style": share}
         return {
-            "phase": phase, "way": way, "content": content, "seed": seed, "steps": 300, "learning_rate": 2e-3,
+            "way": way, "content": content, "seed": seed, "steps": 300, "learning_rate": 2e-3,
             "alpha_ratio": 1.0, "rank": 16, "caption_dropout_rate": 0.3, "held_out_loss_before": 0.2,
-            "held_out_loss": 0.05, "cpu_seconds": 60, "keeps_colour": 1.0, "shows_subject_unasked": 0.02,
+            "held_out_loss": 0.05, "step_cpu_seconds": 0.2, "keeps_colour": 1.0, "keeps_shape": 0.9,
+            "shows_subject_unasked": 0.02, "status": "finished",
         } | learned | more  # fmt: skip
 
-    trials = [trial("attn", content, seed, 0.1 * seed) for content in recipes.CONTENTS for seed in range(3)]
-    trials += [trial("full", content, seed, 0.9) for content in recipes.CONTENTS for seed in range(3)]
-    trials += [trial("full", "ink", seed, 0.5, "recipe", rank=4) for seed in range(2)]
-    figures = {"trials": {str(number): each for number, each in enumerate(trials)}}
-    figures["sdxl"] = {"full": {"reserved_gib": 12.4, "tflop": 15.5, "t4_seconds": 1.05}}
+    trials = {}
+
+    def table_of(*those):
+        trials.update({f"{len(trials) + number}": each for number, each in enumerate(those)})
+        return list(trials)[-len(those) :]
+
+    attention = [
+        trial("attn", content, seed, 0.1 * seed) for content in recipes.CONTENTS for seed in range(3)
+    ]
+    full = [trial("full", content, seed, 0.9) for content in recipes.CONTENTS for seed in range(3)]
+    broken = [{**each, "way": "broken", "status": "DivergenceError: the loss is nan"} for each in full]
+    for each in broken:
+        del each["held_out_loss"], each["step_cpu_seconds"]
+    rates = [trial("attn", "ink", 9, 0, learning_rate=rate) for rate in (1e-3, 2e-3)]
+    changed = [full[0], trial("full", "ink", 0, 0.5, rank=4)]
+    tables = {
+        "learning rates": table_of(*rates),
+        "equal steps": table_of(*attention, *full, *broken),
+        "recipe": table_of(*changed),
+    }
+    costs = {"GiB reserved": 12.4, "TFLOP": 15.5, "T4 s": 1.05}
+    figures = {"trials": trials, "tables": tables, "sdxl": {"full": costs}}
     content = {"figures": figures, "machine": "two cores", "date": "2027-01-01", "commit": "abc"}
     (tmp_path / "targets.json").write_text(json.dumps(content))
     results = Results(tmp_path)
@@ -42,9 +61,11 @@ def test_a_trial_reaches_the_recipes_with_its_spread(tmp_path):
     assert page.startswith("before\n")
     assert page.endswith("after\n")
     assert "old" not in page
-    assert re.search(r"^\| attn .* 10 \(0 to 20\) \|", page, re.MULTILINE)
-    assert re.search(r"^\| full .* 90 \|.* 0.25 \| 60 \| 12.4 \| 15.5 \| 1.05 \|$", page, re.MULTILINE)
-    assert re.search(r"^\| full \| rank 4 \| 50 \|", page, re.MULTILINE)
+    assert re.search(r"^\| attn \| 0.002 \(edge\) .* 10 \(0 to 20\) \|", page, re.MULTILINE)
+    assert re.search(r"^\| full \| 0.002 \|.* 300 \| 60 \| 90 \|.* 0.25 \|", page, re.MULTILINE)
+    assert re.search(r"^\| broken .* 9 of 9 \|", page, re.MULTILINE)
+    assert re.search(r"^\| full \| 12.4 \| 15.5 \| 1.05 \|$", page, re.MULTILINE)
+    assert re.search(r"^\| rank 4 \| 300 \| 60 \| 50 \|", page, re.MULTILINE)
     recipes.draw(results, tmp_path / "recipes.png")
     assert (tmp_path / "recipes.png").stat().st_size > 5000
 
