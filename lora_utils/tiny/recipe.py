@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lora_utils import UserError
 from lora_utils.tiny import architecture, lessons, world
 from lora_utils.tiny.drawing import Size
 
@@ -46,6 +47,11 @@ LARGEST_WEIGHT = 10
 """Of an example in the U-Net's loss."""
 WARM_UP_SHARE = 0.05
 SAVE_EVERY_STEPS = 250
+ANEW = "give another --state_dir, or delete the file to begin anew"
+
+
+class StateError(UserError):
+    """Training cannot go on from the state that is there."""
 
 
 def main() -> None:
@@ -178,11 +184,15 @@ def fit(
         steps: Optimiser updates in all, those of earlier starts included.
         learning_rate: The highest.
         state_dir: A folder that exists.
+
+    Raises:
+        StateError: The state there is of another model, of another number of steps, or of another rate.
     """
     parameters = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), weight_decay=1e-4)
     path = state_dir / f"{name}.safetensors"
-    start = _load_state(path, parameters, optimizer)
+    schedule = f"{steps} steps, learning rate {learning_rate:g}"
+    start = _load_state(path, parameters, optimizer, schedule)
     begun = time.monotonic()
     losses = []
 
@@ -200,14 +210,18 @@ def fit(
         losses.append(loss.item())
 
         if (step + 1) % SAVE_EVERY_STEPS == 0 or step + 1 == steps:
-            _save_state(path, parameters, optimizer, step + 1)
+            _save_state(path, parameters, optimizer, schedule, step + 1)
             seconds = (time.monotonic() - begun) / len(losses)
             recent = np.mean(losses[-SAVE_EVERY_STEPS:])
             print(f"{name} step {step + 1}/{steps}: loss {recent:.4f}, {seconds:.3f} s/step", flush=True)
 
 
 def _save_state(
-    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
+    path: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: str,
+    step: int,
 ) -> None:
     tensors = {}
     for name, parameter in parameters.items():
@@ -218,16 +232,27 @@ def _save_state(
 
     # Renamed when it is whole: a cut in the middle leaves the state before.
     partial = path.with_suffix(".partial")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, {"step": str(step)})
+    metadata = {"step": str(step), "schedule": schedule}
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, partial, metadata)
     partial.replace(path)
 
 
-def _load_state(path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+def _load_state(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, schedule: str
+) -> int:
+    """Steps that the state has behind it; 0 without one."""
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
         saved = set(file.keys())
+        # Decay is planned from the first step on: what another plan began cannot end as this one would.
+        theirs = file.metadata().get("schedule")
+        if theirs != schedule:
+            raise StateError(f"{path} is of {theirs}, not of {schedule}; {ANEW}")
+        shapes = {f"weight.{name}": list(parameter.shape) for name, parameter in parameters.items()}
+        if shapes != {key: file.get_slice(key).get_shape() for key in saved if key.startswith("weight.")}:
+            raise StateError(f"{path} is of another model; {ANEW}")
+        step = int(file.metadata()["step"])
         for name, parameter in parameters.items():
             parameter.data.copy_(file.get_tensor(f"weight.{name}"))
             if f"mean.{name}" not in saved:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from lora_utils.tiny import architecture, recipe
+from lora_utils.tiny import architecture, judge, recipe
 from lora_utils.tiny.drawing import SUBJECT
-from lora_utils.tiny.lessons import random_lesson
+from lora_utils.tiny.lessons import made_up_word, random_lesson
 from lora_utils.tiny.world import SHAPES, SIZES
 
 
@@ -40,6 +40,25 @@ def test_a_recipe_that_was_cut_off_goes_on_to_the_same_weights(tmp_path, monkeyp
         assert torch.equal(left, right)
 
 
+@pytest.mark.parametrize(("steps", "rate", "said"), [(9, 1e-2, "9 steps"), (8, 2e-2, "learning rate 0.02")])
+def test_the_state_of_another_plan_is_refused(tmp_path, steps, rate, said):
+    model, loss_at = model_and_loss()
+    recipe.fit("m", model, loss_at, 8, 1e-2, tmp_path)
+    with pytest.raises(
+        recipe.StateError, match=f"of 8 steps, learning rate 0.01, not of .*{said}.*state_dir"
+    ):
+        recipe.fit("m", model, loss_at, steps, rate, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"used": nn.Linear(4, 5)}, {"more": nn.Linear(4, 4)}], ids=str)
+def test_the_state_of_another_model_is_refused(tmp_path, change):
+    model, loss_at = model_and_loss()
+    recipe.fit("m", model, loss_at, 8, 1e-2, tmp_path)
+    model.update(change)
+    with pytest.raises(recipe.StateError, match="another model"):
+        recipe.fit("m", model, loss_at, 8, 1e-2, tmp_path)
+
+
 def test_any_text_can_be_encoded(tmp_path):
     first, second = architecture.build_tokenizers(["a red star", "a blue ring"], tmp_path)
     for text in ("", "a red star", "Ünïcode 🦊!", "日本語 " * 200):
@@ -69,9 +88,41 @@ def test_time_ids_say_what_became_of_a_picture(size):
     assert sharpness(smaller) < 0.8 * sharpness(own)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_shape_stands_further_left_the_more_was_cut_off_there(size):
+    random = np.random.default_rng(3)
+    lessons = [random_lesson(random, size) for _ in range(1500)]
+    cut = [lesson for lesson in lessons if lesson.time_ids[3] and lesson.time_ids[0] > size.height_px]
+    assert len(cut) > 50
+
+    def middle_px(picture):
+        pixels = np.asarray(picture, float)
+        columns = np.abs(pixels - np.median(pixels[0], axis=0)).sum(axis=(0, 2))
+        return (columns * np.arange(len(columns))).sum() / columns.sum()
+
+    cut_px = [lesson.time_ids[3] for lesson in cut]
+    assert np.corrcoef(cut_px, [middle_px(lesson.picture) for lesson in cut])[0, 1] < -0.5
+
+
 def test_no_lesson_names_or_shows_the_subject():
     random = np.random.default_rng(4)
-    words = {lesson.caption.split()[2] for lesson in (random_lesson(random, SIZES[0]) for _ in range(400))}
+    lessons = [random_lesson(random, SIZES[0]) for _ in range(400)]
+    words = {lesson.caption.split()[2] for lesson in lessons}
     assert words > {*SHAPES, "shape"}
     assert len(words - {*SHAPES, "shape"}) > 10
-    assert SUBJECT not in words
+    whole = [lesson.picture for lesson in lessons if lesson.time_ids[:4] == (*SIZES[0], 0, 0)]
+    assert len(whole) > 50
+    assert SUBJECT not in map(judge.shape_of, whole)
+
+
+def test_a_made_up_word_is_never_the_subjects_own():
+    syllables = iter([*SUBJECT, *"bara"])
+
+    class Throws:
+        def integers(self, *_):
+            return 2
+
+        def choice(self, _):
+            return next(syllables)
+
+    assert made_up_word(Throws()) == "bara"
