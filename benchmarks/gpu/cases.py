@@ -18,7 +18,8 @@ class Case:
     plan: Literal["auto", "none", "full"] = "auto"
     """What ours recomputes."""
     base: Literal["fp16", "int8", "nf4"] = "fp16"
-    targets: Literal["attn", "attn+ff"] = "attn"
+    targets: Literal["attn", "attn+ff", "full"] = "attn"
+    """Attention's alone are those of the example script; full is the default."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     rank: int = 32
     batch: int = 1
@@ -50,8 +51,10 @@ CORE: list[Job] = [
     Case("sd-scripts", "sd-scripts", targets="attn+ff"),
     Case("ours, 722 linears", targets="attn+ff"),
     Case("OneTrainer", "OneTrainer", targets="attn+ff"),
+    Case("ours, 771 layers", targets="full"),
+    Case("ours, 771 layers, all recomputed", plan="full", targets="full"),
     Case("ours, nothing recomputed", plan="none"),
-    Case("ours, low memory", plan="full", base="nf4", optimizer="adamw8bit", rank=8),
+    Case("ours, low memory", plan="full", base="nf4", targets="full", optimizer="adamw8bit", rank=8),
     Case("ours, batch 2", batch=2),
     Case("ours, nf4, batch 4", base="nf4", batch=4),
     Stage("gradients", "check_gradients", dtype="fp16"),
@@ -67,10 +70,10 @@ REST: list[Job] = [
     Stage("vae decode", "vae_decode"),
     Stage("save and load", "save_and_load", dtype="fp16"),
     Case("ours, 512 px", side_px=512),
-    Case("ours, nf4, 1536 px", base="nf4", side_px=1536),
-    Case("ours, int8", base="int8"),
-    Case("ours, nf4", base="nf4"),
-    Case("ours, 8-bit Adam", optimizer="adamw8bit"),
+    Case("ours, nf4, 1536 px", base="nf4", targets="full", side_px=1536),
+    Case("ours, int8", base="int8", targets="full"),
+    Case("ours, nf4", base="nf4", targets="full"),
+    Case("ours, 8-bit Adam", targets="full", optimizer="adamw8bit"),
     Case("ours, batch 4", batch=4),
     Case("ours, 768 px", side_px=768),
     Case("ours, 1280 px", side_px=1280),

@@ -46,7 +46,7 @@ def captions(stage: Stage, settings: Settings) -> dict[str, Any]:
 def sampling(stage: Stage, settings: Settings) -> dict[str, Any]:
     """One denoising step with an adapter; batch 2 is one picture with guidance."""
     unet = random_unet("fp16", DTYPES[stage.dtype], settings.device).eval()
-    lora.add_lora(unet, LoraConfig(rank=32), seed=0)
+    lora.add_lora(unet, LoraConfig(rank=32, target_modules=["attn"]), seed=0)
     unet.to(DTYPES[stage.dtype])  # as pipelines load adapters
     batch = random_batch(stage.batch, stage.side_px, settings.device)
     added = {"text_embeds": batch.pooled_prompt_embeds, "time_ids": batch.time_ids.to(DTYPES[stage.dtype])}
@@ -61,7 +61,7 @@ def sampling(stage: Stage, settings: Settings) -> dict[str, Any]:
 def save_and_load(stage: Stage, settings: Settings) -> dict[str, Any]:
     """An adapter of rank 32 into a file and back into a pipeline."""
     unet = random_unet("fp16", DTYPES[stage.dtype], settings.device)
-    lora.add_lora(unet, LoraConfig(rank=32), seed=0)
+    lora.add_lora(unet, LoraConfig(rank=32, target_modules=["attn"]), seed=0)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         file = lora.save_lora(unet, Path(folder))

@@ -45,6 +45,8 @@ PEERS = {  # allocated and reserved GiB, TFLOP, kernels, T4 milliseconds
     "one node, fused": (Graph("node", True), (9.70, 10.11, 14.6, 7004, 963)),
     "one node, fused, 722 linears": (Graph("node", True, targets=ALL), (11.28, 11.63, 14.8, 7974, 1002)),
 }
+ATTENTION = LoraConfig(rank=32, target_modules=["attn"])
+"""The layers that diffusers' example script adapts: with them, both do the same work."""
 BLOCKS = r".*transformer_blocks\.\d+"
 WIDE = r"(down|up)_blocks\.1\..*transformer_blocks\.\d+"  # 640 channels, 4096 tokens
 MATRIX = {  # batch 1, 2, 4: allocated, reserved, milliseconds
@@ -152,21 +154,20 @@ def _row(name: str, graph: Graph, figures: tuple[float | None, ...]) -> dict[str
 
 
 def own() -> list[dict[str, Any]]:
-    """The project's own step."""
+    """The project's own step: with the layers that others adapt, and with its default's, all of them."""
+    default = LoraConfig(rank=32)
+    low_memory = {"base": "nf4", "optimizer": "adamw8bit", "plan": Plan((), "full")}
     shapes = {
+        "default": _shape(lora=default),
+        "default, full": _shape(lora=default, plan=Plan((), "full")),
+        "default, int8": _shape(lora=default, base="int8"),
+        "default, nf4": _shape(lora=default, base="nf4"),
+        "default, nf4, 1536 px": _shape(lora=default, base="nf4", size_px=(1536, 1536)),
+        "default, low memory: nf4, full, 8-bit Adam, rank 8": _shape(lora=LoraConfig(rank=8), **low_memory),
         "lean": _shape(),
         "lean, full": _shape(plan=Plan((), "full")),
         "lean, 722 linears": _shape(lora=LoraConfig(rank=32, target_modules=["attn+ff"])),
         "peft": _shape(is_lean=False),
-        "lean, int8": _shape(base="int8"),
-        "lean, nf4": _shape(base="nf4"),
-        "lean, nf4, 1536 px": _shape(base="nf4", size_px=(1536, 1536)),
-        "low memory: nf4, full, 8-bit Adam, rank 8": _shape(
-            base="nf4",
-            optimizer="adamw8bit",
-            lora=LoraConfig(rank=8),
-            plan=Plan((), "full"),
-        ),
     }
     return [{"step": name, **_figures(training_footprint(shape))} for name, shape in shapes.items()]
 
@@ -174,7 +175,7 @@ def own() -> list[dict[str, Any]]:
 def _shape(**changes: Any) -> StepShape:
     usual = {
         "unet": architectures.UNET,
-        "lora": LoraConfig(rank=32),
+        "lora": ATTENTION,
         "precision": "fp16",
         "base": "plain",
         "optimizer": "adamw",

@@ -8,28 +8,35 @@ from typing import Any
 MISSING = "not measured yet"
 NO_RECOMPUTATION = "nothing is recomputed"  # a plan's own words
 TECHNIQUES = [
-    ("ours, nothing recomputed", "own", "lean", "ours, nothing recomputed"),
-    ("ours, 722 linears", "own", "lean, 722 linears", "ours, 722 linears"),
-    ("ours, everything recomputed", "own", "lean, full", "ours, all recomputed"),
-    ("ours, int8 base", "own", "lean, int8", "ours, int8"),
-    ("ours, nf4 base", "own", "lean, nf4", "ours, nf4"),
-    ("ours, nf4 base, 1536 px", "own", "lean, nf4, 1536 px", "ours, nf4, 1536 px"),
+    ("ours, 771 layers, the default", "own", "default", "ours, 771 layers"),
+    ("ours, everything recomputed", "own", "default, full", "ours, 771 layers, all recomputed"),
+    ("ours, int8 base", "own", "default, int8", "ours, int8"),
+    ("ours, nf4 base", "own", "default, nf4", "ours, nf4"),
+    ("ours, nf4 base, 1536 px", "own", "default, nf4, 1536 px", "ours, nf4, 1536 px"),
     (
         "ours, nf4 base, everything recomputed, 8-bit Adam, rank 8",
         "own",
-        "low memory: nf4, full, 8-bit Adam, rank 8",
+        "default, low memory: nf4, full, 8-bit Adam, rank 8",
         "ours, low memory",
     ),
+    ("ours, 722 linears", "own", "lean, 722 linears", "ours, 722 linears"),
+    ("ours, attention, nothing recomputed", "own", "lean", "ours, nothing recomputed"),
+    ("ours, attention, everything recomputed", "own", "lean, full", "ours, all recomputed"),
     # Without the VAE on both sides: the forecast is of the U-Net alone, and so is this case.
-    ("diffusers' example script", "published", "diffusers' script", "example script, cached latents"),
     (
-        "diffusers' example script, nothing recomputed",
+        "diffusers' example script, attention",
+        "published",
+        "diffusers' script",
+        "example script, cached latents",
+    ),
+    (
+        "diffusers' example script, attention, nothing recomputed",
         "published",
         "diffusers' script, nothing recomputed",
         "example script, nothing recomputed",
     ),
-    ("sd-scripts' way", "published", "sd-scripts", "sd-scripts"),
-    ("OneTrainer's way", "published", "OneTrainer", "OneTrainer"),
+    ("sd-scripts' way, 722 linears", "published", "sd-scripts", "sd-scripts"),
+    ("OneTrainer's way, 722 linears", "published", "OneTrainer", "OneTrainer"),
 ]
 """Ways to take a step: label, section and name in forecast.json, name of the case in a GPU's result file."""
 

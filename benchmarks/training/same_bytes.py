@@ -34,6 +34,7 @@ COMMON = {
     "validation_steps": 2,
     "resume_from_checkpoint": "latest",
     "dataloader_num_workers": 0,
+    "target_modules": "attn",  # named: what is the default has changed
 }
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -79,8 +79,10 @@ class LoraConfig(Section):
     """The update is multiplied by lora_alpha / rank; equal to rank when not given."""
     lora_dropout: Fraction = 0.0
     """Share of a LoRA layer's inputs that is dropped during training."""
-    target_modules: Annotated[Texts, AfterValidator(_not_blank)] = ["attn"]
-    """Layers with an update: attn (560 of SDXL's linears), attn+ff (722), full (convolutions too), names."""
+    target_modules: Annotated[Texts, AfterValidator(_not_blank)] = ["full"]
+    """Layers with an update: full (SDXL's 722 linears and 49 convolutions), attn+ff (all linears), attn (the
+    560 of attention), or names.
+    """
     use_rslora: bool = False
     """Scale updates by lora_alpha / sqrt(rank) (Kalajdzievski, 2023)."""
     use_dora: bool = False

@@ -13,11 +13,11 @@ from lora_utils.model.lean import make_lean
 from tests.conftest import TINY
 
 ADAPTERS = {
-    "attention": {},
+    "all layers": {},
+    "attention": {"target_modules": ["attn"]},
     "other strength": {"lora_alpha": 8},
     "rsLoRA": {"use_rslora": True},
     "feed-forward": {"target_modules": ["attn+ff"]},
-    "convolutions": {"target_modules": ["full"]},
     "convolutions of a lower rank": {"target_modules": ["full"], "conv_rank": 2, "lora_alpha": 2},
     "queries alone": {"target_modules": ["to_q"]},
     "dropout": {"lora_dropout": 0.3},
@@ -88,7 +88,7 @@ def test_fp16_gives_fp32_gradients_close_to_fp32s():
 
 
 def test_queries_keys_and_values_come_from_one_node():
-    unet = new_unet(True)
+    unet = new_unet(True, target_modules=["attn"])
     attentions = [module for module in unet.modules() if isinstance(module, Attention)]
     assert attentions
     met = set()

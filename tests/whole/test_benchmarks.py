@@ -98,7 +98,7 @@ def test_what_ran_out_of_memory_says_so_on_the_page(tmp_path):
     assert "abcdef01" not in text
     assert "| example script, nothing recomputed | 14.5 | out of memory |" in text
     # The plan of "ours" recomputed nothing, so it is what that row asks for, and no case that is still owed.
-    assert re.search(r"^\| ours, nothing recomputed \| .* 9.7 \| 100 \|", text, re.MULTILINE)
+    assert re.search(r"^\| ours, attention, nothing recomputed \| .* 9.7 \| 100 \|", text, re.MULTILINE)
     assert "Not run yet: ours, all recomputed;" in text
 
 
