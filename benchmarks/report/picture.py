@@ -48,5 +48,5 @@ def draw(results: Results, path: Path) -> None:
         f"GiB that torch reserves for one training step of SDXL, 1024 px, batch 1: forecast{dots}", fontsize=9
     )
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlim(0, 16)
+    axis.set_xlim(0, max([16, *(forecast["reserved_gib"] for _, forecast, _ in rows)]))
     figure.savefig(path, dpi=120, metadata={"Software": None})  # else a new matplotlib makes new bytes

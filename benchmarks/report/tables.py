@@ -9,7 +9,7 @@ MISSING = "not measured yet"
 NO_RECOMPUTATION = "nothing is recomputed"  # a plan's own words
 TECHNIQUES = [
     ("ours, 771 layers, the default", "own", "default", "ours, 771 layers"),
-    ("ours, everything recomputed", "own", "default, full", "ours, 771 layers, all recomputed"),
+    ("ours, 771 layers, everything recomputed", "own", "default, full", "ours, 771 layers, all recomputed"),
     ("ours, int8 base", "own", "default, int8", "ours, int8"),
     ("ours, nf4 base", "own", "default, nf4", "ours, nf4"),
     ("ours, nf4 base, 1536 px", "own", "default, nf4, 1536 px", "ours, nf4, 1536 px"),

@@ -172,6 +172,7 @@ def _config(way: str, steps: int, folder: Path, resolution_px: int) -> RunConfig
         "train_batch_size": 1,
         "gradient_accumulation_steps": 1,
         "rank": 8,
+        "target_modules": "attn",  # what all of them adapt
         "gradient_checkpointing": "none",
     }
     return load_config(None, settings | WAYS[way])
