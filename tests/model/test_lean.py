@@ -139,7 +139,7 @@ def test_fifty_steps_go_the_same_way_by_any_road(make_config, tmp_path, options)
     assert other == pytest.approx(plain, rel=1e-5)
 
 
-@pytest.mark.parametrize("adapter", ["other strength", "rsLoRA", "DoRA", "feed-forward", "convolutions"])
+@pytest.mark.parametrize("adapter", ["other strength", "rsLoRA", "DoRA", "feed-forward", "all layers"])
 def test_a_saved_adapter_does_the_same_in_diffusers(adapter, tmp_path, fresh_pipeline):
     unet = new_unet(True, torch.float32, **ADAPTERS[adapter]).eval()
     lora.save_lora(unet, tmp_path)
