@@ -33,7 +33,7 @@ def test_a_disk_that_fills_up_stops_checkpoints_but_not_the_run(make_config, tmp
     for _ in stages.train(straight):
         pass
     try:
-        with small_disk(tmp_path / "disk", 140) as disk:
+        with small_disk(tmp_path / "disk", 100) as disk:
             config = make_config(output_dir=disk / "run", max_train_steps=STEPS, checkpointing_steps=1)
             for report in stages.train(config):
                 if report.step == FULL_AFTER:

@@ -16,7 +16,7 @@ SMALL_GIB = 0.0185  # a step on the tiny U-Net's attention fits into this with s
 
 @pytest.fixture
 def config(make_config):
-    return make_config(vram_gib=SMALL_GIB, rank=4, train_batch_size=1, target_modules="attn")
+    return make_config(vram_gib=SMALL_GIB, rank=4, train_batch_size=1)
 
 
 def fill_memory(unet, times):
