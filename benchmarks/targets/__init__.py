@@ -4,6 +4,6 @@ targets   the program: tunes every way equally, trains and judges it, resumable,
 ways      WAYS, Way: sets of layers, and the controls among them
 trials    Trial, carry_out: one training run with its judgement
 plan      phases, tuned, success: which trials there are to be, given what earlier ones found
-kept      finished, keep: trials in the result file that still hold
+kept      finished, keep, stands_on: trials in the result file that still hold
 sdxl      forecast_of: memory, work and T4 seconds of each way on SDXL
 """

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import read, write
-from benchmarks.targets.plan import CONTENTS
 from benchmarks.targets.trials import PROMPTS, Trial, digest_of
 from benchmarks.targets.ways import EVERY_WAY
 from lora_utils.system.files import file_hash
@@ -27,14 +26,16 @@ def finished(work: Path) -> dict[str, dict[str, Any]]:
         work: With the data sets, in folders named by their content.
     """
     kept = read(NAME)
-    if not kept or kept["figures"].get("foundation") != foundation(work):
-        return {}
-    trials = kept["figures"]["trials"]
-    return {key: figures for key, figures in trials.items() if _stands(figures)}
+    trials = kept["figures"]["trials"] if kept else {}
+    return {key: figures for key, figures in trials.items() if _stands(figures, work)}
+
+
+def stands_on(trial: Trial, work: Path) -> dict[str, str]:
+    """What a trial's figures are of: digests of what all trials share, of its data and of its settings."""
+    return {"foundation": foundation(), "data": _data(work / trial.content), "settings": digest_of(trial)}
 
 
 def keep(
-    work: Path,
     results: Mapping[str, Mapping[str, Any]],
     tables: Mapping[str, Sequence[str]],
     sdxl: Mapping[str, Any],
@@ -42,32 +43,37 @@ def keep(
     """Write all that there is.
 
     Args:
-        work: With the data sets, in folders named by their content.
         results: Figures by a trial's key.
         tables: Of each phase, the keys of its trials.
         sdxl: What each way costs there.
     """
-    write(NAME, {"foundation": foundation(work), "sdxl": sdxl, "tables": tables, "trials": results}, gpu=None)
+    write(NAME, {"sdxl": sdxl, "tables": tables, "trials": results}, gpu=None)
 
 
 @cache
-def foundation(work: Path) -> str:
-    """Digest of what all trials share: the base, the pictures and captions, and who judges what how often.
-
-    Settings are not in it: a trial keeps the digest of its own.
-    """
+def foundation() -> str:
+    """Digest of what all trials share: the base, and who judges how many pictures, drawn how."""
     digest = hashlib.sha256()
     weights = sorted(FOLDER.rglob("*.safetensors"))
-    data = [file for content in CONTENTS for file in sorted((work / content).iterdir())]
     assert len(weights) > 3, FOLDER
-    assert data, work
-    for file in (*weights, *data):
+    for file in weights:
         digest.update(f"{file.name} {file_hash(file)}\n".encode())
     digest.update(inspect.getsource(judge).encode())
     digest.update(repr((PROMPTS, SAMPLER_STEPS, LORA_GUIDANCE)).encode())
     return digest.hexdigest()[:16]
 
 
-def _stands(figures: Mapping[str, Any]) -> bool:
+@cache
+def _data(folder: Path) -> str:
+    """Digest of pictures and captions."""
+    files = sorted(folder.iterdir())
+    assert files, folder
+    told = "".join(f"{file.name} {file_hash(file)}\n" for file in files)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _stands(figures: Mapping[str, Any], work: Path) -> bool:
     trial = Trial(**{field.name: figures[field.name] for field in fields(Trial)})
-    return trial.way in EVERY_WAY and figures["settings"] == digest_of(trial)
+    if trial.way not in EVERY_WAY:
+        return False
+    return all(figures[name] == digest for name, digest in stands_on(trial, work).items())

@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks.record import FOLDER as RESULTS_FOLDER
 from benchmarks.record import commit
-from benchmarks.targets.kept import finished, keep
+from benchmarks.targets.kept import finished, keep, stands_on
 from benchmarks.targets.plan import CONTENTS, phases
 from benchmarks.targets.sdxl import forecast_of
-from benchmarks.targets.trials import Trial, carry_out, digest_of, settings
+from benchmarks.targets.trials import Trial, carry_out, settings
 from benchmarks.targets.ways import WAYS
 from lora_utils import stages
 from lora_utils.system.ownership import own
@@ -56,10 +56,10 @@ def main() -> None:
                 print(f"{name}: {len(missing)} trials to do", flush=True)
                 for trial, figures in _carried_out(missing, pool, options.processes, work, deadline):
                     results[trial.key] = figures
-                    keep(work, results, tables, sdxl)
+                    keep(results, tables, sdxl)
                 if time.monotonic() > deadline:
                     break
-        keep(work, results, tables, sdxl)
+        keep(results, tables, sdxl)
 
 
 def _carried_out(
@@ -81,7 +81,7 @@ def _carried_out(
             done += 1
             minutes = (time.monotonic() - began) / done * (len(trials) - done) / 60
             print(f"{done}/{len(trials)}, {minutes:.0f} min left: {trial.key}: {figures}", flush=True)
-            yield trial, asdict(trial) | {"settings": digest_of(trial), "commit": code} | figures
+            yield trial, asdict(trial) | stands_on(trial, work) | {"commit": code} | figures
 
 
 if __name__ == "__main__":

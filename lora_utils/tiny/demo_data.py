@@ -15,8 +15,10 @@ from lora_utils.tiny.drawing import SIDE_PX, SUBJECT
 from lora_utils.tiny.world import STYLES, Scene, draw_plain, draw_styled, plain_scenes
 
 SEED = 1
-PICTURES = {"ink": 80, "blueprint": 80, "momo": 28}
-"""Of the 336 scenes of known shapes, of the subject's 56: enough to learn from, with prompts left over."""
+PICTURES = {"ink": 80, "blueprint": 80, "momo": 56}
+"""Enough to learn from, with prompts left over. Half of the subject's set is known shapes: from the subject
+alone, a LoRA draws it whatever it is asked for (prior preservation; Ruiz et al., 2023, section 3.2).
+"""
 Content = Literal["ink", "blueprint", "momo"]
 
 
@@ -62,12 +64,22 @@ def draw_content(
 
 def demo_scenes(content: Content = "ink") -> list[Scene]:
     """The scenes of a set."""
-    return _shuffled(content)[: PICTURES[content]]
+    scenes = _shuffled(content)[: _count(content)]
+    if content != SUBJECT:
+        return scenes
+    # Taken in turn, so that what is held out of the set holds both.
+    others = _shuffled("ink")[: PICTURES[content] - len(scenes)]
+    return [scene for pair in zip(scenes, others, strict=True) for scene in pair]
 
 
 def unseen_scenes(count: int, content: Content = "ink") -> list[Scene]:
     """Scenes that are not in the set, for judging what a LoRA makes of new prompts."""
-    return _shuffled(content)[PICTURES[content] :][:count]
+    return _shuffled(content)[_count(content) :][:count]
+
+
+def _count(content: Content) -> int:
+    """Pictures in a set of what is to be learned from it."""
+    return PICTURES[content] // 2 if content == SUBJECT else PICTURES[content]
 
 
 def _shuffled(content: Content) -> list[Scene]:

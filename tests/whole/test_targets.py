@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks import record
 from benchmarks.targets import kept, plan
-from benchmarks.targets.trials import Trial, digest_of
+from benchmarks.targets.trials import Trial
 from benchmarks.targets.ways import EVERY_WAY, WAYS
 from lora_utils.model import architectures
 from lora_utils.tiny.drawing import SUBJECT
@@ -86,17 +86,22 @@ def test_a_way_has_layers_on_both_bases(way):
 
 
 def test_a_result_holds_until_what_it_stands_on_changes(tmp_path, monkeypatch):
-    trial = Trial("attn", "ink", 0, 10, 1e-3)
-    figures = asdict(trial) | {"settings": digest_of(trial)}
-    other = asdict(Trial("attn", "ink", 1, 10, 1e-3)) | {"settings": "of another preset"}
     for content in plan.CONTENTS:
-        (tmp_path / content).mkdir()
-        (tmp_path / content / "0.txt").write_text(content)
+        (tmp_path / "work" / content).mkdir(parents=True)
+        (tmp_path / "work" / content / "0.txt").write_text(content)
+    work = tmp_path / "work"
     monkeypatch.setattr(record, "FOLDER", tmp_path / "results")
-    kept.keep(tmp_path, {trial.key: figures, "other": other}, {}, {})
-    assert kept.finished(tmp_path) == {trial.key: figures}
+    trials = [Trial("attn", "ink", seed, 10, 1e-3) for seed in range(3)] + [
+        Trial("attn", SUBJECT, 0, 10, 1e-3)
+    ]
+    results = {trial.key: asdict(trial) | kept.stands_on(trial, work) for trial in trials}
+    results[trials[1].key]["settings"] = "of another preset"
+    results[trials[2].key]["way"] = "one that is no more"
+    kept.keep(results, {}, {})
+    assert list(kept.finished(work)) == [trials[0].key, trials[3].key]
 
-    kept.foundation.cache_clear()
-    (tmp_path / "ink" / "0.txt").write_text("another caption")
-    assert kept.finished(tmp_path) == {}
-    kept.foundation.cache_clear()
+    (tmp_path / "work").rename(tmp_path / "other")
+    (tmp_path / "other" / "ink" / "0.txt").write_text("another caption")
+    assert list(kept.finished(tmp_path / "other")) == [trials[3].key]
+    monkeypatch.setattr(kept, "foundation", lambda: "of another base")
+    assert kept.finished(tmp_path / "other") == {}
