@@ -24,7 +24,7 @@ def test_captions_that_lie_cost_more_than_the_spread_over_seeds(demo_folder, pre
 
     # What is held out keeps its captions in both, so that the losses are of the same thing.
     # What it tells is the loop, not the recipe: on attention alone few steps are enough to tell them apart.
-    quick = {"max_train_steps": 60, "validation_steps": 60, "target_modules": "attn", "learning_rate": 6e-3}
+    quick = {"max_train_steps": 60, "validation_steps": 60, "lr_warmup_steps": 50, "target_modules": "attn"}
     true, false = (
         [
             learn(folder, tmp_path / f"{name}{seed}", precompute_dir, seed=seed, **quick)["held_out_loss"]
