@@ -52,7 +52,7 @@ def add_lora(unet: UNet2DConditionModel, config: LoraConfig, seed: int) -> list[
         )  # not every SDXL-shaped base has them all
         if not is_ours and not any(name == target or name.endswith(f".{target}") for name in names):
             raise LoraError(
-                f"target_modules: no layer of the U-Net is called '{target}'; the usual word is attn"
+                f"target_modules: no layer of the U-Net is called '{target}'; the usual word is full"
             )
 
     alpha: Any = config.lora_alpha or config.rank  # peft only divides it, though its hint says int
