@@ -1,8 +1,8 @@
 """The tiny SDXL's shape: all classes and all conditioning of the real one, a thousandth of its size.
 
 64 px images are 16 x 16 x 4 latents. The U-Net's topology is SDXL's: no attention at the finest level, most
-transformer layers at the coarsest, and modules of the same names; but one residual block a level, not two, since a
-step of so small a model takes as long as it has operators.
+transformer layers at the coarsest, and modules of the same names; but one residual block a level, not two,
+since a step of so small a model takes as long as it has operators.
 """
 
 import json
