@@ -13,6 +13,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from lora_utils.config.loading import load_config
+from lora_utils.memory.planning import count_recomputed, step_shape, training_footprint
+from lora_utils.model.architectures import find_architecture
+from lora_utils.system.device import GIB, choose_precision
 from lora_utils.tiny.demo_data import draw_demo_data
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +82,21 @@ def make_config(tmp_path, tiny_settings):
         return load_config(None, quick | overrides)
 
     return make
+
+
+@pytest.fixture
+def tight_gib():
+    """Of a run's settings: a budget half-way between nothing and everything recomputed."""
+
+    def tight(config):
+        precision = choose_precision(config.model.mixed_precision, None)
+        architecture = find_architecture(config.model, config.paths.cache_dir)
+        shape = step_shape(config, precision, architecture, config.data.resolution)
+        needed = training_footprint(shape).needed_bytes, count_recomputed(shape).needed_bytes
+        assert needed[1] < needed[0]
+        return sum(needed) / 2 / GIB
+
+    return tight
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from tests.conftest import TINY
 QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TEXT_KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 CONV = "lora_unet_down_blocks_1_resnets_0_conv1"
-KOHYA = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+KOHYA = "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q"
 WIDTH = 64
 DOWN, UP = torch.ones(2, WIDTH), torch.ones(WIDTH, 2)
 WHOLE = {f"{QUERY}.lora_A.weight": DOWN, f"{QUERY}.lora_B.weight": UP}
@@ -44,19 +44,19 @@ OTHER_ADAPTERS = {
     "a GLoRA": of(KOHYA, "a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"),
     r"an \(IA\)3": of(KOHYA, "weight", "on_input"),
     r"an \(IA\)3 | of peft": of(f"base_model.model.{QUERY}", "ia3_l"),
-    "an OFT": of("oft_unet_input_blocks_4_1_proj_in", "oft_blocks", "alpha"),
+    "an OFT": of("oft_unet_input_blocks_3_1_proj_in", "oft_blocks", "alpha"),
     "an OFT | of LyCORIS": of(KOHYA, "oft_diag", "rescale"),
     "a BOFT": of(f"base_model.model.{QUERY}", "boft_R", "boft_s"),
     "a VeRA": of(f"base_model.model.{QUERY}", "vera_lambda_b", "vera_lambda_d"),
     "an AdaLoRA": of(f"base_model.model.{QUERY}", "lora_A", "lora_B", "lora_E"),
     "a DyLoRA": of(KOHYA, "down_list.0", "up_list.0", "alpha"),
     "a difference of whole weights": of(KOHYA, "diff", "diff_b"),
-    "trained norms": WHOLE | of("lora_unet_input_blocks_4_0_in_layers_0", "w_norm", "b_norm"),
+    "trained norms": WHOLE | of("lora_unet_input_blocks_3_0_in_layers_0", "w_norm", "b_norm"),
     "in part a LoHa": WHOLE | of(CONV, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
     "in part a difference of whole weights": WHOLE | of(CONV, "diff_b"),
 }
 NO_ADAPTERS = {
-    "a ControlNet-LLLite": of("lllite_unet_input_blocks_4_1_proj_in", "down.0.weight", "cond_emb.0.weight"),
+    "a ControlNet-LLLite": of("lllite_unet_input_blocks_3_1_proj_in", "down.0.weight", "cond_emb.0.weight"),
     "a ControlNet": of("control_model.input_blocks.1.0", "in_layers.0.weight"),
     "a ControlNet | Control-LoRA": of("input_blocks.1.0.emb_layers.1", "up", "down")
     | {"lora_controlnet": DOWN},
