@@ -131,7 +131,7 @@ def test_the_base_model_draws_what_it_is_told(tiny_pipeline):
 def test_the_lora_draws_the_style_on_prompts_it_has_not_seen(
     demo_folder, precompute_dir, fresh_pipeline, tmp_path
 ):
-    quick = {"max_train_steps": 250, "validation_steps": 250}
+    quick = {"max_train_steps": 160, "validation_steps": 160}
     summary = learn(demo_folder, tmp_path / "run", precompute_dir, **quick)
     assert summary["held_out_loss"] < 0.7 * summary["held_out_loss_before"]
     figures, _ = judge_lora(fresh_pipeline, tmp_path / "run", 25)
