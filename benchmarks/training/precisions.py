@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from benchmarks.record import ROOT, save
 from lora_utils import stages
 from lora_utils.config.loading import load_config
+from lora_utils.model.base import PretrainedSdxl
 from lora_utils.system.device import Precision
 from lora_utils.tiny.demo_data import draw_demo_data
 from lora_utils.training import loop
@@ -71,9 +72,9 @@ def train(case: str, steps: int, folder: Path) -> dict[str, float]:
     config = load_config(ROOT / "lora_utils" / "presets" / "tiny.yaml", changes)
     # Given, not chosen: choose_precision refuses fp16 on a CPU.
     accelerator = Accelerator(mixed_precision="no", cpu=True)
-    prepared = run_module.prepare(
-        config, stages.precompute(config), accelerator, Precision(name, "the benchmark asks")
-    )
+    base = PretrainedSdxl(config.model, config.paths.cache_dir)
+    precision = Precision(name, "the benchmark asks")
+    prepared = run_module.prepare(config, base, stages.precompute(config), accelerator, precision)
     reports = list(loop.train(config, prepared))
     summary = json.loads((config.paths.output_dir / "summary.json").read_text())
     return {
