@@ -29,10 +29,14 @@ def fill_memory(unet, times):
 
 
 def test_a_small_budget_recomputes_a_part_and_says_so(config):
+    plan = stages.prepare_training(config).planned.plan
+    assert 0 < plan.share < 1
+    assert 0 < plan.predicted_bytes <= config.train.vram_gib * GIB
     list(stages.train(config))
     summary = json.loads((config.paths.output_dir / "summary.json").read_text())
+    assert summary["recompute"] == str(plan)
     assert "feed-forwards" in summary["recompute"]
-    assert 0 < summary["forecast_memory_gib"] <= config.train.vram_gib + 0.005  # two places are told
+    assert summary["forecast_memory_gib"] == round(plan.predicted_bytes / GIB, 2)
 
 
 def test_a_step_that_does_not_fit_is_tried_again_with_more_recomputed(config, caplog):
