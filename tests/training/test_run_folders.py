@@ -203,27 +203,36 @@ def begun(data_dir, precompute_dir, tmp_path_factory):
     process.communicate()
 
 
+@pytest.fixture
+def alone(begun):
+    """`begun` with that one run in it, whichever tests went before."""
+    yield begun
+    for run in (begun / "runs").iterdir():
+        if run.name != RUN:
+            shutil.rmtree(run)
+
+
 @pytest.mark.parametrize(
-    ("changed", "name"),
+    ("changed", "begins"),
     [
-        ({}, None),
-        ({"rank": 4, "output_dir": f"runs/{RUN}"}, None),
-        ({"rank": 4}, f"{RUN}-2"),
-        ({"rank": 8, "resume_from_checkpoint": "none"}, f"{RUN}-3"),
+        ({}, False),
+        ({"rank": 4, "output_dir": f"runs/{RUN}"}, False),
+        ({"rank": 4}, True),
+        ({"rank": 8, "resume_from_checkpoint": "none"}, True),
     ],
     ids=["the same run", "a folder that was given", "another rank", "a new start"],
 )
 def test_beside_a_run_that_has_kept_nothing_yet_only_another_one_begins(
-    begun, precompute_dir, monkeypatch, changed, name
+    alone, precompute_dir, monkeypatch, changed, begins
 ):
-    monkeypatch.chdir(begun)
-    config = settings_in(begun, precompute_dir, changed)
-    if name is None:
+    monkeypatch.chdir(alone)
+    config = settings_in(alone, precompute_dir, changed)
+    if begins:
+        list(stages.train(config))
+        assert (alone / "runs" / f"{RUN}-2" / WEIGHTS).is_file()
+    else:
         with pytest.raises(InUseError, match="another process"):
             list(stages.train(config))
-    else:
-        list(stages.train(config))
-        assert (begun / "runs" / name / WEIGHTS).is_file()
 
 
 def test_whoever_compares_need_not_repeat_the_data(places, precompute_dir, tmp_path, monkeypatch, caplog):
