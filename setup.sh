@@ -81,7 +81,7 @@ run_tests() {
     ruff format --check .
     pyright
     python tools/notebooks.py check notebooks/*.ipynb
-    python -m pytest -n 2 --dist worksteal
+    python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
     python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x notebooks
 }
 

@@ -20,7 +20,14 @@ from lora_utils.tiny.demo_data import draw_demo_data
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "lora_utils" / "tiny"
+LONGEST = ("tiny", "whole", "training", "compare")
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Rooms with the longest files first: no worker is to be left alone with one of them at the end."""
+    places = {room: place for place, room in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
