@@ -1,5 +1,6 @@
 """The plan of benchmarks.targets: which trials follow from made-up results, and which results still hold."""
 
+import json
 from dataclasses import asdict
 
 import pytest
@@ -9,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from benchmarks import record
 from benchmarks.targets import kept, plan
 from benchmarks.targets.trials import Trial
-from benchmarks.targets.ways import EVERY_WAY, WAYS
+from benchmarks.targets.ways import EVERY_WAY, FULL_WAY, LOSER, WAYS
 from lora_utils.model import architectures
 from lora_utils.tiny.drawing import SUBJECT
 from lora_utils.tiny.evaluate import FOLDER
@@ -105,3 +106,18 @@ def test_a_result_holds_until_what_it_stands_on_changes(tmp_path, monkeypatch):
     assert list(kept.finished(tmp_path / "other")) == [trials[3].key]
     monkeypatch.setattr(kept, "foundation", lambda: "of another base")
     assert kept.finished(tmp_path / "other") == {}
+
+
+def test_in_the_kept_table_the_control_that_must_lose_lost_and_the_one_that_must_win_won():
+    figures = json.loads((record.FOLDER / "targets.json").read_text())["figures"]
+    keys = figures["tables"]["equal steps"] + figures["tables"]["controls"]
+    trials = [figures["trials"][key] for key in keys]
+
+    def learned(way, steps):
+        chosen = [each for each in trials if (each["way"], each["steps"]) == (way, steps)]
+        assert len(chosen) == len(plan.CONTENTS) * len(plan.SEEDS)
+        return sum(each["shows_subject" if each["content"] == SUBJECT else "in_style"] for each in chosen)
+
+    shares = [learned(way.name, plan.STEPS) for way in WAYS]
+    assert learned(LOSER.name, plan.STEPS) < max(shares) / 10
+    assert learned(FULL_WAY.name, 2 * plan.STEPS) > max(shares)
