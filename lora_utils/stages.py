@@ -29,6 +29,7 @@ from lora_utils.storage.run_folder import require_same_data
 from lora_utils.storage.run_note import RunNote, note_steps
 from lora_utils.storage.store import mirror_complete_run
 from lora_utils.system.device import Precision, choose_precision, compute_capability
+from lora_utils.system.device_memory import device_given_back
 from lora_utils.system.files import file_hash, write_atomically
 from lora_utils.system.progress import announce
 from lora_utils.training import loop
@@ -42,8 +43,15 @@ __all__ = ["Check", "check", "check_data", "compare", "precompute", "prepare_tra
 
 LOGGER = logging.getLogger(__name__)
 REPORT_NAME = "data_report.csv"
+ROOM_TO_ENCODE = "end other programs that use it, or set vae_batch_size=1 or vae_precision=fp16"
+ROOM_TO_TRAIN = (
+    "end other programs that use it, or set base_precision=nf4, a lower resolution or a smaller "
+    "train_batch_size; what was finished is kept"
+)
+ROOM_TO_DRAW = "end other programs that use it, or set base_precision=nf4 or a lower resolution"
 
 
+@device_given_back(ROOM_TO_ENCODE)
 def precompute(config: RunConfig) -> Precomputed:
     """Encode every image and every caption that the cache lacks: first captions, then images.
 
@@ -91,8 +99,8 @@ def _train(config: RunConfig, give_way: Callable[[], object]) -> Generator[StepR
         _require_folder(config)
         planned = plan_run(config, give_way)
         if not planned.is_complete:
-            with planned.ownership:
-                yield from loop.train(planned.config, _prepare(planned))
+            with planned.ownership, device_given_back(ROOM_TO_TRAIN):
+                yield from _train_steps(planned)
             return
         folder = planned.config.paths.run_folder
         # The mirror may lack a part of a run that is complete here.
@@ -102,6 +110,14 @@ def _train(config: RunConfig, give_way: Callable[[], object]) -> Generator[StepR
     LOGGER.warning("%s is complete; more max_train_steps would go on, other settings are another run", folder)
 
 
+def _train_steps(planned: PlannedRun) -> Generator[StepReport, None, None]:
+    try:
+        yield from loop.train(planned.config, _prepare(planned))
+    finally:
+        planned.accelerator.free_memory()  # it keeps every model that it has prepared
+
+
+@device_given_back(ROOM_TO_DRAW)
 def compare(config: RunConfig) -> Comparison:
     """Draw every prompt on every seed with the base model and with the LoRA; write PNGs and a sheet.
 

@@ -19,7 +19,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from lora_utils.system.device import GIB, free_memory
+from lora_utils.system.device_memory import free_memory
+from lora_utils.system.units import GIB
 
 MESSAGE_LENGTH = 300
 TURING_WORKSPACES = {"CUBLAS_WORKSPACE_CONFIG": ":4096:2:16:8", "CUBLASLT_WORKSPACE_SIZE": "1024"}

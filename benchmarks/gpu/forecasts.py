@@ -21,7 +21,8 @@ from lora_utils.memory.operators import NO_WORK, Work
 from lora_utils.memory.planning import plan_step
 from lora_utils.memory.unet_footprint import StepShape, sampling_footprint, training_footprint
 from lora_utils.model import architectures
-from lora_utils.system.device import DTYPES, GIB
+from lora_utils.system.device import DTYPES
+from lora_utils.system.units import GIB
 
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
 

@@ -23,7 +23,7 @@ from lora_utils.memory.gradient_checkpointing import Plan
 from lora_utils.memory.planning import plan_step
 from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model import architectures
-from lora_utils.system.device import GIB
+from lora_utils.system.units import GIB
 
 PEERS = {  # allocated and reserved GiB, TFLOP, kernels, T4 milliseconds
     "diffusers' script, nothing recomputed": (

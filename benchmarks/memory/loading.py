@@ -27,7 +27,7 @@ from benchmarks import record
 from lora_utils.config.schema import ModelConfig
 from lora_utils.model import architectures
 from lora_utils.model.base import PretrainedSdxl
-from lora_utils.system.device import GIB
+from lora_utils.system.units import GIB
 
 TINY = Path(lora_utils.__file__).parent / "tiny"
 UNET = architectures.UNET | {"transformer_layers_per_block": [1, 1, 1], "layers_per_block": 1}

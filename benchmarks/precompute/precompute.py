@@ -26,7 +26,8 @@ from lora_utils.config.schema import RunConfig
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.text import CAPTIONS_PER_BATCH, encode_captions
 from lora_utils.model.vae import encode_images, vae_batch
-from lora_utils.system.device import best_device, free_memory
+from lora_utils.system.device import best_device
+from lora_utils.system.device_memory import free_memory
 
 TINY = Path(stages.__file__).parent / "tiny"
 

@@ -30,7 +30,7 @@ from lora_utils import cli, stages
 from lora_utils.model import architectures, lora
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.storage.checkpoint import newest, step_of
-from lora_utils.system.device import GIB
+from lora_utils.system.units import GIB
 
 TINY = Path(stages.__file__).parent / "tiny"
 SMALL_UNET = {

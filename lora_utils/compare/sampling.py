@@ -15,7 +15,8 @@ from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lora import ADAPTER, load_lora, read_lora
 from lora_utils.model.text import TextEmbeddings, cut_text, encode_captions, encode_negative, too_long
 from lora_utils.model.vae import decode_latents, plan_decoding, tile_vae
-from lora_utils.system.device import best_device, free_memory
+from lora_utils.system.device import best_device
+from lora_utils.system.device_memory import free_memory
 from lora_utils.system.progress import progress_bar
 
 LOGGER = logging.getLogger(__name__)

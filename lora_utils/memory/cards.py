@@ -156,7 +156,9 @@ def card_here(dtype: "torch.dtype") -> Card:
         return Card("cpu", memory.total / GIB, memory.available / GIB, None, *rates, 0.0, is_measured=True)
 
     free, total = torch.cuda.mem_get_info()
-    usable = (free + torch.cuda.memory_reserved()) / GIB - WORKSPACE_GIB  # the context is there already
+    # The context is there already; blocks that torch holds and no tensor is in are as good as free ones.
+    empty = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    usable = (free + empty) / GIB - WORKSPACE_GIB
     properties = torch.cuda.get_device_properties(0)
     capability = properties.major, properties.minor
     return Card(properties.name, total / GIB, usable, capability, *rates, is_measured=True)

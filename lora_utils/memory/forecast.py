@@ -29,8 +29,9 @@ from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.model.quantisation import LeftInFull
 from lora_utils.model.vae import encoding_dtype, plan_decoding, plan_encoding
-from lora_utils.system.device import DTYPES, GIB, Precision, choose_precision
+from lora_utils.system.device import DTYPES, Precision, choose_precision
 from lora_utils.system.steps import finished
+from lora_utils.system.units import GIB
 
 LIBRARIES_GIB = 0.7  # resident: Python with torch, diffusers and peft; measured
 CUDA_HOST_GIB = 1.5  # resident: CUDA's own; an allowance
@@ -242,8 +243,7 @@ def images_forecast(context: StageContext) -> StageForecast:
     if not (own_vae and Path(own_vae).is_dir()):
         disk += _download(context, file)
 
-    # The rates in the table of cards are half precision's.
-    is_slow = model.vae_precision == "fp32" and not context.card.is_measured
+    is_slow = model.vae_precision == "fp32" and _has_half_rates(context)
     slowdown = FP32_SLOWDOWN if is_slow else 1.0
     return _stage(context, "images", footprint, file, disk, "image", slowdown / vae.batch)
 
@@ -290,7 +290,7 @@ def comparison_forecast(context: StageContext, training: Footprint) -> StageFore
     area = math.prod(size) / math.prod(context.shape.size_px)
     denoising_steps = compare.num_inference_steps
     seconds = denoising_steps * area * _seconds(context.card, sampling)
-    seconds += _seconds(context.card, decoding) * (1 if context.card.is_measured else FP32_SLOWDOWN)
+    seconds += _seconds(context.card, decoding) * (FP32_SLOWDOWN if _has_half_rates(context) else 1)
     tflop = denoising_steps * area * sampling.work.tflop + decoding.work.tflop
     kernels = denoising_steps * sampling.work.kernels + decoding.work.kernels
     return replace(stage, seconds=seconds, tflop=tflop, kernels=kernels)
@@ -352,6 +352,11 @@ def _stage(
 def _seconds(card: Card, footprint: Footprint) -> float:
     work = footprint.work
     return card.seconds(work.flops, work.streamed_bytes, work.kernels)
+
+
+def _has_half_rates(context: StageContext) -> bool:
+    """Whether the card's rates are half precision's: the table's are, and measured ones are the U-Net's."""
+    return not (context.card.is_measured and context.shape.precision == "fp32")
 
 
 def _vae_card_gib(card: Card) -> float | None:

@@ -17,7 +17,8 @@ from lora_utils.memory.footprint import Footprint, cached_on_disk
 from lora_utils.memory.gradient_checkpointing import Plan, Price, Prices, choose, full_plan, none_plan
 from lora_utils.memory.step_shape import StepShape
 from lora_utils.model.architectures import Architecture, find_architecture
-from lora_utils.system.device import GIB, Precision, choose_precision
+from lora_utils.system.device import Precision, choose_precision
+from lora_utils.system.units import GIB
 
 LARGEST_BATCH = 64
 TRIES = 4  # simulations of SDXL's step, of seconds each

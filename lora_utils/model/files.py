@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from lora_utils import UserError
 from lora_utils.model.examination import ModelError, locate, plausible
 from lora_utils.model.quantisation import frozen_parameter
+from lora_utils.system.device_memory import is_memory_full
 from lora_utils.system.files import file_hash
 
 SHOWN_NAMES = 3  # of missing tensors, in a message
@@ -163,9 +164,9 @@ def explained(name: str, read: Callable[[], Result]) -> Result:
             # From 0.42 the word is dtype, which diffusers 0.39 would ignore without a word.
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             return read()
-    except torch.OutOfMemoryError:
-        raise  # a RuntimeError too, but the card is too small, and nothing is wrong with the files
     except (WeightsError, HfHubHTTPError, StrictDataclassError, *FAILURES) as error:
+        if is_memory_full(error):
+            raise  # nothing is wrong with the files
         # These two explain themselves; the text of others, of a KeyError say, means little without its class.
         prefix = "" if isinstance(error, WeightsError | OSError) else f"{type(error).__name__}: "
         reason = prefix + " ".join(str(error).split())[:300]

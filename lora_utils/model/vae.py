@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lora_utils.config.schema import ModelConfig
 from lora_utils.config.section import Size
-from lora_utils.system.device import DTYPES, GIB
+from lora_utils.system.device import DTYPES
+from lora_utils.system.units import GIB
 
 if TYPE_CHECKING:  # forecasts plan the VAE without one
     from diffusers import AutoencoderKL

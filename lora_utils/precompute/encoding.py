@@ -27,7 +27,8 @@ from lora_utils.model.text import (
 )
 from lora_utils.model.vae import VaePlan, encode_images, plan_encoding, tile_vae
 from lora_utils.precompute.cache import Cache, CacheError
-from lora_utils.system.device import best_device, free_memory
+from lora_utils.system.device import best_device
+from lora_utils.system.device_memory import free_memory, is_memory_full
 from lora_utils.system.progress import progress_bar
 
 ImageTask = tuple[InspectedExample, Mapping[str, Crop]]
@@ -188,7 +189,9 @@ class _Encoder:
         try:
             starts = range(0, len(pictures), batch)
             return torch.cat([self._full_batch(pictures[start : start + batch], batch) for start in starts])
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_memory_full(error):
+                raise
             if batch == 1:
                 width, height = crop.size
                 raise UserError(

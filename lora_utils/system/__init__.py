@@ -5,7 +5,8 @@ May use: no other room.
 files      write_atomically, commit_folder, read_folder, staged, sweep: whole on disk, or not at all
 portable   open_descriptor, read_at, rename, replace, when_free: Linux, macOS and Windows, as one
 ownership  own, own_in_turn, Ownership, InUseError: one writer to a folder, by a lock that dies with it
-device     choose_precision, compute_capability, free_memory: what computes; a run's dtype, not the VAE's
+device     choose_precision, compute_capability: what computes; a run's dtype, not the VAE's
+device_memory  free_memory, device_given_back, MemoryFullError: the card's, given back or said to be full
 launcher   launched_precision, launched_processes, contradictions: accelerate launch, obeyed or told
 locations  looked_for, looks_like_path, why_unwritable: what a message says of a path
 signals    StopRequest, interrupt_when_told_to_end: Ctrl-C and SIGTERM, heard at the end of a step

@@ -1,13 +1,12 @@
-"""What a stage needs of the device: how much was used, and giving it back."""
+"""What computes, and in which precision."""
 
-import gc
+import re
 from dataclasses import dataclass
 
 import torch
 
 from lora_utils import UserError
 from lora_utils.system.launcher import launched_precision
-from lora_utils.system.units import GIB
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -15,26 +14,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def best_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def free_memory() -> None:
-    """Collect what nothing refers to any more and return cached blocks to the device."""
-    # Models that refer to themselves are freed by the collector alone, and only then can their blocks be
-    # returned.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def peak_memory_gib() -> float | None:
-    """Most memory of tensors on the GPU since the start, or since it was forgotten; None without a GPU."""
-    return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
-
-
-def forget_peak_memory() -> None:
-    """Let ``peak_memory_gib`` count from now on."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 @dataclass(frozen=True)
@@ -50,13 +29,42 @@ class Precision:
         return DTYPES[self.name]
 
 
+BF16_FROM = (8, 0)
+"""Compute capability of the first cards with bf16 arithmetic."""
+
+
 class MachineError(UserError):
     """The machine cannot do what the settings ask for."""
 
 
 def compute_capability() -> tuple[int, int] | None:
-    """Of the GPU here, (7, 5) for a T4's sm_75; None without a GPU."""
-    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    """Of the GPU here, (7, 5) for a T4's sm_75; None without a GPU.
+
+    Raises:
+        MachineError: This build of torch has no kernels for the GPU.
+    """
+    if not torch.cuda.is_available():
+        return None
+    capability = torch.cuda.get_device_capability()
+    built_for = torch.cuda.get_arch_list()
+    if not any(_runs_on(architecture, capability) for architecture in built_for):
+        major, minor = capability
+        raise MachineError(
+            f"this build of torch ({torch.__version__}) has no kernels for {torch.cuda.get_device_name()}, "
+            f"sm_{major}{minor}, but for {' '.join(built_for)}; install one that has, or take another card"
+        )
+    return capability
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for sm_75, or to be compiled from compute_75, runs on a card."""
+    kind, _, number = architecture.partition("_")
+    digits = re.match(r"\d+", number)  # sm_90a has a letter behind them
+    if digits is None:
+        return False
+    built = divmod(int(digits[0]), 10)
+    # Binaries run on later cards of the same generation, PTX on all later ones.
+    return built <= capability and (kind == "compute" or built[0] == capability[0])
 
 
 def choose_precision(wanted: str, capability: tuple[int, int] | None) -> Precision:
@@ -68,13 +76,15 @@ def choose_precision(wanted: str, capability: tuple[int, int] | None) -> Precisi
         capability: Compute capability of the card; None of a CPU.
 
     Raises:
-        MachineError: fp16 without a GPU.
+        MachineError: fp16 without a GPU, or bf16 on a card that only emulates it.
     """
     if wanted == "fp16" and capability is None:
         raise MachineError("mixed_precision=fp16 needs a CUDA GPU, and there is none; set it to auto or fp32")
     if wanted != "auto":
+        _require_bf16(wanted, capability, "mixed_precision=bf16")
         return Precision(wanted, "mixed_precision says so")
     launched = (launched_precision() or "no").lower()
+    _require_bf16(launched, capability, "accelerate launch --mixed_precision=bf16")
     # Its "no" is what it says when nobody asked it, and so no answer; a CPU computes in bf16, not in fp16.
     if launched in DTYPES and (capability is not None or launched != "fp16"):
         return Precision(launched, "accelerate launch says so")
@@ -82,6 +92,13 @@ def choose_precision(wanted: str, capability: tuple[int, int] | None) -> Precisi
         return Precision("fp32", "there is no GPU")
     # Not torch's is_bf16_supported: a T4 answers True to it, and emulates bf16 slowly.
     major, minor = capability
-    if capability >= (8, 0):
+    if capability >= BF16_FROM:
         return Precision("bf16", f"sm_{major}{minor} has bf16 arithmetic")
     return Precision("fp16", f"sm_{major}{minor} has no bf16 arithmetic")
+
+
+def _require_bf16(precision: str, capability: tuple[int, int] | None, asked: str) -> None:
+    # Emulated it is slow, and attention has no kernel for it there: whole matrices of scores would be kept.
+    if precision == "bf16" and capability is not None and capability < BF16_FROM:
+        major, minor = capability
+        raise MachineError(f"{asked} needs a card from sm_80; this one is sm_{major}{minor}: leave it out")

@@ -49,6 +49,11 @@ class Batch:
         """The same on a device."""
         return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def split(self, size: int) -> "list[Batch]":
+        """Batches of at most so many examples, in order."""
+        pieces = zip(*(tensor.split(size) for tensor in vars(self).values()), strict=True)
+        return [Batch(*piece) for piece in pieces]
+
 
 def training_schedule(schedule: NoiseSchedule, config: TrainConfig) -> NoiseSchedule:
     """The base model's schedule, as the run uses it in training and validation.

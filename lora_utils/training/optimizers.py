@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lora_utils import UserError
 from lora_utils.config.training import TrainConfig
 from lora_utils.memory.unet_footprint import state_bytes
-from lora_utils.system.device import GIB
+from lora_utils.system.units import GIB
 
 LOGGER = logging.getLogger(__name__)
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}

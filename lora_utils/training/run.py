@@ -22,6 +22,7 @@ from lora_utils.precompute.examples import CachedExamples, Record
 from lora_utils.precompute.fill import Precomputed
 from lora_utils.storage.identity import data_digest
 from lora_utils.system.device import Precision
+from lora_utils.system.device_memory import forget_peak_memory, free_memory
 from lora_utils.training.objective import training_schedule
 from lora_utils.training.unet import PlannedUnet
 from lora_utils.training.validation import HeldOutLoss
@@ -79,7 +80,9 @@ class TrainingRun:
         assert self.held_out is not None
         # In the training's own precision, so that it measures the model that is trained.
         with self.autocast():
-            return self.held_out.measure(self.unet, self.accelerator.device)
+            loss = self.held_out.measure(self.unet, self.accelerator.device)
+        forget_peak_memory()  # peaks are told of steps, and correct their plan
+        return loss
 
     def facts(self) -> dict[str, Any]:
         """What the run's summary says of it."""
@@ -116,6 +119,8 @@ def prepare(
     Raises:
         UserError: The base model or a setting cannot be used.
     """
+    free_memory()  # of runs before this one in the same process: what is free decides the plan
+
     entries = precomputed.entries
     # Both read the same cache; an image is in one of them, whatever its captions and crops.
     examples = CachedExamples(precomputed.cache, [entry for entry in entries if not entry.held_out])
@@ -141,7 +146,7 @@ def prepare(
         unet=accelerator.prepare_model(planned.unet),
         schedule=schedule,
         examples=examples,
-        held_out=HeldOutLoss(held_out, schedule) if held_out else None,
+        held_out=HeldOutLoss(held_out, schedule, config.train.train_batch_size) if held_out else None,
         unconditional=precomputed.cache.read(precomputed.unconditional_key),
         caption_dropout_rate=config.data.caption_dropout_rate,
         latent_mode=config.data.latent_mode,

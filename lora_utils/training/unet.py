@@ -12,7 +12,8 @@ from lora_utils.model.base import PretrainedSdxl
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
 from lora_utils.model.quantisation import left_in_full
-from lora_utils.system.device import GIB, Precision
+from lora_utils.system.device import Precision
+from lora_utils.system.units import GIB
 
 LOGGER = logging.getLogger(__name__)
 

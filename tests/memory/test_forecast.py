@@ -13,7 +13,8 @@ from lora_utils.memory.planning import largest_batch, plan_step, step_shape
 from lora_utils.memory.simulation import SimulationError
 from lora_utils.memory.unet_footprint import StepShape, training_footprint
 from lora_utils.model import architectures
-from lora_utils.system.device import GIB, choose_precision
+from lora_utils.system.device import choose_precision
+from lora_utils.system.units import GIB
 
 
 @pytest.fixture(scope="module")

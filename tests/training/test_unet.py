@@ -7,7 +7,7 @@ import torch
 
 from lora_utils import stages
 from lora_utils.model.files import ModelError
-from lora_utils.system.device import GIB
+from lora_utils.system.units import GIB
 from lora_utils.training import loop
 from lora_utils.training.loop import MemoryFullError
 

@@ -1,0 +1,19 @@
+"""For pytest: ``-p tests.pretended_card.plugin`` pretends a T4 before anything has imported torch."""
+
+import subprocess
+
+import pytest
+
+from tests.pretended_card.build import compiler
+from tests.pretended_card.pretend import install
+
+CANNOT = "tests/pretended_card was skipped: it needs a C++ compiler (apt-get install g++)"
+
+
+def pytest_configure() -> None:
+    if compiler() is None:
+        pytest.exit(CANNOT, returncode=0)
+
+
+if compiler() is not None:
+    install("t4")
