@@ -4,7 +4,7 @@ A base model is a Hub id or a local folder in diffusers' layout. Weights are rea
 go straight to the device where they will stay: the host never holds a copy of a file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,10 @@ class NoiseSchedule:
     """What the U-Net was trained to predict."""
     scaling_factor: float
     """Latents are the VAE's output times this."""
+
+    def to(self, device: torch.device) -> "NoiseSchedule":
+        """The same on a device, so that no step has to copy it."""
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
 
 
 class PretrainedSdxl:

@@ -10,6 +10,7 @@ start       plan_run, PlannedRun, describe_run, plan_doubts: which run this is, 
 folders     find_run, completed_run, stamp_inputs: which run folder settings stand for
 run         TrainingRun, prepare: examples, base, adapter, precision, put together
 unet        PlannedUnet: loaded, adapted, planned for the card
+feed        Feed, MicroBatch: on its way to the device before it is asked for
 batches     micro_batches, read_batch: which examples, in which order
 objective   Batch, draw_visit, training_losses: from an example to its loss, by diffusion's formulas
 diffusion   add_noise, training_target, min_snr_weights: the mathematics; a new loss starts here

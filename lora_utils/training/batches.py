@@ -46,12 +46,12 @@ def read_batch(run: TrainingRun, first_visit: int, numbers: list[int]) -> Batch:
     """Read and join this process' share of a micro-batch.
 
     Args:
-        run: Examples, seed, device.
+        run: Examples and seed.
         first_visit: The number of the micro-batch's first visit, over all processes.
         numbers: Of the micro-batch's examples, over all processes.
 
     Returns:
-        train_batch_size examples of one shape, on the run's device.
+        train_batch_size examples of one shape, on the CPU.
     """
     size = run.config.train_batch_size
     # Processes share one micro-batch, in the order of their index: two with batch 1 see what one with batch 2
@@ -60,7 +60,7 @@ def read_batch(run: TrainingRun, first_visit: int, numbers: list[int]) -> Batch:
     visits = []
     for index in range(start, start + size):
         visits.append(draw_visit_number(run, first_visit + index, numbers[index]))
-    return collate(visits).to(run.accelerator.device)
+    return collate(visits)
 
 
 def draw_visit_number(run: TrainingRun, visit_number: int, example_number: int) -> Batch:

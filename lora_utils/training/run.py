@@ -125,7 +125,7 @@ def prepare(
     # Both read the same cache; an image is in one of them, whatever its captions and crops.
     examples = CachedExamples(precomputed.cache, [entry for entry in entries if not entry.held_out])
     held_out = CachedExamples(precomputed.cache, [entry for entry in entries if entry.held_out])
-    schedule = training_schedule(base.load_noise_schedule(), config.train)
+    schedule = training_schedule(base.load_noise_schedule(), config.train).to(accelerator.device)
 
     shapes = Counter(entry.size for entry in examples.entries)
     planned = PlannedUnet(

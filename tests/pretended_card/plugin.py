@@ -1,7 +1,5 @@
 """For pytest: ``-p tests.pretended_card.plugin`` pretends a T4 before anything has imported torch."""
 
-import subprocess
-
 import pytest
 
 from tests.pretended_card.build import compiler

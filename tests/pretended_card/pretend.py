@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from tests.pretended_card import streams
 from tests.pretended_card.build import build
 
 CONTEXT_BYTES = 300 * 2**20
@@ -87,6 +86,8 @@ def _replace(module: Any, card: PretendedCard) -> None:
 
 
 def _c_functions(module: Any, card: PretendedCard) -> dict[str, Any]:
+    from tests.pretended_card import streams
+
     def stats(_: int) -> dict[str, Any]:
         now = {"current": module.allocated(), "peak": module.peak(), "allocated": 0, "freed": 0}
         return {
@@ -117,6 +118,8 @@ def _c_functions(module: Any, card: PretendedCard) -> dict[str, Any]:
 
 
 def _attributes(module: Any, card: PretendedCard) -> dict[str, Any]:
+    from tests.pretended_card import streams
+
     major, minor = card.capability
     properties = SimpleNamespace(
         name=card.name,
@@ -151,6 +154,8 @@ def _attributes(module: Any, card: PretendedCard) -> dict[str, Any]:
 
 def _accelerator_functions() -> dict[str, Any]:
     import torch
+
+    from tests.pretended_card import streams
 
     return {
         "is_available": lambda: True,

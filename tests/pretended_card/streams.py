@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 NUMBERS = itertools.count(1)
 """Of streams; 0 is the default one."""
 
 
-class Stream:
+class Stream(torch.Stream):
     """What torch.cuda.Stream does, by the compiled module."""
+
+    def __new__(cls, device: Any = None, priority: int = 0, number: int | None = None) -> "Stream":
+        return super().__new__(cls, device="cuda")
 
     def __init__(self, device: Any = None, priority: int = 0, number: int | None = None) -> None:
         self.cuda_stream = next(NUMBERS) if number is None else number

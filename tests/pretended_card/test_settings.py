@@ -6,7 +6,6 @@ import math
 import pytest
 
 from lora_utils import stages
-from lora_utils.training import loop
 
 QUANTISED = {"base_precision": "nf4"}
 SETTINGS = {
@@ -53,19 +52,28 @@ SETTINGS = {
     "other names of layers": {"target_modules": ["to_k", "to_v"]},
 }
 CLOSE = 0.02
-"""Of the forecast to what the card's allocator counts; its blocks of 512 bytes are more here than at SDXL's size."""
+"""Of the forecast, to what the card's allocator counts in blocks of 512 bytes."""
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_goes_as_forecast_and_leaves_nothing(name, on_card, card):
-    config = on_card(**SETTINGS[name])
-    before = card.allocated()
-    planned = stages.plan_run(config)
-    reports = []
+def test_a_run_goes_as_forecast_and_leaves_nothing(name, on_card, card, monkeypatch):
     forecast = []
-    for report in loop.train(planned.config, run := stages._prepare(planned)):
-        reports.append(report)
+    prepare = stages.prepare
+
+    def prepared(*given):
+        run = prepare(*given)
         forecast.append(run.planned.plan.predicted_bytes)
+        return run
+
+    monkeypatch.setattr(stages, "prepare", prepared)
+    assert card.allocated() == 0
+    reports = list(stages.train(on_card(**SETTINGS[name])))
+    assert card.allocated() == 0
     assert len(reports) == 3
     assert all(math.isfinite(report.loss) for report in reports)
-    print(name, forecast, [round(report.peak_memory_gib * 2**30) for report in reports], before)
+    # The first step has no states of the optimiser at its peak.
+    print("RES", name, forecast, [round(report.peak_memory_gib * 2**30) for report in reports])
+
+
+def test_there_are_enough_of_them():
+    assert len(SETTINGS) >= 40
