@@ -145,8 +145,10 @@ def _judged(
 
 def _card_here(config: RunConfig) -> Card:
     from lora_utils.system.device import choose_precision, compute_capability
+    from lora_utils.system.device_memory import device_given_back
 
-    return card_here(choose_precision(config.model.mixed_precision, compute_capability()).dtype)
+    with device_given_back("end other programs that use it"):
+        return card_here(choose_precision(config.model.mixed_precision, compute_capability()).dtype)
 
 
 def _remarks(problems: Sequence[str], told: Sequence[str]) -> Iterator[str]:

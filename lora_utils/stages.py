@@ -28,6 +28,7 @@ from lora_utils.storage.mirror_restore import restore_if_wanted
 from lora_utils.storage.run_folder import require_same_data
 from lora_utils.storage.run_note import RunNote, note_steps
 from lora_utils.storage.store import mirror_complete_run
+from lora_utils.system.determinism import deterministic_algorithms
 from lora_utils.system.device import Precision, choose_precision, compute_capability
 from lora_utils.system.device_memory import device_given_back
 from lora_utils.system.files import file_hash, write_atomically
@@ -94,6 +95,13 @@ def train(config: RunConfig) -> Iterator[StepReport]:
 
 
 def _train(config: RunConfig, give_way: Callable[[], object]) -> Generator[StepReport, None, None]:
+    with deterministic_algorithms(config.train.deterministic):
+        yield from _train_what_is_left(config, give_way)
+
+
+def _train_what_is_left(
+    config: RunConfig, give_way: Callable[[], object]
+) -> Generator[StepReport, None, None]:
     folder = completed_run(config)
     if folder is None:
         _require_folder(config)

@@ -165,7 +165,11 @@ class TrainConfig(Section):
     lean_step: bool = True
     """Base and LoRA as one node, no autocast: less memory and time, same gradients; false is peft's way."""
     channels_last: bool = False
-    """Keep convolutions' tensors as NHWC; faster on some cards."""
+    """Keep convolutions' tensors as NHWC, with lean_step false; faster on some cards."""
+    deterministic: bool = False
+    """Equal seeds give equal bytes on a GPU too, as they do on a CPU: torch's deterministic algorithms, which
+    are slower.
+    """
     torch_compile: bool = False
     """Compile the repeated blocks, with lean_step false; needs minutes at the start and a card from sm_80."""
     max_skipped_steps: PositiveInt = 20
@@ -190,6 +194,9 @@ class TrainConfig(Section):
         # Dynamo breaks the graph at the lean nodes' in-place products, and compiles each block anew.
         if self.torch_compile and self.lean_step:
             raise ValueError("torch_compile compiles peft's way: set lean_step to false too")
+        # The lean norms and convolutions copy such tensors back and forth.
+        if self.channels_last and self.lean_step:
+            raise ValueError("channels_last is for peft's way: set lean_step to false too")
         if self.optimizer == "schedulefree" and self.use_ema:
             raise ValueError("optimizer schedulefree averages the weights by itself; leave out use_ema")
         # Its average divides by beta1.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 CONTEXT_GIB = 0.35  # CUDA itself, cuBLAS and cuDNN with the kernels that they load
-WORKSPACE_GIB = 0.1
+WORKSPACE_GIB = 0.2  # handles of the backward pass' thread, and kernels that are loaded late
 FP32_SLOWDOWN = 3.0  # of convolutions, against the rates here, which are half precision's: a T4 does 5 TFLOPS
 STREAMED_SHARE = 0.81  # of the data sheet's bandwidth that is reached
 
@@ -119,9 +119,16 @@ CARDS = {
         _card("l4", 22.0, (8, 9), 121, 300),
         _card("a100", 39.4, (8, 0), 312, 1555),
         _card("a100-80gb", 79.1, (8, 0), 312, 2039),
+        _card("h100", 79.1, (9, 0), 989, 3350),
+        _card("h200", 139.8, (9, 0), 989, 4800),
         _card("v100", 15.77, (7, 0), 112, 900),
         _card("p100", 15.9, (6, 0), 18.7, 732),
         _card("rtx3060", 11.76, (8, 6), 51, 360),
+        _card("rtx3090", 23.69, (8, 6), 142, 936),
+        _card("rtx4060ti", 15.6, (8, 9), 88, 288),
+        _card("rtx4070", 11.72, (8, 9), 117, 504),
+        _card("rtx4090", 23.52, (8, 9), 330, 1008),
+        _card("rtx5090", 31.36, (12, 0), 419, 1792),
         *(_sized(size_gb) for size_gb in (4, 6, 8, 10, 12, 16, 24)),
     )
 }

@@ -93,7 +93,8 @@ def _card() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none; computing on the CPU"
+        apple = ": Apple's GPU (mps) is not used, as none of this was tried on one"
+        return "none; computing on the CPU" + (apple if torch.backends.mps.is_available() else "")
     card = torch.cuda.get_device_properties(0)
     return f"{card.name}, {card.total_memory / GIB:.1f} GiB, sm_{card.major}{card.minor}"
 

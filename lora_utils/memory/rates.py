@@ -16,6 +16,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
     width = side // 16
     tokens = side // 2
     heads = max(1, side // 256)
+    _warm_up(device, dtype)
     with torch.no_grad():
         square = torch.randn(side, side, device=device).to(dtype)
         picture = torch.randn(1, width, 64, 64, device=device).to(dtype)
@@ -33,6 +34,15 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, floa
         4 * heads * tokens * tokens * 64 / attention / 1e12,
         copied / copy / 1e9,
     )
+
+
+def _warm_up(device: torch.device, dtype: torch.dtype) -> None:
+    """Let libraries take their memory now: autograd's thread makes handles too, and kernels load late."""
+    x = torch.randn(1, 64, 8, 8, device=device).to(dtype).requires_grad_()
+    weight = torch.randn(64, 64, 3, 3, device=device).to(dtype).requires_grad_()
+    tokens = functional.conv2d(x, weight, padding=1).flatten(2).transpose(1, 2)[None]
+    mixed = functional.scaled_dot_product_attention(tokens, tokens, tokens)
+    functional.linear(mixed, weight[:, :, 0, 0]).sum().backward()
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -31,6 +31,7 @@ WHOLE_STATES = {"adamw": 8, "paged_adamw": 8, "schedulefree": 8, "prodigy": 16}
 """Bytes per parameter, of optimisers whose states have its shape: two fp32 numbers, Prodigy's four."""
 EIGHT_BIT = ("adamw8bit", "paged_adamw8bit")
 EIGHT_BIT_FROM = 4096  # bitsandbytes keeps the states of smaller parameters in fp32
+PAGED_FROM = 100_000  # and leaves the states of smaller parameters on the card
 EIGHT_BIT_BLOCK = 256  # numbers that share a scale
 EIGHT_BIT_MAPS = 2 * 256 * 4  # from 8 bits to fp32, one for each moment, shared by all parameters
 
@@ -48,10 +49,7 @@ def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
         shapes: Of the trainable parameters, fp32.
     """
     shapes = list(shapes)
-    total = sum(_parameter_state_bytes(name, shape) for shape in shapes)
-    if name in EIGHT_BIT and any(_size(shape) >= EIGHT_BIT_FROM for shape in shapes):
-        total += EIGHT_BIT_MAPS
-    return total
+    return sum(_parameter_state_bytes(name, shape) for shape in shapes) + _map_bytes(name, shapes)
 
 
 def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
@@ -65,6 +63,11 @@ def _parameter_state_bytes(name: str, shape: tuple[int, ...]) -> int:
             return size * WHOLE_STATES["adamw"]
         return 2 * (size + 4 * -(-size // EIGHT_BIT_BLOCK))  # two moments: codes, and a scale for each block
     return size * WHOLE_STATES[name]
+
+
+def _map_bytes(name: str, shapes: list[tuple[int, ...]]) -> int:
+    is_used = name in EIGHT_BIT and any(_size(shape) >= EIGHT_BIT_FROM for shape in shapes)
+    return EIGHT_BIT_MAPS if is_used else 0
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -196,13 +199,15 @@ def _hold_base(simulation: Simulation, unet: nn.Module, base: str) -> None:
 
 
 def _states(shape: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
-    """The optimiser's, and the average; paged ones are in host memory as long as the card is full."""
+    """The optimiser's, and the average; what is paged is in host memory as long as the card is full."""
+    is_paging = "paged" in shape.optimizer
+    kept = [tuple(each.shape) for each in learning if not is_paging or each.numel() < PAGED_FROM]
     states = []
-    if "paged" not in shape.optimizer:
-        for parameter in learning:
-            size = state_bytes(shape.optimizer, [tuple(parameter.shape)])
-            for half in (size // 2, size // 2):  # two moments, two tensors: the allocator rounds each
-                states.append(torch.empty(half, dtype=torch.uint8, device=META))
+    for parameter_shape in kept:
+        size = _parameter_state_bytes(shape.optimizer, parameter_shape)
+        for half in (size // 2, size // 2):  # two moments, two tensors: the allocator rounds each
+            states.append(torch.empty(half, dtype=torch.uint8, device=META))
+    states.append(torch.empty(_map_bytes(shape.optimizer, kept), dtype=torch.uint8, device=META))
     if shape.has_average:
         states += [torch.empty_like(parameter) for parameter in learning]
     return states

@@ -17,7 +17,7 @@ FIXED = ("seed", "train_batch_size", "gradient_accumulation_steps", "loraplus_lr
 # beyond the last bits.
 SILENT = (
     "num_train_epochs", "max_train_steps", "optimizer", "use_8bit_adam", "gradient_checkpointing", "vram_gib",
-    "lean_step", "channels_last", "torch_compile", "validation_steps", "max_skipped_steps",
+    "lean_step", "channels_last", "deterministic", "torch_compile", "validation_steps", "max_skipped_steps",
 )  # fmt: skip
 
 

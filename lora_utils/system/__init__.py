@@ -7,6 +7,7 @@ portable   open_descriptor, read_at, rename, replace, when_free: Linux, macOS an
 ownership  own, own_in_turn, Ownership, InUseError: one writer to a folder, by a lock that dies with it
 device     choose_precision, compute_capability: what computes; a run's dtype, not the VAE's
 device_memory  free_memory, device_given_back, MemoryFullError: the card's, given back or said to be full
+determinism  deterministic_algorithms: equal bytes on a GPU, for as long as a run lasts
 launcher   launched_precision, launched_processes, contradictions: accelerate launch, obeyed or told
 locations  looked_for, looks_like_path, why_unwritable: what a message says of a path
 signals    StopRequest, interrupt_when_told_to_end: Ctrl-C and SIGTERM, heard at the end of a step

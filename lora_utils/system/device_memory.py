@@ -60,6 +60,20 @@ def device_given_back(advice: str) -> Iterator[None]:
         raise
     finally:
         free_memory()
+        cap_memory(None)
+
+
+def cap_memory(usable_gib: float | None) -> None:
+    """Let torch take so much more than its tensors have now, and no more; without a figure, all of the card.
+
+    On a card that torch may fill to the last byte, it is a library beside torch that finds it full: cuBLAS
+    when its second handle is made, or a kernel that is loaded late. And those do not say so in one voice.
+    """
+    if not torch.cuda.is_available():
+        return
+    total = torch.cuda.mem_get_info()[1]
+    wanted = total if usable_gib is None else usable_gib * GIB + torch.cuda.memory_allocated()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, wanted / total))
 
 
 def peak_memory_gib() -> float | None:

@@ -16,12 +16,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lora_utils import UserError
 from lora_utils.config.training import TrainConfig
-from lora_utils.memory.unet_footprint import state_bytes
+from lora_utils.memory.unet_footprint import PAGED_FROM, state_bytes
 from lora_utils.system.units import GIB
 
 LOGGER = logging.getLogger(__name__)
 BITSANDBYTES = {"adamw8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw8bit": "PagedAdamW8bit"}
-PROBE_SIZE = 100_000  # bitsandbytes quantises from 4,096 numbers on, and pages from this on
 # Of a parameter group, what is a setting; the rest of it may be states.
 GROUP_OPTIONS = (
     "lr", "initial_lr", "betas", "eps", "weight_decay", "amsgrad", "maximize",
@@ -29,6 +28,8 @@ GROUP_OPTIONS = (
 )  # fmt: skip
 SAME_SHAPE = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """States in their parameter's shape, that kernels write to."""
+PAGED = ("state1", "state2")
+"""Those of them that bitsandbytes pages."""
 QUANTISED_BLOCK = 256  # bitsandbytes: numbers that share a scale
 QUANTISED_LEVELS = 256  # what 8 bits can stand for
 
@@ -109,6 +110,18 @@ def load_states(optimizer: Optimizer, saved: dict[str, Any]) -> None:
             for name, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor) and not _fits(name, value, parameter):
                     raise ValueError(f"the optimiser's {name} has the shape {tuple(value.shape)}")
+    if getattr(optimizer, "is_paged", False):
+        _page_again(optimizer)
+
+
+def _page_again(optimizer: Any) -> None:
+    """Put states that were loaded where bitsandbytes pages from: as plain tensors they would stay on the card."""
+    for parameter, states in optimizer.state.items():
+        for name in PAGED:
+            if name in states:
+                paged = optimizer.get_state_buffer(parameter, dtype=states[name].dtype)
+                paged.copy_(states[name])
+                states[name] = paged
 
 
 def _fits(name: str, value: torch.Tensor, parameter: torch.Tensor) -> bool:
@@ -172,7 +185,7 @@ def _usable(name: str, parameters: list[nn.Parameter]) -> str:
 
 def _failure(name: str, device: torch.device) -> str | None:
     """Why a real step of a bitsandbytes optimiser on the device failed; None when it did not."""
-    parameter = nn.Parameter(torch.ones(PROBE_SIZE, device=device))
+    parameter = nn.Parameter(torch.ones(PAGED_FROM, device=device))
     parameter.grad = torch.ones_like(parameter)
     try:
         getattr(importlib.import_module("bitsandbytes.optim"), BITSANDBYTES[name])([parameter], lr=0.1).step()

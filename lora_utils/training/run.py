@@ -22,7 +22,7 @@ from lora_utils.precompute.examples import CachedExamples, Record
 from lora_utils.precompute.fill import Precomputed
 from lora_utils.storage.identity import data_digest
 from lora_utils.system.device import Precision
-from lora_utils.system.device_memory import forget_peak_memory, free_memory
+from lora_utils.system.device_memory import cap_memory, forget_peak_memory, free_memory
 from lora_utils.training.objective import training_schedule
 from lora_utils.training.unet import PlannedUnet
 from lora_utils.training.validation import HeldOutLoss
@@ -128,14 +128,10 @@ def prepare(
     schedule = training_schedule(base.load_noise_schedule(), config.train).to(accelerator.device)
 
     shapes = Counter(entry.size for entry in examples.entries)
-    planned = PlannedUnet(
-        base,
-        config.lora,
-        config.train,
-        precision,
-        accelerator.device,
-        _forecast(config, shapes, precision, accelerator),
-    )
+    expected = _forecast(config, shapes, precision, accelerator)
+    if expected is not None:
+        cap_memory(expected.budget_gib)
+    planned = PlannedUnet(base, config.lora, config.train, precision, accelerator.device, expected)
     # Counted once: with 100,000 examples the sum takes longer than a step's bookkeeping.
     visits_per_epoch = sum(entry.repeats for entry in examples.entries)
     return TrainingRun(

@@ -384,7 +384,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("allocated", [] { return memory.allocated.load(); });
   module.def("allocations", [] { return memory.allocations.load(); });
   module.def("peak", [] { return memory.peak.load(); });
-  module.def("reset_peak", [] { memory.peak = memory.allocated.load(); });
+  module.def("requested_peak", [] { return memory.requested_peak.load(); });
+  module.def("reset_peak", [] {
+    memory.peak = memory.allocated.load();
+    memory.requested_peak = memory.requested.load();
+  });
   module.def("set_limit", [](int64_t bytes) { memory.limit = bytes; });
   module.def("limit", [] { return memory.limit.load(); });
   module.def("failures", [] { return memory.failures.load(); });
