@@ -115,7 +115,7 @@ def load_states(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 
 def _page_again(optimizer: Any) -> None:
-    """Put states that were loaded where bitsandbytes pages from: as plain tensors they would stay on the card."""
+    """Put loaded states where bitsandbytes pages from: as plain tensors they would stay on the card."""
     for parameter, states in optimizer.state.items():
         for name in PAGED:
             if name in states:
