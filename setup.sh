@@ -82,6 +82,7 @@ run_tests() {
     pyright
     python tools/notebooks.py check notebooks/*.ipynb
     python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+    python -m pytest -n 2 --dist worksteal -p tests.pretended_card.plugin tests/pretended_card
     python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 600 -x notebooks
 }
 

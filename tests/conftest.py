@@ -1,9 +1,13 @@
 """The tiny SDXL and a few demo pictures, for every test that needs something real."""
 
 import os
+import sys
 
 os.environ.setdefault("LORA_PRESET", "ci")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Equal bytes and fp32 are a CPU's: where there is a GPU, the tests marked for it alone see it.
+if os.environ.get("LORA_TEST_GPU") != "1" and "pretended" not in sys.modules:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import shutil
 from pathlib import Path
@@ -15,7 +19,8 @@ from diffusers import StableDiffusionXLPipeline
 from lora_utils.config.loading import load_config
 from lora_utils.memory.planning import count_recomputed, step_shape, training_footprint
 from lora_utils.model.architectures import find_architecture
-from lora_utils.system.device import GIB, choose_precision
+from lora_utils.system.device import choose_precision
+from lora_utils.system.units import GIB
 from lora_utils.tiny.demo_data import draw_demo_data
 
 ROOT = Path(__file__).parents[1]

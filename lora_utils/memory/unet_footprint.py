@@ -99,6 +99,7 @@ def training_footprint(shape: StepShape) -> Footprint:
 
         apply_plan(unet, shape.plan)
         latents, conditioning = _inputs(shape, dtype)
+        states += _uploads(latents, conditioning)
         if shape.plan.label == "none":  # what a module keeps is seen only where nothing is recomputed already
             for name, module in unet.named_modules():
                 if type(module).__name__ in RECOMPUTABLE:
@@ -118,11 +119,6 @@ def training_footprint(shape: StepShape) -> Footprint:
         loss.backward()
         casts.clear()  # recomputation casts once more
         resident["gradients"] = sum(4 * parameter.numel() for parameter in learning)
-
-        # What an update takes for a moment: the root of the second moment, of all parameters at once.
-        simulation.start("update")
-        roots = [torch.empty_like(parameter) for parameter in learning]
-        del roots
     return replace(footprint_of(simulation, resident, unet, first, middle, units), left_in_full=in_full)
 
 
@@ -211,6 +207,15 @@ def _states(shape: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
     if shape.has_average:
         states += [torch.empty_like(parameter) for parameter in learning]
     return states
+
+
+def _uploads(latents: Tensor, conditioning: dict[str, Any]) -> list[Tensor]:
+    """What a batch has besides the U-Net's arguments, and the next batch, which is there already."""
+    noise = [torch.empty_like(latents), torch.empty_like(latents)]  # of the target and of the input
+    mask = torch.empty_like(latents[:, :1].contiguous())
+    added = conditioning["added_cond_kwargs"]
+    arguments = [latents, conditioning["timestep"], conditioning["encoder_hidden_states"], *added.values()]
+    return [*noise, mask, *(torch.empty_like(tensor) for tensor in (*noise, mask, *arguments))]
 
 
 def _inputs(shape: StepShape, dtype: torch.dtype, batch: int | None = None) -> tuple[Tensor, dict[str, Any]]:

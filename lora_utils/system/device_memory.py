@@ -73,7 +73,7 @@ def cap_memory(usable_gib: float | None) -> None:
         return
     total = torch.cuda.mem_get_info()[1]
     wanted = total if usable_gib is None else usable_gib * GIB + torch.cuda.memory_allocated()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, wanted / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, wanted / total)))
 
 
 def peak_memory_gib() -> float | None:

@@ -10,6 +10,8 @@ from lora_utils.memory import rates
 from lora_utils.memory.cards import T4
 from tests.pretended_card.pretend import installed
 
+LIBRARY_BYTES = 4096
+"""Tables of bitsandbytes that stay on the card for the next run."""
 collect_ignore_glob = [] if installed() else ["test_*.py"]
 
 

@@ -10,6 +10,8 @@
 #include <torch/extension.h>
 #include <torch/library.h>
 
+#include <set>
+
 #include "device.h"
 
 namespace pretended {
@@ -65,6 +67,10 @@ at::Tensor to_card(const at::Tensor& tensor) {
   return result;
 }
 
+// As tensor cores do; and a CPU has quick kernels for fp32 alone.
+const std::set<std::string> ADD_UP_IN_FP32 = {
+    "aten::convolution", "aten::convolution_backward", "aten::mm", "aten::bmm", "aten::addmm"};
+
 // One call of an operator: its arguments become the host's, its results the card's.
 class Call {
  public:
@@ -72,7 +78,8 @@ class Call {
       : schema_(op.schema()),
         name_(toString(op.operator_name())),
         stack_(stack),
-        first_(stack->size() - op.schema().arguments().size()) {}
+        first_(stack->size() - op.schema().arguments().size()),
+        adds_up_in_fp32_(ADD_UP_IN_FP32.count(op.operator_name().name) > 0) {}
 
   void lower_arguments() {
     for (auto place = first_; place < stack_->size(); ++place) lower((*stack_)[place]);
@@ -85,8 +92,14 @@ class Call {
   }
 
   void raise_results() {
-    for (auto& [on_card, on_host] : lowered_)
-      if (on_card.sizes() != on_host.sizes()) resize_as(on_card, on_host);
+    for (auto& [on_card, on_host, is_written] : lowered_) {
+      if (!is_written) continue;
+      const auto result = on_host.to(on_card.scalar_type());
+      if (on_card.sizes() != result.sizes())
+        resize_as(on_card, result);
+      else if (was_half_)
+        host_alias(on_card).copy_(result);
+    }
     const auto first = stack_->size() - schema_.returns().size();
     for (auto place = first; place < stack_->size(); ++place) {
       auto& value = (*stack_)[place];
@@ -101,18 +114,26 @@ class Call {
   }
 
  private:
+  struct Lowered {
+    at::Tensor on_card;
+    at::Tensor on_host;
+    bool is_written;
+  };
+
   void lower(c10::IValue& value) {
     const auto place = &value - stack_->data();
+    const auto* alias = schema_.arguments()[place - first_].alias_info();
+    const bool is_written = alias != nullptr && alias->isWrite();
     if (value.isTensor()) {
-      value = lowered(value.toTensor());
+      value = lowered(value.toTensor(), is_written);
     } else if (value.isTensorList()) {
       c10::List<at::Tensor> list;
-      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(lowered(tensor));
+      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(lowered(tensor, is_written));
       value = list;
     } else if (value.isOptionalTensorList()) {
       c10::List<std::optional<at::Tensor>> list;
       for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector())
-        list.push_back(tensor ? std::optional(lowered(*tensor)) : std::nullopt);
+        list.push_back(tensor ? std::optional(lowered(*tensor, is_written)) : std::nullopt);
       value = list;
     } else if (value.isDevice()) {
       device_ = value.toDevice();
@@ -127,23 +148,32 @@ class Call {
     }
   }
 
-  at::Tensor lowered(const at::Tensor& tensor) {
+  at::Tensor lowered(const at::Tensor& tensor, bool is_written) {
     if (!tensor.defined()) return tensor;
     if (!tensor.is_cuda()) {
       sees_host_ |= tensor.dim() > 0;  // numbers may come from the host
       return tensor;
     }
     sees_card_ = true;
-    for (const auto& [on_card, on_host] : lowered_)
-      if (on_card.is_same(tensor)) return on_host;
-    lowered_.emplace_back(tensor, host_alias(tensor));
-    return lowered_.back().second;
+    for (auto& each : lowered_) {
+      if (!each.on_card.is_same(tensor)) continue;
+      each.is_written |= is_written;
+      return each.on_host;
+    }
+    auto on_host = host_alias(tensor);
+    if (adds_up_in_fp32_ && tensor.scalar_type() == at::kHalf) {
+      was_half_ = true;
+      on_host = on_host.to(at::kFloat);
+    }
+    lowered_.push_back({tensor, on_host, is_written});
+    return on_host;
   }
 
   at::Tensor raised(const at::Tensor& tensor) const {
     if (!tensor.defined() || !tensor.is_cpu()) return tensor;
-    for (const auto& [on_card, on_host] : lowered_)
-      if (on_host.is_same(tensor)) return on_card;
+    for (const auto& each : lowered_)
+      if (each.on_host.is_same(tensor)) return each.on_card;
+    if (was_half_) return to_card(tensor.to(at::kHalf));
     return sees_card_ || is_for_card() ? to_card(tensor) : tensor;
   }
 
@@ -165,9 +195,11 @@ class Call {
   const std::string name_;
   torch::jit::Stack* stack_;
   const size_t first_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> lowered_;
+  std::vector<Lowered> lowered_;
   std::vector<size_t> generators_;
   std::optional<c10::Device> device_;
+  const bool adds_up_in_fp32_;
+  bool was_half_ = false;
   bool sees_card_ = false;
   bool sees_host_ = false;
 };

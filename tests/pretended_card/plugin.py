@@ -1,5 +1,7 @@
 """For pytest: ``-p tests.pretended_card.plugin`` pretends a T4 before anything has imported torch."""
 
+import os
+
 import pytest
 
 from tests.pretended_card.build import compiler
@@ -14,4 +16,5 @@ def pytest_configure() -> None:
 
 
 if compiler() is not None:
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"  # bitsandbytes would compile what stands for its CUDA kernels
     install("t4")

@@ -105,7 +105,7 @@ def _c_functions(module: Any, card: PretendedCard) -> dict[str, Any]:
         "_cuda_setDevice": lambda _: None,
         "_cuda_isInBadFork": lambda: False,
         "_cuda_synchronize": streams.synchronize,
-        "_cuda_emptyCache": lambda: None,
+        "_cuda_emptyCache": module.wait_for_all,  # it waits for the card, too
         "_cuda_ipc_collect": lambda: None,
         "_cuda_memoryStats": stats,
         "_cuda_resetPeakMemoryStats": lambda _: module.reset_peak(),
@@ -133,7 +133,8 @@ def _attributes(module: Any, card: PretendedCard) -> dict[str, Any]:
     )
 
     def memory_left(_: int) -> tuple[int, int]:
-        return max(0, module.limit() - module.allocated()), card.total_bytes
+        free = card.total_bytes - CONTEXT_BYTES - module.allocated()
+        return max(0, free), card.total_bytes
 
     return {
         "_initialized": True,

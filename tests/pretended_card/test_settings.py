@@ -6,11 +6,12 @@ import math
 import pytest
 
 from lora_utils import stages
+from tests.pretended_card.conftest import LIBRARY_BYTES
 
 QUANTISED = {"base_precision": "nf4"}
 SETTINGS = {
     "plain": {},
-    "held-out loss": {"validation_split": 0.2, "validation_steps": 2},
+    "held-out loss": {"validation_split": 0.1, "validation_steps": 3},
     "peft's way": {"lean_step": False},
     "all recomputed": {"gradient_checkpointing": "full"},
     "nothing recomputed": {"gradient_checkpointing": "none"},
@@ -25,7 +26,7 @@ SETTINGS = {
     "dora, peft's way": {"use_dora": True, "lean_step": False},
     "batch of 2": {"train_batch_size": 2},
     "one micro-batch": {"gradient_accumulation_steps": 1},
-    "average": {"use_ema": True, "validation_split": 0.2},
+    "average": {"use_ema": True, "validation_split": 0.1, "validation_steps": 3},
     "min-SNR": {"snr_gamma": 5},
     "debiased": {"debiased_estimation_loss": True},
     "huber": {"loss_type": "huber"},
@@ -51,30 +52,41 @@ SETTINGS = {
     "higher norm": {"max_grad_norm": 10.0},
     "other names of layers": {"target_modules": ["to_k", "to_v"]},
 }
-CLOSE = 0.02
-"""Of the forecast, to what the card's allocator counts in blocks of 512 bytes."""
+CLOSE = 0.025
+"""Of the forecast, to what tensors ask for: blocks of 512 bytes add much here, and nothing at SDXL's size."""
+CLOSE_QUANTISED = 0.04
+"""Of linears so small, the tables of their codes take as much as their weights."""
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_goes_as_forecast_and_leaves_nothing(name, on_card, card, monkeypatch):
-    forecast = []
+@pytest.fixture
+def runs(monkeypatch):
+    """Bytes that are forecast for a step of each run."""
+    known = []
     prepare = stages.prepare
 
     def prepared(*given):
         run = prepare(*given)
-        forecast.append(run.planned.plan.predicted_bytes)
+        known.append(run.planned.plan.predicted_bytes)
         return run
 
     monkeypatch.setattr(stages, "prepare", prepared)
-    assert card.allocated() == 0
-    reports, requested = [], []
-    for report in stages.train(on_card(**SETTINGS[name])):
+    return known
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_goes_as_forecast_and_leaves_nothing(name, on_card, card, runs):
+    assert card.allocated() <= LIBRARY_BYTES
+    reports, peaks = [], []
+    # The second step is the first whose peak has the optimiser's states; the last one measures beside it.
+    steps = 3 if "validation_split" in SETTINGS[name] else 2
+    for report in stages.train(on_card(max_train_steps=steps, **SETTINGS[name])):
         reports.append(report)
-        requested.append(card.requested_peak())
-    assert card.allocated() == 0
-    assert len(reports) == 3
+        peaks.append(card.requested_peak())
+    assert card.allocated() <= LIBRARY_BYTES
+    assert len(reports) == steps
     assert all(math.isfinite(report.loss) for report in reports)
-    print("RES", name, forecast, [round(report.peak_memory_gib * 2**30) for report in reports], requested)
+    close = CLOSE_QUANTISED if "base_precision" in SETTINGS[name] else CLOSE
+    assert runs == [pytest.approx(peaks[1], rel=close)]
 
 
 def test_there_are_enough_of_them():
