@@ -54,16 +54,16 @@ class HeldOutLoss:
         # LoRA dropout would make the figure jump.
         unet.eval()
         try:
-            errors = [self._errors(unet, batch.to(device)) for batch in self._batches]
+            errors = [self._errors(unet, batch, device) for batch in self._batches]
         finally:
             unet.train(was_training)
         return torch.cat(errors).mean().item()
 
-    def _errors(self, unet: UNet2DConditionModel, batch: Batch) -> Tensor:
+    def _errors(self, unet: UNet2DConditionModel, batch: Batch, device: torch.device) -> Tensor:
         """Of each visit of a batch, (B,), fp32."""
         while True:
             try:
-                pieces = batch.split(self._batch_size)
+                pieces = [piece.to(device) for piece in batch.split(self._batch_size)]
                 return torch.cat([denoising_errors(unet, piece, self._schedule) for piece in pieces])
             except RuntimeError as error:
                 if not is_memory_full(error) or self._batch_size == 1:

@@ -4,6 +4,7 @@
 #include <c10/core/Allocator.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -28,11 +29,12 @@ class Memory final : public c10::Allocator {
     if (bytes == 0) return {nullptr, nullptr, &give_back, CARD};
     const int64_t size = (int64_t(bytes) + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES;
     fail_where_asked_to();
-    if (allocated + size > limit) {
+    const int64_t room = std::min(limit.load(), cap.load());
+    if (allocated + size > room) {
       ++failures;
       TORCH_CHECK_WITH(
           OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", size, " bytes; ", allocated.load(),
-          " of ", limit.load(), " are allocated (a pretended card)");
+          " of ", room, " are allocated (a pretended card)");
     }
     void* pointer = nullptr;
     TORCH_CHECK(posix_memalign(&pointer, BLOCK_BYTES, size) == 0, "the host's memory is full");
@@ -55,7 +57,8 @@ class Memory final : public c10::Allocator {
   std::atomic<int64_t> peak{0};
   std::atomic<int64_t> requested{0};  // without what rounding adds
   std::atomic<int64_t> requested_peak{0};
-  std::atomic<int64_t> limit{int64_t(1) << 60};
+  std::atomic<int64_t> limit{int64_t(1) << 60};  // what there is
+  std::atomic<int64_t> cap{int64_t(1) << 60};    // what this process may have of it
   std::atomic<int64_t> failures{0};
   std::atomic<int64_t> allocations{0};
 

@@ -422,6 +422,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     memory.requested_peak = memory.requested.load();
   });
   module.def("set_limit", [](int64_t bytes) { memory.limit = bytes; });
+  module.def("set_cap", [](int64_t bytes) { memory.cap = bytes; });
   module.def("limit", [] { return memory.limit.load(); });
   module.def("failures", [] { return memory.failures.load(); });
   module.def("fail_after", [](int64_t count, std::string message) { memory.fail_after(count, message); });

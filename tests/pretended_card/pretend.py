@@ -97,7 +97,7 @@ def _c_functions(module: Any, card: PretendedCard) -> dict[str, Any]:
         }
 
     def set_fraction(fraction: float, _: int) -> None:
-        module.set_limit(min(int(fraction * card.total_bytes), card.total_bytes - CONTEXT_BYTES))
+        module.set_cap(int(fraction * card.total_bytes))
 
     return {
         "_cuda_getDeviceCount": lambda: 1,
@@ -133,8 +133,7 @@ def _attributes(module: Any, card: PretendedCard) -> dict[str, Any]:
     )
 
     def memory_left(_: int) -> tuple[int, int]:
-        free = card.total_bytes - CONTEXT_BYTES - module.allocated()
-        return max(0, free), card.total_bytes
+        return max(0, module.limit() - module.allocated()), card.total_bytes
 
     return {
         "_initialized": True,
