@@ -195,7 +195,11 @@ def replan(forecast: Forecast, measured_bytes: int, budget_gib: float | None = N
     overhead = max(0.0, stage.reserved_gib - stage.allocated_gib) * GIB
     budget = (budget_gib or forecast.budget_gib) * GIB
     plan = choose(forecast.prices, budget - overhead - (measured_bytes - expected))
-    return None if plan == forecast.plan else plan
+    # Prices are of single modules, and add up to a little more or less than the plan that was forecast whole:
+    # that is no reason to recompute more after a step that took less, or less after one that took more.
+    change = plan.share - forecast.plan.share
+    is_due = change > 0 if measured_bytes > expected else change < 0
+    return plan if is_due else None
 
 
 def captions_forecast(context: StageContext) -> StageForecast:

@@ -14,6 +14,7 @@ def card(monkeypatch):
     def pretend(capability):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_70", "sm_75", "sm_80", "sm_90"])
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
 
     return pretend

@@ -32,7 +32,6 @@ PRECISIONS = """
     fp16  auto  a100  fp16  -
     fp16  auto  cpu   fp32  told
     bf16  auto  a100  bf16  -
-    bf16  auto  t4    bf16  -
     bf16  auto  cpu   bf16  -
     bf16  fp32  a100  fp32  told
     fp16  bf16  a100  bf16  told
@@ -55,6 +54,13 @@ def test_precision_is_obeyed_or_contradicted_aloud(monkeypatch, row):
     assert len(lines) == (answer == "told")
     assert all(launched.lower() in line and chosen in line and "mixed_precision" in line for line in lines)
     assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("setting", ["auto", "bf16"])
+def test_bf16_on_a_card_that_only_emulates_it_is_refused_whoever_asks(monkeypatch, setting):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(MachineError, match="sm_75: leave it out"):
+        choose_precision(setting, CARDS["t4"])
 
 
 def test_fp16_on_a_cpu_stays_refused_where_the_setting_says_it(monkeypatch):

@@ -197,7 +197,7 @@ def test_the_held_out_loss_is_plain_on_the_schedule_of_the_run(unet, example):
     class Examples(list):
         read = list.__getitem__
 
-    measured = HeldOutLoss(Examples([example]), schedule()).measure(unet, torch.device("cpu"))
+    measured = HeldOutLoss(Examples([example]), schedule(), 8).measure(unet, torch.device("cpu"))
     generator = seeds.visit_generator(0, 0)
     middles = range(62, 1000, 125)
     batch = objective.collate(
@@ -207,7 +207,7 @@ def test_the_held_out_loss_is_plain_on_the_schedule_of_the_run(unet, example):
     with torch.no_grad():
         assert measured == pytest.approx(reference(unet, batch, "epsilon").mean().item(), rel=1e-5)
     terminal = objective.training_schedule(schedule("v_prediction"), TrainConfig(rescale_betas_zero_snr=True))
-    assert HeldOutLoss(Examples([example]), terminal).measure(unet, torch.device("cpu")) != measured
+    assert HeldOutLoss(Examples([example]), terminal, 8).measure(unet, torch.device("cpu")) != measured
 
 
 def test_a_given_timestep_leaves_the_draws_that_follow_as_they_were(example):

@@ -103,7 +103,7 @@ def test_every_optimiser_goes_on_where_it_was(settings, tmp_path, changed):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_convolutions_go_on_where_they_were_in_another_layout(settings, tmp_path, optimizer):
-    changed = {"target_modules": ["full"], "channels_last": True, "max_train_steps": 4}
+    changed = {"target_modules": ["full"], "channels_last": True, "lean_step": False, "max_train_steps": 4}
     straight, found = cut_at(Ours(settings | changed | {"optimizer": optimizer}), tmp_path, [2])
     assert_all_equal(straight, found, [2])
 
