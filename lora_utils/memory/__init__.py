@@ -10,7 +10,7 @@ advice                  judge_run, judging, suggest, JudgedForecast: whether it 
 planning                plan_step, step_shape, largest_batch: what a step recomputes to stay within a budget
 gradient_checkpointing  Plan, Prices, choose, tighter, apply_plan: which modules to recompute, best first
 footprint               Footprint, cached_on_disk: what running a model takes; of VAE and text encoders
-step_shape              StepShape: what decides what a step needs
+step_shape              StepShape, HELD_OUT_TIMESTEPS: what decides what a step needs
 unet_footprint          training_footprint, state_bytes: what the U-Net takes; optimisers' states
 simulation              Simulation, imitated_autocast, on_meta, SimulationError: a model run without memory
 operators               Work, class_of, flops_of, bytes_of: torch's operators, as the simulation sees them

@@ -24,7 +24,7 @@ from lora_utils.memory.footprint import (
 from lora_utils.memory.gradient_checkpointing import Plan, Prices, choose
 from lora_utils.memory.operators import NO_WORK
 from lora_utils.memory.planning import plan_step, step_shape
-from lora_utils.memory.step_shape import StepShape
+from lora_utils.memory.step_shape import HELD_OUT_TIMESTEPS, StepShape
 from lora_utils.model import text as text_module
 from lora_utils.model.architectures import Architecture, find_architecture
 from lora_utils.model.quantisation import LeftInFull
@@ -69,7 +69,7 @@ class Forecast:
     precision: Precision
     """What the U-Net and the text encoders compute in."""
     stages: dict[str, StageForecast]
-    """By name, in order: captions, images, train, save, compare."""
+    """By name, in order: captions, images, train, held-out where there is any, save, compare."""
     plan: Plan
     """What training recomputes."""
     prices: Prices
@@ -166,6 +166,9 @@ def forecasting(
     step = plan_step(shape, card, budget, config.train.gradient_checkpointing, config.paths.cache_dir)
     stages.append(training_forecast(context, step.planned))
     yield stages[-1]
+    if config.data.validation_split:
+        stages.append(held_out_forecast(context, step.plain))
+        yield stages[-1]
     stages.append(save_forecast(context, step.planned))
     yield stages[-1]
     stages.append(comparison_forecast(context, step.plain))
@@ -260,6 +263,29 @@ def training_forecast(context: StageContext, footprint: Footprint) -> StageForec
     disk = checkpoints * checkpoint + _download(context, file)
     micro_batches = context.config.train.gradient_accumulation_steps
     return _stage(context, "train", footprint, file, disk, "step", micro_batches)
+
+
+def held_out_forecast(context: StageContext, training: Footprint) -> StageForecast:
+    """The held-out loss measured once: batches like training's without gradients, beside the optimiser.
+
+    Args:
+        context: Its examples are those of the whole data set.
+        training: Of a micro-batch with nothing recomputed.
+    """
+    batch = context.shape.batch
+    footprint = context.footprint(sampling_footprint, context.shape, batch, training)
+    resident = {name: training.resident_bytes[name] for name in ("base", "adapter", "optimizer")}
+    more = sum(resident.values()) - sum(footprint.resident_bytes.values())
+    measuring = replace(
+        footprint,
+        peak_bytes=footprint.peak_bytes + more,
+        reserved_bytes=footprint.reserved_bytes + more,
+        needed_bytes=footprint.needed_bytes + more,
+        resident_bytes=resident,
+    )
+    held_out = max(1, round(context.examples * context.config.data.validation_split))
+    batches = held_out * math.ceil(HELD_OUT_TIMESTEPS / batch)
+    return _stage(context, "held-out", measuring, 0.0, 0.0, "measurement", batches)
 
 
 def save_forecast(context: StageContext, footprint: Footprint) -> StageForecast:

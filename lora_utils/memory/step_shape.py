@@ -7,6 +7,9 @@ from lora_utils.config.section import Size
 from lora_utils.config.training import LoraConfig
 from lora_utils.memory.gradient_checkpointing import Plan
 
+HELD_OUT_TIMESTEPS = 8
+"""At which the held-out loss sees each of its examples."""
+
 
 @dataclass(frozen=True)
 class StepShape:

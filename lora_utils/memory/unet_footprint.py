@@ -5,6 +5,7 @@ A step's own code runs on meta tensors: the same adapter, the same lean nodes, t
 U-Net without numbers. Only bitsandbytes' linears need a stand-in.
 """
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,7 +25,13 @@ from lora_utils.memory.step_shape import StepShape
 from lora_utils.model import lean_ops
 from lora_utils.model.lean import make_lean
 from lora_utils.model.lora import add_lora
-from lora_utils.model.quantisation import can_hold, dequantised_weight, left_in_full, transformer_linears
+from lora_utils.model.quantisation import (
+    NF4_BLOCK,
+    can_hold,
+    dequantised_weight,
+    left_in_full,
+    transformer_linears,
+)
 from lora_utils.system.device import DTYPES
 
 WHOLE_STATES = {"adamw": 8, "paged_adamw": 8, "schedulefree": 8, "prodigy": 16}
@@ -34,9 +41,7 @@ EIGHT_BIT_FROM = 4096  # bitsandbytes keeps the states of smaller parameters in 
 PAGED_FROM = 100_000  # and leaves the states of smaller parameters on the card
 EIGHT_BIT_BLOCK = 256  # numbers that share a scale
 EIGHT_BIT_MAPS = 2 * 256 * 4  # from 8 bits to fp32, one for each moment, shared by all parameters
-
-# Of a byte: 4 bits, a scale of 8 bits for 64 of them, one of 32 bits for 256 of those (QLoRA, section 3).
-NF4_SHARE = 1 / 2 + 1 / 64 + 4 / 64 / 256
+NF4_SCALES = 256  # that share a scale of their own, in fp32 (QLoRA, section 3)
 
 
 def state_bytes(name: str, shapes: Iterable[tuple[int, ...]]) -> int:
@@ -185,13 +190,25 @@ def _build_base(shape: StepShape) -> UNet2DConditionModel:
 
 
 def _hold_base(simulation: Simulation, unet: nn.Module, base: str) -> None:
-    """Count the frozen weights; codes of int8 stand for nf4's, which are smaller and have other scales."""
+    """Count the frozen weights; codes of int8 stand for nf4's, half as large and with other scales."""
     for module in unet.modules():
         if isinstance(module, Linear8bitLt):  # before its parameters are met below: a storage counts once
-            simulation.hold([module.weight], NF4_SHARE if base == "nf4" else 1.0)
+            simulation.hold([module.weight], 0.5 if base == "nf4" else 1.0)
             simulation.hold([vars(module.weight)["SCB"]], 0.0 if base == "nf4" else 1.0)
+            if base == "nf4":
+                vars(module)["tables"] = _nf4_tables(module.weight.numel())
+                simulation.hold(vars(module)["tables"])
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         simulation.hold(tensor for tensor in own if not tensor.requires_grad)
+
+
+def _nf4_tables(numbers: int) -> list[Tensor]:
+    """What bitsandbytes keeps of a linear beside its codes: scales, their scales, what codes stand for."""
+    blocks = math.ceil(numbers / NF4_BLOCK)
+    scales = torch.empty(blocks, dtype=torch.uint8, device=META)
+    offset = torch.empty((), device=META)
+    lengths = (math.ceil(blocks / NF4_SCALES), 256, 16)
+    return [scales, offset, *(torch.empty(length, device=META) for length in lengths)]
 
 
 def _states(shape: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
@@ -203,6 +220,8 @@ def _states(shape: StepShape, learning: list[nn.Parameter]) -> list[Tensor]:
         size = _parameter_state_bytes(shape.optimizer, parameter_shape)
         for half in (size // 2, size // 2):  # two moments, two tensors: the allocator rounds each
             states.append(torch.empty(half, dtype=torch.uint8, device=META))
+    if shape.optimizer == "adamw":  # the fused one counts its steps on the card
+        states += [torch.empty((), device=META) for _ in kept]
     states.append(torch.empty(_map_bytes(shape.optimizer, kept), dtype=torch.uint8, device=META))
     if shape.has_average:
         states += [torch.empty_like(parameter) for parameter in learning]

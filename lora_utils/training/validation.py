@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from lora_utils.memory.step_shape import HELD_OUT_TIMESTEPS
 from lora_utils.model.base import NoiseSchedule
 from lora_utils.precompute.examples import CachedExamples, Record
 from lora_utils.system.device_memory import free_memory, is_memory_full
@@ -13,7 +14,6 @@ from lora_utils.training.objective import Batch, collate, denoising_errors, draw
 from lora_utils.training.seeds import visit_generator
 
 LOGGER = logging.getLogger(__name__)
-TIMESTEPS_PER_EXAMPLE = 8
 SEED = 0  # not the run's: figures of runs with other seeds stay comparable
 
 
@@ -63,7 +63,7 @@ class HeldOutLoss:
         """Of each visit of a batch, (B,), fp32."""
         while True:
             try:
-                pieces = [piece.to(device) for piece in batch.split(self._batch_size)]
+                pieces = (piece.to(device) for piece in batch.split(self._batch_size))
                 return torch.cat([denoising_errors(unet, piece, self._schedule) for piece in pieces])
             except RuntimeError as error:
                 if not is_memory_full(error) or self._batch_size == 1:
@@ -78,7 +78,7 @@ class HeldOutLoss:
         length = len(self._schedule.alphas_cumprod)
         generator = visit_generator(SEED, index)
         visits = []
-        for stratum in range(TIMESTEPS_PER_EXAMPLE):
-            position = (stratum + (index + 0.5) / count) / TIMESTEPS_PER_EXAMPLE  # in (0, 1)
+        for stratum in range(HELD_OUT_TIMESTEPS):
+            position = (stratum + (index + 0.5) / count) / HELD_OUT_TIMESTEPS  # in (0, 1)
             visits.append(draw_visit(example, generator, self._schedule, int(position * length)))
         return collate(visits)

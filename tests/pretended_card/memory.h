@@ -39,10 +39,8 @@ class Memory final : public c10::Allocator {
     void* pointer = nullptr;
     TORCH_CHECK(posix_memalign(&pointer, BLOCK_BYTES, size) == 0, "the host's memory is full");
     allocated += size;
-    requested += bytes;
     if (allocated > peak) peak = allocated.load();
-    if (requested > requested_peak) requested_peak = requested.load();
-    return {pointer, new Block{pointer, size, int64_t(bytes)}, &give_back, CARD};
+    return {pointer, new Block{pointer, size}, &give_back, CARD};
   }
 
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
@@ -55,8 +53,6 @@ class Memory final : public c10::Allocator {
 
   std::atomic<int64_t> allocated{0};
   std::atomic<int64_t> peak{0};
-  std::atomic<int64_t> requested{0};  // without what rounding adds
-  std::atomic<int64_t> requested_peak{0};
   std::atomic<int64_t> limit{int64_t(1) << 60};  // what there is
   std::atomic<int64_t> cap{int64_t(1) << 60};    // what this process may have of it
   std::atomic<int64_t> failures{0};
@@ -66,14 +62,12 @@ class Memory final : public c10::Allocator {
   struct Block {
     void* pointer;
     int64_t bytes;
-    int64_t requested;
   };
 
   static void give_back(void* context) {
     if (context == nullptr) return;
     auto* block = static_cast<Block*>(context);
     get().allocated -= block->bytes;
-    get().requested -= block->requested;
     std::free(block->pointer);
     delete block;
   }

@@ -403,8 +403,14 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_scaled_dot_product_efficient_attention", efficient_attention);
   library.impl("_scaled_dot_product_efficient_attention_backward", efficient_attention_backward);
   // These have kernels for devices in general, which would be taken before the fallback.
-  for (const auto* name : {"convolution", "convolution_backward", "native_group_norm", "native_layer_norm"})
+  for (const auto* name : {"convolution", "convolution_backward", "native_group_norm", "native_layer_norm", "silu_backward"})
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_the_host>());
+}
+
+// On a card these are kernels; bitsandbytes' general ones are torch operators, whose results would take memory.
+TORCH_LIBRARY_IMPL(bitsandbytes, CUDA, library) {
+  for (const auto* name : {"quantize_4bit", "dequantize_4bit", "quantize_blockwise", "dequantize_blockwise"})
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&pretended::on_the_host>());
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -416,11 +422,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("allocated", [] { return memory.allocated.load(); });
   module.def("allocations", [] { return memory.allocations.load(); });
   module.def("peak", [] { return memory.peak.load(); });
-  module.def("requested_peak", [] { return memory.requested_peak.load(); });
-  module.def("reset_peak", [] {
-    memory.peak = memory.allocated.load();
-    memory.requested_peak = memory.requested.load();
-  });
+  module.def("reset_peak", [] { memory.peak = memory.allocated.load(); });
   module.def("set_limit", [](int64_t bytes) { memory.limit = bytes; });
   module.def("set_cap", [](int64_t bytes) { memory.cap = bytes; });
   module.def("limit", [] { return memory.limit.load(); });
