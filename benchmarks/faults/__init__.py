@@ -5,6 +5,7 @@ Tests import from here; nothing here imports from tests. First the engine:
 operations         watching, operations, crash, failing: records changes of files, injects faults into them
 power              Disk: what a power cut can leave of those changes
 fake_drive         FakeDrive, PowerCut: a mount that fails, is late and loses files, as Google Drive's does
+children           start, kill, succeeds: processes that work, forked or fresh
 campaigns          Contender, cut_at, run_under_kills: stops or kills any trainer that can be described
 
 What the faults meet, small enough for thousands of rounds:

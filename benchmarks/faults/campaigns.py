@@ -2,23 +2,20 @@
 
 Any trainer that can be described as a ``Contender``: it works in the current folder, and goes on by itself
 from what is there. Every start is forked from this process, which spares it the imports; torch must have one
-thread here, since a child that is forked from more hangs.
+thread here, since a child that is forked from more hangs. Beside a card every start is a fresh process.
 """
 
 import os
 import random
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.faults.operations import silence
-
-POLL_SECONDS = 0.002
+from benchmarks.faults import children
 
 
 @dataclass(frozen=True)
@@ -62,36 +59,51 @@ class Kills:
 
 def run_straight(contender: Contender, folder: Path) -> Result:
     """Train in a child, from start to end."""
-    assert _exit_code(_start(contender, folder)) == 0
+    assert children.succeeds(_train, contender, folder)
     return result_in(contender, folder)
 
 
 def cut_at(
     contender: Contender, folder: Path, cuts: Iterable[int]
 ) -> tuple[Result, dict[int, Result | None]]:
-    """Train straight, and at each of these steps let a copy of the process stop there and be started again.
+    """Train straight; and, in a copy of the process or another one, stop after each of these steps and go on.
 
     Returns:
         The straight run's result, and by cut that of the copy; None where it failed.
     """
     straight = folder / "straight"
-    wanted = set(cuts)
-    codes = {}
+    cut = _cut_copies if children.are_forked() else _cut_others
+    went_well = cut(contender, straight, set(cuts))
+    results = {
+        step: result_in(contender, folder / str(step)) if is_well else None
+        for step, is_well in went_well.items()
+    }
+    return result_in(contender, straight), results
 
+
+def _cut_copies(contender: Contender, straight: Path, cuts: set[int]) -> dict[int, bool]:
+    """All cuts share the one run from the start."""
+    went_well = {}
     straight.mkdir(parents=True)
     with _working_in(straight):
         running = contender.steps()
         # The generator is at rest in its yield, so a fork here is a run that stands between two steps.
         for step in running:
-            if step in wanted:
-                # All cuts share the one run from the start.
-                copy = _fork(lambda step=step: _stop_and_go_on(contender, running, folder / str(step)))
-                codes[step] = _exit_code(copy)
+            if step in cuts:
+                copy = straight.with_name(str(step))
+                went_well[step] = children.succeeds(_stop_and_go_on, contender, running, copy)
+    return went_well
 
-    results = {
-        step: None if code else result_in(contender, folder / str(step)) for step, code in codes.items()
-    }
-    return result_in(contender, straight), results
+
+def _cut_others(contender: Contender, straight: Path, cuts: set[int]) -> dict[int, bool]:
+    """Each cut is a run of its own, in two processes."""
+    assert children.succeeds(_train, contender, straight)
+    went_well = {}
+    for step in sorted(cuts):
+        other = straight.with_name(str(step))
+        stops = children.succeeds(_train, contender, other, step)
+        went_well[step] = stops and children.succeeds(_train, contender, other)
+    return went_well
 
 
 def run_under_kills(
@@ -110,9 +122,9 @@ def run_under_kills(
     """
     history = Kills()
 
-    def wait(child: int) -> int | None:
+    def wait(child: BaseProcess) -> int | None:
         longest = longest_seconds * (1 + history.kills / 20)
-        return _sleep(child, chance.uniform(0, longest) if history.kills < most_kills else float("inf"))
+        return _sleep(child, chance.uniform(0, longest) if history.kills < most_kills else None)
 
     _restart(contender, folder, wait, history)
     return history
@@ -131,7 +143,7 @@ def run_under_aimed_kills(
     """
     history = Kills()
 
-    def wait(child: int) -> int | None:
+    def wait(child: BaseProcess) -> int | None:
         return _sleep_until_save(folder, child, chance, window_seconds)
 
     _restart(contender, folder, wait, history)
@@ -144,14 +156,14 @@ def result_in(contender: Contender, folder: Path) -> Result:
         return contender.result()
 
 
-def _restart(contender: Contender, folder: Path, wait: Callable[[int], int | None], history: Kills) -> None:
+def _restart(
+    contender: Contender, folder: Path, wait: Callable[[BaseProcess], int | None], history: Kills
+) -> None:
     while True:
-        child = _start(contender, folder)
+        child = children.start(_train, contender, folder)
         code = wait(child)
         if code is None:
-            # SIGKILL: no handler, no finally, as when a machine is taken away.
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            children.kill(child)
             history.kills += 1
         elif code == 0:
             return
@@ -170,19 +182,15 @@ def _help_out(contender: Contender, folder: Path, history: Kills) -> None:
     history.lost += len(checkpoints) == 1
 
 
-def _sleep(child: int, seconds: float) -> int | None:
+def _sleep(child: BaseProcess, seconds: float | None) -> int | None:
     """The exit code of a child that ends before; None of one that still runs."""
-    # Asked again and again: waitpid takes no time limit.
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(POLL_SECONDS)
-    return None
+    child.join(seconds)
+    return child.exitcode
 
 
-def _sleep_until_save(folder: Path, child: int, chance: random.Random, window_seconds: float) -> int | None:
+def _sleep_until_save(
+    folder: Path, child: BaseProcess, chance: random.Random, window_seconds: float
+) -> int | None:
     """Wait until a checkpoint is being written; the exit code, None of a child that is to be killed now."""
     watched = _checkpoint_names(folder)
     skipped = chance.randrange(2)  # without a checkpoint between two kills the run would never get through
@@ -208,14 +216,14 @@ def _checkpoint_names(folder: Path) -> set[str]:
     return {name for name in names if set(name) & set("0123456789") and not name.startswith(".deleted")}
 
 
-def _start(contender: Contender, folder: Path) -> int:
-    def work() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)  # of the child alone
-        for _ in contender.steps():
-            pass
-
-    return _fork(work)
+def _train(contender: Contender, folder: Path, last: int | None = None) -> None:
+    """In a child: to the end, or until it is stopped after a step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)  # of the child alone
+    running: Any = contender.steps()
+    for step in running:
+        if step == last:
+            running.close()
 
 
 def _stop_and_go_on(contender: Contender, running: Any, folder: Path) -> None:
@@ -225,23 +233,6 @@ def _stop_and_go_on(contender: Contender, running: Any, folder: Path) -> None:
     running.close()
     for _ in contender.steps():
         pass
-
-
-def _fork(work: Callable[[], None]) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            silence()
-            work()
-            code = 0
-        finally:
-            os._exit(code)  # the child must never return into its parent's campaign
-    return child
-
-
-def _exit_code(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @contextmanager

@@ -1,13 +1,10 @@
 """Runs precompute in children that are killed at random moments, until one gets through; counts the kills."""
 
-import os
 import random
-import signal
-import time
 
 import torch
 
-from benchmarks.faults.operations import silence
+from benchmarks.faults import children
 from lora_utils import stages
 
 
@@ -15,20 +12,12 @@ def precompute_under_kills(config, generator: random.Random, longest_seconds: fl
     """Start precompute again and again, as a user would with the same command; how often it was killed."""
     kills = 0
     while True:
-        child = os.fork()
-        if child == 0:
-            _work(config)
-
-        deadline = time.monotonic() + generator.uniform(0, longest_seconds)
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                assert status == 0, "precompute failed by itself"
-                return kills
-            time.sleep(0.002)
-
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        child = children.start(stages.precompute, config)
+        child.join(generator.uniform(0, longest_seconds))
+        if child.exitcode is not None:
+            assert child.exitcode == 0, "precompute failed by itself"
+            return kills
+        children.kill(child)
         kills += 1
 
 
@@ -45,14 +34,3 @@ def same(first: dict, second: dict) -> bool:
         for key, record in first.items()
         for name, tensor in record.items()
     )
-
-
-def _work(config) -> None:
-    code = 1
-    try:
-        silence()
-        torch.set_num_threads(1)
-        stages.precompute(config)
-        code = 0
-    finally:
-        os._exit(code)  # the child must never return into its parent's campaign

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_utils import stages
-from lora_utils.storage.log import WEIGHTS_NAME
+from lora_utils.storage.log import WEIGHTS_NAME, read_summary
 from lora_utils.training import loop, state
 from lora_utils.training.loop import DivergenceError
 
@@ -72,8 +72,11 @@ def test_a_loss_that_is_not_finite_is_named_and_one_gradient_that_overflows_is_n
         return real(run, batch, visit) * (1 if visit else torch.nan)
 
     monkeypatch.setattr(loop, "batch_loss", first_is_nan)
-    list(stages.train(on_card(gradient_accumulation_steps=1)))
+    config = on_card(gradient_accumulation_steps=1)
+    list(stages.train(config))
     assert caplog.text.count("its loss is not finite") == 1
+    summary = read_summary(config.paths.run_folder)
+    assert (summary["skipped_steps"], summary["non_finite_losses"]) == (1, 1)
     caplog.clear()
 
     def overflowing(state, loss, real=state.TrainingState.backward):
@@ -84,3 +87,5 @@ def test_a_loss_that_is_not_finite_is_named_and_one_gradient_that_overflows_is_n
     reports = list(stages.train(on_card(gradient_accumulation_steps=1, resume_from_checkpoint="none")))
     assert reports[0].grad_norm is None
     assert "not finite" not in caplog.text
+    summary = read_summary(config.paths.run_folder)
+    assert (summary["skipped_steps"], summary["non_finite_losses"]) == (1, 0)

@@ -2,24 +2,22 @@
 
 import random
 
-from benchmarks.faults.campaigns import result_in, run_straight, run_under_kills
+import pytest
+
+from benchmarks.faults import children
+from benchmarks.faults.campaigns import cut_at, result_in, run_straight, run_under_kills
 from benchmarks.faults.contenders import Ours
-from tests.conftest import TINY
 
 KILLS, MOST_KILLS = 20, 10  # three hundred in `python -m benchmarks faults`
 
 
-def test_killed_runs_end_in_the_bytes_of_one_that_was_not(data_dir, tmp_path):
-    contender = Ours(
-        {
-            "pretrained_model_name_or_path": str(TINY),
-            "train_data_dir": data_dir,
-            "resolution": 64,
-            "train_batch_size": 1,
-            "max_train_steps": 8,
-            "checkpointing_steps": 2,
-        }
-    )
+@pytest.fixture
+def contender(tiny_settings, tmp_path):
+    steps = {"max_train_steps": 8, "checkpointing_steps": 2}
+    return Ours(tiny_settings | {"train_batch_size": 1, "precompute_dir": None} | steps)
+
+
+def test_killed_runs_end_in_the_bytes_of_one_that_was_not(contender, tmp_path):
     straight = run_straight(contender, tmp_path / "straight")
     chance, kills, runs = random.Random(0), 0, 0
     while kills < KILLS:
@@ -27,3 +25,10 @@ def test_killed_runs_end_in_the_bytes_of_one_that_was_not(data_dir, tmp_path):
         assert found.manual_steps == 0
         assert result_in(contender, tmp_path / f"killed{runs}") == straight
         kills, runs = kills + found.kills, runs + 1
+
+
+def test_fresh_processes_do_as_forked_ones(contender, tmp_path, monkeypatch):
+    """Beside a card, which no fork survives."""
+    straight = run_straight(contender, tmp_path / "forked")
+    monkeypatch.setattr(children, "are_forked", lambda: False)
+    assert cut_at(contender, tmp_path / "fresh", [5]) == (straight, {5: straight})
