@@ -11,7 +11,7 @@ from benchmarks.faults.operations import silence
 
 
 def are_forked() -> bool:
-    """Whether children share what is imported here: CUDA would not survive it, so beside a card they do not."""
+    """Whether children share what is imported here: CUDA would not survive it, so with a card not."""
     return not torch.cuda.is_available()
 
 
