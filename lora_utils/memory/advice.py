@@ -7,9 +7,10 @@ from typing import Any, Literal
 from lora_utils.config.schema import RunConfig
 from lora_utils.memory.cards import Card
 from lora_utils.memory.footprint import Footprint
-from lora_utils.memory.forecast import Forecast, StageForecast, forecasting
+from lora_utils.memory.forecast import Forecast, forecasting
 from lora_utils.memory.gradient_checkpointing import Plan
 from lora_utils.memory.planning import count_recomputed, largest_batch, plan_step, step_shape
+from lora_utils.memory.stage_forecasts import StageForecast
 from lora_utils.model.architectures import find_architecture
 from lora_utils.system.steps import Steps, finished
 from lora_utils.system.units import GIB

@@ -18,7 +18,7 @@ from torch import nn
 
 from lora_utils.config.section import Size
 from lora_utils.memory.allocator import least_limit, replay
-from lora_utils.memory.operators import META, Work
+from lora_utils.memory.operators import META, Convolution, Work
 from lora_utils.memory.simulation import Simulation, Unit, on_meta, require_support
 from lora_utils.model.quantisation import LeftInFull
 from lora_utils.model.vae import tile_vae
@@ -56,6 +56,8 @@ class Footprint:
     """Parameters that learn."""
     left_in_full: LeftInFull | None = None
     """What of the base stays in full although it was to be quantised."""
+    convolutions: tuple[Convolution, ...] = ()
+    """The different ones among its operators, for ``workspaces``."""
 
 
 FORMAT = TypeAdapter(Footprint)
@@ -181,6 +183,7 @@ def footprint_of(
         units or {},
         weights,
         trainable,
+        convolutions=tuple(sorted(simulation.convolutions)),
     )
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +90,30 @@ def flops_of(func: Any, operator_class: str, args: tuple, outputs: Iterable) -> 
         forward = 4.0 * query.numel() * key.shape[-2]  # q k^T, then the weights times v
         return forward * (_BACKWARD_OF_FLASH if is_backward else 1)
     return 0.0
+
+
+class Convolution(NamedTuple):
+    """A convolution by all that decides how a library computes it."""
+
+    input: tuple[int, ...]
+    """(B, C, h, w)."""
+    weight: tuple[int, ...]
+    """(O, C / groups, kh, kw)."""
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    is_backward: bool
+    """The gradient of the input is computed, not the output."""
+
+
+def convolution_of(func: Any, args: tuple) -> Convolution:
+    """Of an operator of the class ``CONV``."""
+    is_backward = _name(func) != "convolution"
+    x, weight = args[1:3] if is_backward else args[:2]
+    stride, padding, dilation, _, _, groups = args[4:10] if is_backward else args[3:9]
+    shape = tuple(stride), tuple(padding), tuple(dilation), groups
+    return Convolution(tuple(x.shape), tuple(weight.shape), *shape, is_backward)
 
 
 def form_of(func: Any, out: Any, args: tuple, kwargs: dict) -> Any:

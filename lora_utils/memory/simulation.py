@@ -27,9 +27,11 @@ from lora_utils.memory.operators import (
     GEMM,
     META,
     OTHER,
+    Convolution,
     Work,
     bytes_of,
     class_of,
+    convolution_of,
     flops_of,
     form_of,
     shape_of,
@@ -86,7 +88,12 @@ class Simulation(TorchDispatchMode):
     A storage counts from the operator that made it until nothing refers to it, as in torch's own allocators.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workspace_bytes: int = 0) -> None:
+        """Start to count.
+
+        Args:
+            workspace_bytes: That each convolution takes while it runs.
+        """
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -96,6 +103,8 @@ class Simulation(TorchDispatchMode):
         """Storage and bytes, negative when freed; for ``allocator.replay``."""
         self.spans: dict[str, Span] = {}
         """By the names of watched modules."""
+        self.convolutions: set[Convolution] = set()
+        self._workspace_bytes = workspace_bytes
         self._phase = ""
         self._live: dict[int, _Storage] = {}  # by address, which is used again once it is free
         self._sizes: list[int] = []  # by serial number, which is not
@@ -188,9 +197,13 @@ class Simulation(TorchDispatchMode):
         if operator_class is not None:
             flops = flops_of(func, operator_class, args, outputs)
             self._work.append((operator_class, flops, bytes_of(args, outputs)))
+        if operator_class == CONV:
+            self.convolutions.add(convolution_of(func, args))
         for tensor in outputs:
             if isinstance(tensor, Tensor):
                 self._count(tensor)
+        if operator_class == CONV and self._workspace_bytes:  # forgotten as soon as it is counted
+            self._count(torch.empty(self._workspace_bytes, dtype=torch.uint8, device=META))
         return out
 
     def _repeat(self, func: Any, args: tuple, kwargs: dict) -> Any:

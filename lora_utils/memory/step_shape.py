@@ -38,5 +38,7 @@ class StepShape:
     """An EMA of the adapter."""
     scale_factor: int = 8
     """Pixels to a latent."""
+    workspace_bytes: int = 0
+    """That a convolution takes while it runs, where that was measured."""
     plan: Plan = field(default_factory=Plan)
     """What is recomputed."""

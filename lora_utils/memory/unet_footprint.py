@@ -86,7 +86,7 @@ def training_footprint(shape: StepShape) -> Footprint:
     in_full = left_in_full(unet, shape.base)
     add_lora(unet, shape.lora, seed=0)
     learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    simulation = Simulation()
+    simulation = Simulation(shape.workspace_bytes)
     resident = {}
     autocast = not shape.is_lean and shape.precision != "fp32"
     with simulation, imitated_autocast(dtype) if autocast else nullcontext({}) as casts:

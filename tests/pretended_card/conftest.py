@@ -29,6 +29,7 @@ def card(monkeypatch):
     yield module
     module.fail_after(0, "")
     module.set_limit(limit)
+    module.set_workspace(0)
 
 
 @pytest.fixture

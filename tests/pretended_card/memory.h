@@ -55,6 +55,7 @@ class Memory final : public c10::Allocator {
   std::atomic<int64_t> peak{0};
   std::atomic<int64_t> limit{int64_t(1) << 60};  // what there is
   std::atomic<int64_t> cap{int64_t(1) << 60};    // what this process may have of it
+  std::atomic<int64_t> workspace{0};             // that a convolution takes while it runs
   std::atomic<int64_t> failures{0};
   std::atomic<int64_t> allocations{0};
 

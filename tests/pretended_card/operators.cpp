@@ -215,6 +215,12 @@ void on_the_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   call.raise_results();
 }
 
+// As cuDNN does, whose algorithms want memory of their own while they run.
+void convolution(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto workspace = Memory::get().allocate(Memory::get().workspace);
+  on_the_host(op, stack);
+}
+
 at::Tensor empty(
     at::IntArrayRef sizes,
     std::optional<at::ScalarType> dtype,
@@ -403,8 +409,10 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_scaled_dot_product_efficient_attention", efficient_attention);
   library.impl("_scaled_dot_product_efficient_attention_backward", efficient_attention_backward);
   // These have kernels for devices in general, which would be taken before the fallback.
-  for (const auto* name : {"convolution", "convolution_backward", "native_group_norm", "native_layer_norm", "silu_backward"})
+  for (const auto* name : {"native_group_norm", "native_layer_norm", "silu_backward"})
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_the_host>());
+  for (const auto* name : {"convolution", "convolution_backward"})
+    library.impl(name, torch::CppFunction::makeFromBoxedFunction<&pretended::convolution>());
 }
 
 // On a card these are kernels; bitsandbytes' general ones are torch operators, whose results would take memory.
@@ -425,6 +433,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("reset_peak", [] { memory.peak = memory.allocated.load(); });
   module.def("set_limit", [](int64_t bytes) { memory.limit = bytes; });
   module.def("set_cap", [](int64_t bytes) { memory.cap = bytes; });
+  module.def("set_workspace", [](int64_t bytes) { memory.workspace = bytes; });
   module.def("limit", [] { return memory.limit.load(); });
   module.def("failures", [] { return memory.failures.load(); });
   module.def("fail_after", [](int64_t count, std::string message) { memory.fail_after(count, message); });

@@ -1,4 +1,4 @@
-"""A card that a run fills: planned, corrected, tightened, given up, in this order; no byte of the LoRA differs.
+"""A card that a run fills: planned, corrected, tightened, given up, in this order; the LoRA is the same.
 
 The card is as small as the model, a thousandth of a T4: what is compared are plans, not gigabytes.
 """
@@ -6,9 +6,10 @@ The card is as small as the model, a thousandth of a T4: what is compared are pl
 import re
 
 import pytest
+import torch
 
 from lora_utils import stages
-from lora_utils.memory.cards import T4
+from lora_utils.memory.cards import T4, card_here
 from lora_utils.memory.forecast import forecast
 from lora_utils.storage.log import WEIGHTS_NAME
 from lora_utils.system.device_memory import MemoryFullError
@@ -57,3 +58,16 @@ def test_plan_correction_tightening_and_the_end_come_in_this_order(
     assert {what for _, what in said[1:]} == {"did not fit"}
     assert sorted({step for step, _ in said[1:]}) == [4, GOOD_STEPS + 1]
     assert (config.paths.run_folder / WEIGHTS_NAME).read_bytes() == weights
+
+
+def test_what_convolutions_take_beside_their_tensors_is_measured_and_forecast(on_card, card, caplog):
+    """cuDNN's workspaces, which no count without a card knows."""
+    config = on_card(max_train_steps=3, **FULL)
+    without = forecast(config, card_here(torch.float16))
+    card.set_workspace(int(0.1 * without.plan.predicted_bytes))
+    expected = forecast(config, card_here(torch.float16)).plan.predicted_bytes
+    assert expected > 1.03 * without.plan.predicted_bytes
+    caplog.clear()
+    list(stages.train(config))
+    assert card.peak() == pytest.approx(expected, rel=0.02)
+    assert SAID.findall(caplog.text) == []
