@@ -106,6 +106,29 @@ def test_paging_without_a_gpu_is_left_out_with_a_message(caplog):
     assert "without a GPU it is the same without paging" in caplog.text
 
 
+def test_states_that_were_loaded_are_paged_again(monkeypatch):
+    """bitsandbytes' own loading makes plain tensors of them, which would stay on the card."""
+    toy = Toy()
+    optimizer = optimizers.new_optimizer(toy, config_of("adamw8bit"))
+    toy.step(optimizer)
+    saved = optimizer.state_dict()
+    paged = []
+
+    def buffer(parameter, dtype):
+        paged.append(torch.zeros_like(parameter, dtype=dtype))
+        return paged[-1]
+
+    again = optimizers.new_optimizer(toy, config_of("adamw8bit"))
+    monkeypatch.setattr(again, "is_paged", True)
+    monkeypatch.setattr(again, "get_state_buffer", buffer)
+    optimizers.load_states(again, saved)
+    states = [each[name] for each in again.state.values() for name in ("state1", "state2")]
+    assert [id(state) for state in states] == [id(each) for each in paged]
+    kept = [each[name] for each in optimizer.state.values() for name in ("state1", "state2")]
+    assert len(kept) == 6
+    assert all(torch.equal(*pair) for pair in zip(states, kept, strict=True))
+
+
 @pytest.mark.parametrize("name", ["adamw8bit", "paged_adamw", "paged_adamw8bit"])
 def test_a_device_that_bitsandbytes_cannot_serve_gets_adamw_with_a_message(name, caplog):
     optimizer = optimizers.new_optimizer(Toy("meta"), config_of(name))
