@@ -115,9 +115,9 @@ class TrainConfig(Section):
     lr_power: PositiveFloat = 1.0
     """Power of polynomial."""
     optimizer: Optimizer = "adamw"
-    """How weights follow gradients; prodigy wants learning_rate 1, schedulefree about 1e-3. The paged ones move
-    states of 100,000 numbers and more to host memory while the card is full: on SDXL those of the widest
-    linears from rank 10 on, and most of attention's only from rank 79 on."""
+    """How weights follow gradients; prodigy wants learning_rate 1, schedulefree about 1e-3. The paged ones
+    move states of 100,000 numbers and more to host memory while the card is full: on SDXL those of the
+    widest linears from rank 10 on, and most of attention's only from rank 79 on."""
     use_8bit_adam: bool = False
     """The same as optimizer adamw8bit: AdamW from bitsandbytes with 8-bit states."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
