@@ -11,28 +11,28 @@ MEASURED_SECONDS = 0.2  # for each rate
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float, float]:
     """GEMM, convolution, attention in TFLOPS; bytes that a copy reads and writes, in GB/s."""
-    # Large enough to fill the device, small enough for a second.
-    side = 4096 if device.type == "cuda" else 512
-    width = side // 16
-    tokens = side // 2
-    heads = max(1, side // 256)
+    # On a card each takes an H100 a tenth of a millisecond or more, a launch's time many times over, and what
+    # is copied is too large for its cache; a CPU is busy with less.
+    is_card = device.type == "cuda"
+    side, width, tokens = (4096, 640, 2048) if is_card else (512, 32, 256)
+    images, heads, copied_mib = (4, 64, 256) if is_card else (1, 2, 1)
     _warm_up(device, dtype)
     with torch.no_grad():
         square = torch.randn(side, side, device=device).to(dtype)
-        picture = torch.randn(1, width, 64, 64, device=device).to(dtype)
+        picture = torch.randn(images, width, 64, 64, device=device).to(dtype)
         kernel = torch.randn(width, width, 3, 3, device=device).to(dtype)
         query = torch.randn(1, heads, tokens, 64, device=device).to(dtype)
+        memory = torch.zeros(copied_mib << 20, dtype=torch.uint8, device=device)
         gemm = _seconds(lambda: square @ square, device)
         conv = _seconds(lambda: functional.conv2d(picture, kernel, padding=1), device)
         attention = _seconds(lambda: functional.scaled_dot_product_attention(query, query, query), device)
-        copy = _seconds(lambda: square.clone(), device)
+        copy = _seconds(lambda: memory.clone(), device)
 
-    copied = 2 * square.numel() * square.element_size()  # read and written
     return (
         2 * side**3 / gemm / 1e12,
-        2 * width * width * 9 * 64 * 64 / conv / 1e12,
+        2 * images * width * width * 9 * 64 * 64 / conv / 1e12,
         4 * heads * tokens * tokens * 64 / attention / 1e12,
-        copied / copy / 1e9,
+        2 * memory.nbytes / copy / 1e9,  # read and written
     )
 
 
