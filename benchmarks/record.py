@@ -22,15 +22,20 @@ def save(name: str, figures: dict[str, Any]) -> None:
 
 
 def write(
-    name: str, figures: dict[str, Any], gpu: dict[str, Any] | None, commit_id: str | None = None
+    name: str,
+    figures: dict[str, Any],
+    gpu: dict[str, Any] | None,
+    commit_id: str | None = None,
+    folder: Path = FOLDER,
 ) -> Path:
-    """Keep the figures as benchmarks/results/<name>.json, over those that were there.
+    """Keep the figures as <name>.json, over those that were there.
 
     Args:
         name: The program's, as a rule.
         figures: What json can hold.
         gpu: From ``gpu_facts``, where a GPU is part of the figures.
         commit_id: For a copy of the code that is not git's, and so cannot tell.
+        folder: benchmarks/results, when not given.
 
     Returns:
         The file.
@@ -48,15 +53,15 @@ def write(
         "versions": versions(),
     }
 
-    path = FOLDER / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
 
-def read(name: str) -> dict[str, Any] | None:
+def read(name: str, folder: Path = FOLDER) -> dict[str, Any] | None:
     """What was written under this name, if anything was."""
-    path = FOLDER / f"{name}.json"
+    path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 

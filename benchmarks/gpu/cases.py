@@ -1,10 +1,12 @@
-"""What ``gpu`` runs, by importance, and the bars that its figures have to pass; without heavy imports."""
+"""Steps and stages that ``gpu`` measures, by importance; without heavy imports."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 BATCHES = (1, 2, 3, 4, 6, 8, 10, 12, 16)
 SIDES_PX = (512, 768, 1024, 1280, 1536, 1792, 2048)
+T4_GIB = 14.3  # what torch can reserve there
 REHEARSED_SHARE = 16  # a rehearsal's pictures have a 16th of the side
 
 
@@ -25,7 +27,9 @@ class Case:
     batch: int = 1
     side_px: int = 1024
     options: tuple[str, ...] = ()
-    """channels_last, compile."""
+    """peft: without the lean step; channels_last and compile, on top of it; deterministic: torch's such
+    algorithms; graph: a micro-batch is one CUDA graph.
+    """
 
 
 @dataclass(frozen=True)
@@ -42,27 +46,44 @@ class Stage:
 
 Job = Case | Stage
 
+
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str:
+        """Of its record."""
+        ...
+
+
+AnyJob = TypeVar("AnyJob", bound=Named)
+
 # In this order: where the minutes run out, the end is left out.
 CORE: list[Job] = [
     Case("ours"),
     Case("ours, all recomputed", plan="full"),
     Case("example script", "script"),
-    Case("example script, cached latents", "script, cached"),
+    Case("ours, 771 layers", targets="full"),
+    Case("ours, nf4", base="nf4", targets="full"),
+    Case("ours, low memory", plan="full", base="nf4", targets="full", optimizer="adamw8bit", rank=8),
     Case("sd-scripts", "sd-scripts", targets="attn+ff"),
     Case("ours, 722 linears", targets="attn+ff"),
-    Case("OneTrainer", "OneTrainer", targets="attn+ff"),
-    Case("ours, 771 layers", targets="full"),
-    Case("ours, 771 layers, all recomputed", plan="full", targets="full"),
-    Case("ours, nothing recomputed", plan="none"),
-    Case("ours, low memory", plan="full", base="nf4", targets="full", optimizer="adamw8bit", rank=8),
+    Case("ours, int8", base="int8", targets="full"),
+    Case("ours, deterministic", options=("deterministic",)),
+    Case("ours, a CUDA graph", options=("graph",)),
+    Case("ours, peft's way", options=("peft",)),
     Case("ours, batch 2", batch=2),
-    Case("ours, nf4, batch 4", base="nf4", batch=4),
+    Stage("vae encode", "vae_encode"),
     Stage("gradients", "check_gradients", dtype="fp16"),
     Stage("losses", "check_losses", dtype="fp16"),
 ]
 REST: list[Job] = [
+    Case("example script, cached latents", "script, cached"),
+    Case("OneTrainer", "OneTrainer", targets="attn+ff"),
+    Case("ours, 771 layers, all recomputed", plan="full", targets="full"),
+    Case("ours, nothing recomputed", plan="none"),
+    Case("ours, nf4, batch 4", base="nf4", batch=4),
     Case("example script, nothing recomputed", "script, no recomputation"),
-    Stage("vae encode", "vae_encode"),
     Stage("vae encode, tiles", "vae_encode", tile_px=512),
     Stage("vae encode, fp16", "vae_encode", dtype="fp16"),
     Stage("captions", "captions", batch=16, dtype="fp16"),
@@ -70,32 +91,28 @@ REST: list[Job] = [
     Stage("vae decode", "vae_decode"),
     Stage("save and load", "save_and_load", dtype="fp16"),
     Case("ours, 512 px", side_px=512),
-    Case("ours, nf4, 1536 px", base="nf4", targets="full", side_px=1536),
-    Case("ours, int8", base="int8", targets="full"),
-    Case("ours, nf4", base="nf4", targets="full"),
-    Case("ours, 8-bit Adam", targets="full", optimizer="adamw8bit"),
-    Case("ours, batch 4", batch=4),
     Case("ours, 768 px", side_px=768),
     Case("ours, 1280 px", side_px=1280),
+    Case("ours, 1536 px", side_px=1536),
+    Case("ours, nf4, 1536 px", base="nf4", targets="full", side_px=1536),
+    Case("ours, batch 4", batch=4),
+    Case("ours, batch 6", batch=6),
+    Case("ours, 8-bit Adam", targets="full", optimizer="adamw8bit"),
     Case("ours, batch 2, all recomputed", plan="full", batch=2),
     Case("ours, nf4, batch 4, all recomputed", plan="full", base="nf4", batch=4),
-    Case("ours, channels_last", options=("channels_last",)),
-    Case("ours, compiled", options=("compile",)),
+    Case("ours, peft's way, channels_last", options=("peft", "channels_last")),
+    Case("ours, peft's way, compiled", options=("peft", "compile")),
 ]
 
 
-def chosen(only: list[str], quick: bool) -> list[Job]:
-    """All jobs, or those whose names hold one of the given texts.
+def named(jobs: Sequence[AnyJob], only: Sequence[str]) -> list[AnyJob]:
+    """Those of the given names, or else whose names hold one of the given texts; all, where none is given.
 
     Raises:
-        SystemExit: None does.
+        SystemExit: There is none.
     """
-    jobs = CORE if quick else CORE + REST
-    if not only:
-        return jobs
-    matching = [job for job in CORE + REST if job.name in only] or [
-        job for job in CORE + REST if any(text in job.name for text in only)
-    ]
+    matching = [job for job in jobs if job.name in only]
+    matching = matching or [job for job in jobs if not only or any(text in job.name for text in only)]
     if not matching:
         raise SystemExit(
             f"no case is called {' or '.join(only)}; there are: {'; '.join(job.name for job in jobs)}"
@@ -139,38 +156,18 @@ def largest(
     return list(fitting.values())
 
 
-def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the figures have to show; passed is None where a figure is missing."""
-    ours = [record for record in records.values() if record["job"].get("way") == "ours"]
-    stages = [record for record in records.values() if "function" in record["job"]]
-    fitting = [record for record in ours if record.get("forecast", {}).get("fits")]
-    full = sum(record["status"] == "out of memory" for record in fitting)
-    rows = [
-        _bar("forecast of our steps off by at most, % of what tensors took", _worst(ours), 3.0, at_most=True),
-        _bar("forecast of other stages off by at most, %", _worst(stages), 3.0, at_most=True),
-        _bar("our steps that should fit and ran out of memory", full if fitting else None, 0, at_most=True),
-    ]
-    for label, slow, bar in (
-        ("all recomputed / ours", "ours, all recomputed", 1.3),
-        ("example script / ours", "example script", 1.6),
-    ):
-        for figure, how in (("ms", "events"), ("kernel_ms", "kernels alone")):
-            rows.append(_bar(f"{label}, {how}", ratio(records, slow, "ours", figure), bar))
-    return rows
-
-
-def _worst(records: list[dict[str, Any]]) -> float | None:
-    return max(
-        (abs(record["error_percent"]) for record in records if "error_percent" in record), default=None
-    )
-
-
-def ratio(records: dict[str, dict[str, Any]], first: str, second: str, figure: str) -> float | None:
-    """Of one figure of two cases."""
-    numerator, denominator = (records.get(name, {}).get(figure) for name in (first, second))
-    return numerator / denominator if numerator and denominator else None
-
-
-def _bar(what: str, value: float | None, bar: float, at_most: bool = False) -> dict[str, Any]:
-    passed = None if value is None else value <= bar if at_most else value >= bar
-    return {"what": what, "value": value, "bar": bar, "passed": passed}
+PREDICTION = "predicted_step_seconds"
+RATE_SECONDS = {
+    "launch_us": 2,
+    "gemm": 4,
+    "conv": 7,
+    "attention": 6,
+    "stream": 4,
+    "unpack": 2,
+    "int8_gemm": 7,
+    "flash_attn_turing": 5,
+    "comfy_kitchen": 5,
+    "sustained": 10,
+    PREDICTION: 20,
+}
+"""What ``--micro`` measures, in this order, and seconds of each on any card: it repeats what is short."""

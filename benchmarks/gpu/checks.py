@@ -1,18 +1,21 @@
 """That the card computes what it should: gradients as peft's, fp16 as fp32, losses under every plan."""
 
+import statistics
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.cases import Stage
-from benchmarks.gpu.device import Settings, attention
+from benchmarks.gpu.cases import REHEARSED_SHARE, Stage
+from benchmarks.gpu.device import Settings, peaks, synchronise, timed
 from benchmarks.gpu.peers import noise_schedule, random_batch, random_unet, updating
+from benchmarks.gpu.smoke import Check
 from lora_utils.config.training import LoraConfig, TrainConfig
 from lora_utils.memory.gradient_checkpointing import BLOCK, Plan, apply_plan
 from lora_utils.model import architectures, lora
 from lora_utils.model.lean import make_lean
-from lora_utils.training.objective import training_losses
+from lora_utils.system.device_memory import forget_peak_memory
+from lora_utils.training.objective import denoising_errors, training_losses
 
 MIDDLE = {
     "block_out_channels": [64, 128, 256],
@@ -21,6 +24,7 @@ MIDDLE = {
 }
 LOSSES = 20
 REHEARSED_LOSSES = 2
+HELD_OUT = 8  # examples
 ADAPTED = LoraConfig(rank=8, target_modules=["attn+ff"])
 
 
@@ -84,8 +88,7 @@ def _gradients(dtype: torch.dtype, is_lean: bool, stage: Stage, settings: Settin
     scale = (
         2.0**12 if dtype == torch.float16 else 1.0
     )  # as GradScaler does, or small gradients are zero in fp16
-    with attention(settings):
-        (training_losses(unet, batch, noise_schedule(), TrainConfig()).mean() * scale).backward()
+    (training_losses(unet, batch, noise_schedule(), TrainConfig()).mean() * scale).backward()
     gradients = [parameter.grad for parameter in unet.parameters() if parameter.requires_grad]
     return torch.cat([grad.flatten() for grad in gradients if grad is not None]) / scale
 
@@ -101,11 +104,39 @@ def _losses(dtype: torch.dtype, label: str, stage: Stage, settings: Settings) ->
     update = updating(
         unet, lambda: training_losses(unet, next(turn), schedule, config).mean(), config, settings.device
     )
-    with attention(settings):
-        return [float(update()) for _ in range(REHEARSED_LOSSES if settings.rehearse else LOSSES)]
+    return [float(update()) for _ in range(REHEARSED_LOSSES if settings.rehearse else LOSSES)]
 
 
 def _half_of_the_blocks(unet: torch.nn.Module) -> tuple[str, ...]:
     """Every second block whole, and the feed-forwards of the others."""
     blocks = [name for name, module in unet.named_modules() if type(module).__name__ == BLOCK]
     return tuple(name if index % 2 else f"{name}.ff" for index, name in enumerate(blocks))
+
+
+def sdxl_step(check: Check, settings: Settings) -> dict[str, Any]:
+    """A step on a U-Net of SDXL's size, and the held-out loss of a batch of 8: time, and memory of both."""
+    unet = random_unet(check.changes["base"], torch.float16, settings.device)
+    lora.add_lora(unet, LoraConfig(rank=32, target_modules=["attn"]), seed=0)
+    make_lean(unet)
+    schedule = noise_schedule()
+    config = TrainConfig()
+    side_px = 1024 // REHEARSED_SHARE if settings.rehearse else 1024
+    batch = random_batch(1, side_px, settings.device)
+    step = updating(
+        unet, lambda: training_losses(unet, batch, schedule, config).mean(), config, settings.device
+    )
+    forget_peak_memory()
+    losses = [float(step()) for _ in range(settings.warmup or 1)]
+    milliseconds = timed(step, settings)
+    figures = {
+        "losses": losses,
+        "ms": statistics.median(milliseconds),
+        "training_gib": peaks()["allocated_gib"],
+    }
+
+    held_out = random_batch(2 if settings.rehearse else HELD_OUT, side_px, settings.device)
+    forget_peak_memory()
+    with torch.no_grad():
+        error = denoising_errors(unet.eval(), held_out, schedule).mean()
+    synchronise(settings)
+    return figures | {"held_out_gib": peaks()["allocated_gib"], "held_out": float(error)}

@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from lora_utils.system.determinism import FIXED_WORKSPACES, WORKSPACE
 from lora_utils.system.device_memory import free_memory
 from lora_utils.system.units import GIB
 
@@ -38,6 +39,10 @@ class Settings:
     steps: int = 12
     rehearse: bool = False
     """On the CPU, with small shapes."""
+    deterministic: bool = False
+    """With torch's deterministic algorithms; has to be known before CUDA starts."""
+    work: str = ""
+    """Folder for what runs leave to each other."""
 
     @property
     def device(self) -> torch.device:
@@ -50,6 +55,8 @@ def prepare(settings: Settings) -> None:
         os.environ.update(TURING_WORKSPACES)  # else 32 MiB each on Hopper
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
+    if settings.deterministic:
+        os.environ[WORKSPACE] = FIXED_WORKSPACES[0]
     torch.backends.cudnn.benchmark = False
     if settings.vram_gib and not settings.rehearse:
         total = torch.cuda.get_device_properties(0).total_memory
@@ -85,7 +92,7 @@ def measure(run: Callable[[], object], settings: Settings) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(settings.warmup):
         run()
-    milliseconds = _timed(run, settings)
+    milliseconds = timed(run, settings)
     figures: dict[str, Any] = {
         "ms": statistics.median(milliseconds),
         "ms_lowest": min(milliseconds),
@@ -133,7 +140,8 @@ def synchronise(settings: Settings) -> None:
         torch.cuda.synchronize()
 
 
-def _timed(run: Callable[[], object], settings: Settings) -> list[float]:
+def timed(run: Callable[[], object], settings: Settings) -> list[float]:
+    """Milliseconds of each of ``settings.steps`` runs, by events on a GPU."""
     if settings.device.type == "cpu":
         stamps = [time.perf_counter()]
         for _ in range(settings.steps):

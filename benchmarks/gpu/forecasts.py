@@ -101,6 +101,7 @@ def training_shape(case: Case) -> StepShape:
         case.batch,
         (case.side_px, case.side_px),
         TOKENS,
+        is_lean="peft" not in case.options,
     )
 
 

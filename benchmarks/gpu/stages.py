@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from benchmarks.gpu.cases import Stage
-from benchmarks.gpu.device import Settings, attention, measure, peaks, synchronise
+from benchmarks.gpu.device import Settings, measure, peaks, synchronise
 from benchmarks.gpu.peers import TOKENS, random_batch, random_unet, random_vae, text_encoders
 from lora_utils.config.training import LoraConfig
 from lora_utils.model import lora
@@ -81,6 +81,6 @@ def save_and_load(stage: Stage, settings: Settings) -> dict[str, Any]:
 
 
 def _measured(run: Callable[[], object], settings: Settings, examples: int) -> dict[str, Any]:
-    with torch.no_grad(), attention(settings):
+    with torch.no_grad():
         figures = measure(run, settings)
     return figures | {"per_second": 1000 * examples / figures["ms"]}

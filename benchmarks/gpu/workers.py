@@ -1,4 +1,4 @@
-"""Processes that measure: one for each case, so that memory is clean and a crash is a result.
+"""Processes that measure, so that a crash is a result: one for each case, or one for several short checks.
 
 The next ones start early and import while the card is busy, where there are cores and memory for that.
 """
@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +25,16 @@ FORECASTERS = 12
 
 
 class Workers:
-    """Runs one job at a time, each in a fresh process. A context manager, so that none is left behind."""
+    """Runs one job at a time in other processes. A context manager, so that none is left behind."""
 
     def __init__(self, settings: dict[str, Any], fork: bool = False) -> None:
         """Settings are of ``device.Settings``; fork shares imports, which CUDA does not survive."""
-        self._settings = settings
+        self.settings = settings
         self._context: Any = multiprocessing.get_context("fork" if fork else "spawn")
         self._ahead = 0
         self._waiting: list[_Worker] = []
+        self._standing: _Worker | None = None
+        self._label = ""
         if fork:
             from benchmarks.gpu import jobs  # noqa: F401 (for the forks)
 
@@ -44,6 +47,7 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end_standing()
         for worker in self._waiting:
             worker.stop(0)
 
@@ -53,36 +57,92 @@ class Workers:
             self._ahead = AHEAD
 
     def run(self, timeout_seconds: float, function: str, *arguments: Any, **changes: Any) -> dict[str, Any]:
-        """What a function of ``jobs`` gives, with its status: ok, out of memory, failed or timed out.
+        """What a function of ``jobs`` gives in a process that ends with it.
 
         Args:
             timeout_seconds: After which it is stopped.
             function: Its name.
             arguments: Its arguments.
             changes: Of the settings.
+
+        Returns:
+            Its figures, with status: ok, out of memory, failed or timed out.
         """
-        while len(self._waiting) <= self._ahead:
-            self._waiting.append(_Worker(self._context))
-        worker = self._waiting.pop(0)
+        worker = self._standing or self._next()  # a standing one has said what is here, and holds nothing yet
+        self._standing = None
         try:
-            return worker.ask(timeout_seconds, self._settings | changes, function, *arguments)
+            return worker.ask(timeout_seconds, self.settings | changes, function, *arguments)
         finally:
             worker.stop(10)
 
-    def forecasts(self, jobs: Sequence[Job], caps_gib: Sequence[float]) -> list[dict[str, Any]]:
-        """Of each job on a card with so much to reserve; empty where that failed. They need no card."""
+    def ask(
+        self, label: str, timeout_seconds: float, function: str, *arguments: Any, **changes: Any
+    ) -> dict[str, Any]:
+        """The same in a process that goes on, until another label is asked for or a job ends it.
+
+        Args:
+            label: Of the process: what is asked under one label shares what is imported, compiled and cached.
+            timeout_seconds: As ``run``'s, like all that follow.
+            function: Its name.
+            arguments: Its arguments.
+            changes: Of the settings.
+        """
+        if label != self._label:
+            self._end_standing()
+        if self._standing is None:
+            self._standing = self._next()
+            self._label = label
+        answer = self._standing.ask(timeout_seconds, self.settings | changes, function, *arguments)
+        if answer["status"] in ("failed", "timed out"):
+            self._end_standing()
+        return answer
+
+    def is_warm(self, label: str) -> bool:
+        """Whether a process of this label is there, so that nothing has to be imported again."""
+        return self._standing is not None and self._label == label
+
+    def _next(self) -> "_Worker":
+        while len(self._waiting) <= self._ahead:
+            self._waiting.append(_Worker(self._context))
+        return self._waiting.pop(0)
+
+    def _end_standing(self) -> None:
+        if self._standing is not None:
+            self._standing.stop(10)
+        self._standing = None
+
+    def forecasts(
+        self, jobs: Sequence[Job], caps_gib: Sequence[float], timeout_seconds: float
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Of each job on a card with so much to reserve, as they come; none of those that failed.
+
+        They need no card, and all but one of the cores.
+
+        Args:
+            jobs: What is forecast.
+            caps_gib: For each of them.
+            timeout_seconds: After which the rest is given up.
+
+        Yields:
+            A job's number and its forecast.
+        """
         hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         before = {name: os.environ.get(name) for name in hidden}
         os.environ.update(hidden)  # else each process takes its share of the card
+        processes = max(1, min(FORECASTERS, (os.cpu_count() or 1) - 1, len(jobs)))
+        pool = ProcessPoolExecutor(processes, mp_context=self._context)
         try:
-            processes = max(1, min(FORECASTERS, (os.cpu_count() or 1) - 1, len(jobs)))
-            with ProcessPoolExecutor(processes, mp_context=self._context) as pool:
-                asked = [
-                    pool.submit(_forecast, self._settings, job, cap)
-                    for job, cap in zip(jobs, caps_gib, strict=True)
-                ]
-                return [_result(job, future) for job, future in zip(jobs, asked, strict=True)]
+            asked = {
+                pool.submit(_forecast, self.settings, job, cap): number
+                for number, (job, cap) in enumerate(zip(jobs, caps_gib, strict=True))
+            }
+            for future in as_completed(asked, timeout_seconds):
+                if result := _result(jobs[asked[future]], future):
+                    yield asked[future], result
+        except TimeoutError:
+            print("no forecasts of the rest: the time is over", file=sys.stderr, flush=True)
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -116,7 +176,8 @@ class _Worker:
         try:
             self._here.send(question)
             if not self._here.poll(timeout_seconds):
-                return {"status": "timed out", "message": f"after {timeout_seconds:g} s"}
+                self._process.kill()  # it would go on with what nobody waits for
+                return {"status": "timed out", "message": f"after {timeout_seconds:.0f} s"}
             return self._here.recv()
         except (EOFError, OSError):
             self._process.join(10)
@@ -126,7 +187,9 @@ class _Worker:
         return {"status": "failed", "message": last[:MESSAGE_LENGTH]}
 
     def stop(self, patience_seconds: float) -> None:
-        """Wait for its end, then end it."""
+        """Tell it that nobody asks any more, wait for its end, then end it."""
+        with suppress(OSError):  # it is gone already
+            self._here.send(None)
         self._process.join(patience_seconds)
         self._process.kill()
         self._process.join()
@@ -136,8 +199,14 @@ class _Worker:
 
 def _serve(connection: Connection, log: str) -> None:
     with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)  # what a run prints does not belong between the results
         os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", closefd=False)  # a fork may have inherited others
     from benchmarks.gpu import jobs
 
-    settings, function, *arguments = connection.recv()
-    connection.send(jobs.answer(settings, function, *arguments))
+    while True:
+        question = connection.recv()
+        if question is None:
+            return
+        settings, function, *arguments = question
+        connection.send(jobs.answer(settings, function, *arguments))

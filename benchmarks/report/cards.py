@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu.cases import CORE, REST, ratio
+from benchmarks.gpu.bars import ratio
+from benchmarks.gpu.cases import CORE, REST
 from benchmarks.report.tables import MISSING, Results, outcome, record_of, table
 
 

@@ -4,26 +4,33 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.gpu.smoke import AGAIN, FIRST, OTHER_SETTINGS, RUN, STEP
 from benchmarks.report.tables import Results, table
 
-FIRST = "train fp16"
 MENDED = {"int8, peft's way": "ff56d1a"}
 """Settings that computed something else, and the commit that mends them."""
+OLD_SETTINGS = ("channels_last",)
+"""Of the first file: with the lean step, which refuses them now."""
 DTYPES = {"fp32": "float32", "fp16": "float16"}
-APART = (FIRST, "train fp16 again: same bytes?", "resumed: same bytes?", "out of memory")
-"""Trainings that are no setting of their own."""
+REPEATS = {
+    "train fp16 again: same bytes?": "trained twice in one process",
+    "resumed: same bytes?": "stopped after 2 steps and resumed in it",
+}
+NODES = "nodes of the lean step, linears against fp64, others against torch's own: largest relative error"
+FIVE_DIGITS = 1e-5
+Records = dict[str, dict[str, Any]]
 
 
 def what_holds(results: Results) -> Iterator[str]:
-    """A chapter for each card."""
+    """A chapter for each card, of what its file holds: the checks may have been cut off anywhere."""
     for name in results.gpus("smoke_"):
-        figures = results.figures(name)
+        records = results.figures(name)["records"]
         yield "## What holds on a real card"
         yield (
-            f"{results.told(name)}: short checks by a script of their own.\nTrainings are of the tiny SDXL, "
-            "4 steps of 2 micro-batches, in fp16 where no other precision is named."
+            f"{results.told(name)}: short checks, `python -m benchmarks gpu --smoke`.\nTrainings are of the "
+            "tiny SDXL, 4 steps of 2 micro-batches, in fp16 where no other precision is named."
         )
-        yield table({"check": check, "outcome": outcome} for check, outcome in _rows(**figures))
+        yield table({"check": check, "outcome": outcome} for check, outcome in rows(records))
         yield (
             "The step of SDXL's size is `ours` of the chapter above, at another host's pace. "
             "Where another process ended in other\nbytes, the reason is not known yet; "
@@ -31,55 +38,112 @@ def what_holds(results: Results) -> Iterator[str]:
         )
 
 
-def _rows(checks: dict[str, Any], again: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What was checked, and what came of it.
+def told(records: Records) -> list[str]:
+    """The same as lines, for who ran them."""
+    return [f"{check}: {outcome}" for check, outcome in rows(records)]
+
+
+def rows(records: Records) -> Iterator[tuple[str, str]]:
+    """What was checked, and what came of it; nothing of what was not.
 
     Args:
-        checks: By name, in one process.
-        again: Some of them once more, in another process.
+        records: By the names of the checks.
     """
-    errors = [f"{name} {_largest_error(checks['nodes'], dtype)}" for name, dtype in DTYPES.items()]
-    yield (
-        "nodes of the lean step, linears against fp64, others against torch's own: largest relative error",
-        ", ".join(errors),
-    )
-    first = checks[FIRST]
-    for label, check in (
-        ("trained twice in one process", APART[1]),
-        ("stopped after 2 steps and resumed in it", APART[2]),
-    ):
-        yield label, "same bytes" if checks[check]["bytes"] == first["bytes"] else "other bytes"
-    for check, figures in again.items():
-        equal = {key: figures[key] == checks[check][key] for key in ("bytes", "losses")}
-        others = "other bytes, losses equal to 5 digits" if equal["losses"] else "other losses"
-        yield f"{check}, in another process", "same bytes" if equal["bytes"] else others
+    done = {name: record for name, record in records.items() if record["status"] == "ok"}
+    if "nodes" in done:
+        errors = [f"{name} {_largest_error(done['nodes'], dtype)}" for name, dtype in DTYPES.items()]
+        yield NODES, ", ".join(errors)
+    yield from _repeated(done)
+    yield from _sdxl(done)
+    yield from _settings(done)
+    yield from _memory(done)
+    for name, record in records.items():
+        if record["status"] != "ok":
+            yield name, f"**{record['status']}**: {record.get('message', '')}"
 
+
+def _repeated(done: Records) -> Iterator[tuple[str, str]]:
+    """Where the same training had to end in the same bytes."""
+    for name, label in REPEATS.items():
+        if name in done and FIRST in done:
+            yield label, "same bytes" if done[name]["bytes"] == done[FIRST]["bytes"] else "other bytes"
+    for name, record in done.items():
+        first = done.get(name.removesuffix(AGAIN))
+        if not name.endswith(AGAIN) or first is None:
+            continue
+        others = "other bytes, losses equal to 5 digits" if _are_close(record, first) else "other losses"
+        yield name, "same bytes" if record["bytes"] == first["bytes"] else others
+
+
+def _are_close(record: dict[str, Any], first: dict[str, Any]) -> bool:
+    pairs = zip(record["losses"], first["losses"], strict=True)
+    return all(abs(loss - other) <= FIVE_DIGITS / 2 for loss, other in pairs)
+
+
+def _sdxl(done: Records) -> Iterator[tuple[str, str]]:
+    """What has SDXL's own size: a step, and a whole run."""
     for base in ("fp16", "nf4"):
-        whole = checks[f"sdxl-size step and held-out batch, {base}"]
+        if whole := done.get(STEP + base):
+            yield (
+                f"U-Net of SDXL's size, {base} base, 1024 px: a step; a held-out batch of 8",
+                f"{whole['ms']:.0f} ms{_gib(', ', whole['training_gib'])}{_gib('; ', whole['held_out_gib'])}",
+            )
+    if run := done.get(RUN):
         yield (
-            f"U-Net of SDXL's size, {base} base, 1024 px: a step; a held-out batch of 8",
-            f"{whole['ms']:.0f} ms, {whole['training_gib']:.2f} GiB; {whole['held_out_gib']:.2f} GiB",
+            f"a run of {run['steps']} steps on a base of SDXL's size, {run['base_gib']:.1f} GiB",
+            "; ".join(_telemetry(run)),
         )
 
-    settings = {
-        check: figures["losses"]
-        for check, figures in checks.items()
-        if check not in APART and not check.startswith("sdxl-size") and "losses" in figures
-    }
-    yield f"{len(settings)} other settings: {'; '.join(settings)}", _learning(settings, first["losses"][0])
 
-    left = checks["left behind by a run"]
-    yield (
-        "memory that a run leaves behind",
-        f"{left['after_mib'] - left['before_mib']:.1f} MiB until Python's collector comes, "
-        f"then {left['after_collect_mib'] - left['before_mib']:.1f}",
-    )
-    full = checks["out of memory"]
-    off = max(abs(loss / plain - 1) for loss, plain in zip(full["losses"], first["losses"], strict=True))
-    yield (
-        "6 MiB free beside the loaded model",
-        f"losses within {100 * off:.2g} % of those with room; {full['plan']}",
-    )
+def _telemetry(run: dict[str, Any]) -> Iterator[str]:
+    skipped = f", {run['skipped']} of them skipped" if run["skipped"] else ""
+    yield f"{run['run_seconds']:.0f} s, the first step after {run['first_step_after_seconds']:.0f}{skipped}"
+    yield f"a step {run['step_seconds']:.2f} s (at most {run['step_seconds_highest']:.2f})"
+    yield f"of it {1000 * run['data_seconds']:.0f} ms for data"
+    if run["peak_gib"] is not None:
+        yield f"{run['peak_gib']:.2f} GiB{_gib(' (forecast ', run['forecast_gib'], ')')}"
+    yield f"host {run['host_gib']:.1f} GiB"
+    yield str(run["plan"])
+    yield f"loss {run['first_loss']:.3g} to {run['last_loss']:.3g}"
+
+
+def _settings(done: Records) -> Iterator[tuple[str, str]]:
+    names = [name for name in done if name in OTHER_SETTINGS or name in OLD_SETTINGS]
+    if not names or FIRST not in done:
+        return
+    settings = {name: done[name]["losses"] for name in names}
+    yield f"{len(names)} other settings: {'; '.join(names)}", _learning(settings, done[FIRST]["losses"][0])
+
+
+def _memory(done: Records) -> Iterator[tuple[str, str]]:
+    if left := done.get("left behind by a run"):
+        yield (
+            "memory that a run leaves behind",
+            f"{left['after_mib'] - left['before_mib']:.1f} MiB until Python's collector comes, "
+            f"then {left['after_collect_mib'] - left['before_mib']:.1f}",
+        )
+    full = done.get("out of memory")
+    if full and "with_room" in full:
+        yield (
+            "half of what a step takes is there, from the second step on",
+            f"{full['failures']} allocations failed; losses within {_off(full, full['with_room'])} % of "
+            f"those with room; {full['plan']}",
+        )
+    elif full and FIRST in done:
+        yield (
+            "6 MiB free beside the loaded model",
+            f"losses within {_off(full, done[FIRST]['losses'])} % of those with room; {full['plan']}",
+        )
+
+
+def _off(full: dict[str, Any], losses: list[float]) -> str:
+    off = max(abs(loss / plain - 1) for loss, plain in zip(full["losses"], losses, strict=True))
+    return f"{100 * off:.2g}"
+
+
+def _gib(before: str, value: float | None, after: str = "") -> str:
+    """Nothing on a CPU, where memory is not counted."""
+    return "" if value is None else f"{before}{value:.2f} GiB{after}"
 
 
 def _largest_error(nodes: dict[str, Any], dtype: str) -> str:

@@ -113,8 +113,8 @@ def test_the_gpu_program_rehearses_on_a_cpu(monkeypatch, tmp_path, capsys):
 
 def test_a_setting_that_computes_something_else_is_called_wrong(tmp_path):
     measured = json.loads((ROOT / "benchmarks" / "results" / "gpu_smoke_h200.json").read_text())
-    measured["figures"]["checks"]["nf4"]["losses"] = [0.9, 0.5, 0.4, 0.3]
-    measured["figures"]["checks"]["resumed: same bytes?"]["bytes"] = "0"
+    measured["figures"]["records"]["nf4"]["losses"] = [0.9, 0.5, 0.4, 0.3]
+    measured["figures"]["records"]["resumed: same bytes?"]["bytes"] = "0"
     (tmp_path / "gpu_smoke_a.json").write_text(json.dumps(measured))
     text = page(tmp_path)
     assert "**nf4 is wrong**: 0.9 in its first step" in text
