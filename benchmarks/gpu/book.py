@@ -62,9 +62,9 @@ class Book:
         return self.folder / f"{self.name}.json" if self.folder else None
 
     def holds(self, name: str) -> bool:
-        """Whether an earlier call has it, from this commit."""
+        """Whether an earlier call has it, from this commit; or both are of none that git can tell."""
         record = self.records.get(name, {})
-        return record.get("status") == "ok" and bool(self._commit) and record.get("commit") == self._commit
+        return record.get("status") == "ok" and record.get("commit") == self._commit
 
     def add(self, name: str, record: dict[str, Any], news: dict[str, Any] | None = None) -> None:
         """Keep, and print.

@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"{card.get('message', missing)}; --rehearse needs none")
         book = _book(card, options)
         call = modes.Call(workers, book, clock, options, options.vram_gib or card.get("usable_gib") or T4_GIB)
+        if card["gpu"] and not options.micro:  # which has but one process
+            workers.look_ahead(card["gpu"]["total_gib"])
         if options.micro:
             modes.micro(call)
         elif options.smoke:
@@ -56,8 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.caps:
             modes.caps(call)
         else:
-            if card["gpu"]:
-                workers.look_ahead(card["gpu"]["total_gib"])
             modes.cases(call)
             _print_bars(book)
     if book.path:

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.gpu import timetable
@@ -21,10 +21,9 @@ from benchmarks.gpu.cases import (
     rehearsed,
 )
 from benchmarks.gpu.smoke import CHECKS, Check
-from benchmarks.gpu.timetable import FIRST_START_SECONDS, Clock, Entry
+from benchmarks.gpu.timetable import FIRST_START_SECONDS, LEAST_TIMEOUT_SECONDS, Clock, Entry
 from benchmarks.gpu.workers import Workers
 
-TIMEOUT_SECONDS = 240.0
 SPARE_GIB = 0.1  # of what torch can reserve, what libraries take
 FORECASTS_SECONDS = 120.0  # for those that come after all cases
 
@@ -39,11 +38,6 @@ class Call:
     options: argparse.Namespace
     usable_gib: float
     """What torch can reserve."""
-
-    @property
-    def timeout_seconds(self) -> float:
-        """Of a job that begins now."""
-        return min(TIMEOUT_SECONDS, self.clock.left())
 
     def keep(self, name: str, record: dict[str, Any], started: float) -> None:
         """A record with what it took; what the call's end has cut off is no result."""
@@ -62,10 +56,10 @@ class Call:
 def smoke(call: Call) -> None:
     """Short checks, several in one process."""
 
-    def do(check: Check) -> None:
+    def do(check: Check, timeout_seconds: float) -> None:
         started = time.monotonic()
         changes = {"deterministic": True} if check.is_deterministic else {}
-        answer = call.workers.ask(check.process, call.timeout_seconds, "check", check, **changes)
+        answer = call.workers.ask(check.process, timeout_seconds, "check", check, **changes)
         call.keep(check.name, answer, started)
 
     known = timetable.known_records(call.book.name, call.book.folder)
@@ -78,15 +72,16 @@ def cases(call: Call) -> None:
     """Steps and stages, each in a process of its own; then the forecasts of those that needed none to run."""
     options = call.options
     jobs = named(CORE if options.quick and not options.only else CORE + REST, options.only)
-    if options.rehearse:
-        jobs = rehearsed(jobs)
 
-    def do(job: Job) -> None:
+    def do(job: Job, timeout_seconds: float) -> None:
         started = time.monotonic()
-        call.keep(job.name, _measured(call, job, call.timeout_seconds), started)
+        call.keep(job.name, _measured(call, job, timeout_seconds), started)
 
     known = timetable.known_records(call.book.name, call.book.folder)
     entries = call.left(timetable.entries_of_jobs(jobs, options.warmup + options.steps, known))
+    if options.rehearse:  # what a card will need is worth knowing before there is one
+        small = {job.name: job for job in rehearsed(jobs)}
+        entries = [replace(entry, job=small[entry.job.name]) for entry in entries if entry.job.name in small]
     timetable.show(entries, FIRST_START_SECONDS, call.clock)
     timetable.in_time(entries, call.clock, do)
     _forecast_the_rest(call, [entry.job for entry in entries])
@@ -96,8 +91,8 @@ def micro(call: Call) -> None:
     """Rates, one kind after the other; what they predict comes last."""
     record: dict[str, Any] = {"status": "ok"}
 
-    def do(part: _Part) -> None:
-        answer = call.workers.ask("first", call.timeout_seconds, "micro", part.name, record)
+    def do(part: _Part, timeout_seconds: float) -> None:
+        answer = call.workers.ask("first", timeout_seconds, "micro", part.name, record)
         if answer["status"] == "ok":
             record.update(answer)
         else:
@@ -119,7 +114,7 @@ def caps(call: Call) -> None:
     for cap in limits:
         for case in largest(grid, forecasts, cap, SPARE_GIB):
             started = time.monotonic()
-            record = _measured(call, case, call.timeout_seconds, vram_gib=cap)
+            record = _measured(call, case, LEAST_TIMEOUT_SECONDS, vram_gib=cap)
             call.keep(f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | record, started)
 
 

@@ -97,10 +97,6 @@ class Workers:
             self._end_standing()
         return answer
 
-    def is_warm(self, label: str) -> bool:
-        """Whether a process of this label is there, so that nothing has to be imported again."""
-        return self._standing is not None and self._label == label
-
     def _next(self) -> "_Worker":
         while len(self._waiting) <= self._ahead:
             self._waiting.append(_Worker(self._context))

@@ -11,6 +11,7 @@ from benchmarks.record import ROOT
 from benchmarks.report import recipes
 from benchmarks.report.cards import on_gpus
 from benchmarks.report.picture import draw
+from benchmarks.report.rates import on_rates
 from benchmarks.report.smoke import what_holds
 from benchmarks.report.tables import MISSING, TECHNIQUES, Results, outcome, record_of, table
 from lora_utils.memory.cards import T4
@@ -49,6 +50,7 @@ def page(folder: Path = RESULTS) -> str:
         *_techniques(results),
         *on_gpus(results),
         *_under_caps(results),
+        *on_rates(results),
         *what_holds(results),
         *_owed(results),
         *_on_cpus(results),
@@ -87,8 +89,8 @@ def _with_vae(records: dict[str, dict[str, Any]]) -> str:
     record = records.get("example script", {})
     if record.get("status") != "ok":
         return ""
-    gib, ms, kernel_ms = (record[key] for key in ("allocated_gib", "ms", "kernel_ms"))
-    return f".\nWith it, it took {gib:.3g} GiB and {ms:,.0f} ms, of which {kernel_ms:.3g} ms in kernels"
+    in_kernels = f", of which {record['kernel_ms']:.3g} ms in kernels" if record["kernel_ms"] else ""
+    return f".\nWith it, it took {record['allocated_gib']:.3g} GiB and {record['ms']:,.0f} ms{in_kernels}"
 
 
 def _under_caps(results: Results) -> Iterator[str]:

@@ -1,6 +1,9 @@
 """The card's benchmarks, rehearsed on a CPU: they say what they will do, keep results, and end in time."""
 
+import copy
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,7 @@ from benchmarks.report.smoke import rows
 SMOKE = ["--rehearse", "--smoke", "--commit", "abc"]
 CASES = ["--rehearse", "--commit", "abc", "--only", "vae encode", "--only", "gradients"]
 LENT_SECONDS = 480
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +112,25 @@ def test_a_check_that_fails_is_a_result_and_costs_the_next_ones_nothing(tmp_path
     told = dict(rows({"broken": failed, "nodes": {"status": "timed out", "message": "after 9 s"}}))
     assert told["nodes"] == "**timed out**: after 9 s"
     assert "KeyError" in told["broken"]
+
+
+@pytest.mark.parametrize("name", ["gpu_h200_sm75", "gpu_smoke_h200", "gpu_micro_h200"])
+def test_the_page_takes_a_file_that_was_cut_off_anywhere(name, tmp_path):
+    shutil.copy(RESULTS / "forecast.json", tmp_path)
+    whole = json.loads((RESULTS / f"{name}.json").read_text())
+    records = whole["figures"]["records"]
+    cut = []
+    for key, record in records.items():
+        cut.append({other: each for other, each in records.items() if other != key})
+        failed = {"status": "failed", "message": "it broke", "job": record.get("job", {})}
+        cut.append(records | {key: failed})
+        for figure in ("forecast", "gemm"):
+            cut.append(records | {key: {its: each for its, each in record.items() if its != figure}})
+        if "kernel_ms" in record:
+            cut.append(records | {key: record | {"kernel_ms": None, "kernels": None}})
+    cut += [dict(list(records.items())[:number]) for number in range(1, len(records))]
+    for each in cut:
+        content = copy.deepcopy(whole)
+        content["figures"]["records"] = each
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert "NVIDIA H200" in page(tmp_path)
