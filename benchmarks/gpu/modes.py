@@ -26,6 +26,7 @@ from benchmarks.gpu.workers import Workers
 
 SPARE_GIB = 0.1  # of what torch can reserve, what libraries take
 FORECASTS_SECONDS = 120.0  # for those that come after all cases
+UNFINISHED_SECONDS = 10.0  # of a forecast that is given up, until its process ends
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _forecast_the_rest(call: Call, jobs: list[Job]) -> None:
     lacking = [job for job in jobs if job.name in records and "forecast" not in records[job.name]]
     if not lacking:
         return
-    seconds = min(FORECASTS_SECONDS, call.clock.left())
+    seconds = min(FORECASTS_SECONDS, max(0.0, call.clock.left() - UNFINISHED_SECONDS))
     for number, forecast in call.workers.forecasts(lacking, [call.usable_gib] * len(lacking), seconds):
         name = lacking[number].name
         forecast.pop("plan", None)

@@ -50,7 +50,7 @@ def _attention(rates: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _others(rates: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, tflops in rates.get("conv", {}).items():
-        yield {"kernel": f"convolution {name}", "rate": f"{tflops:.3g} TFLOPS"}
+        yield {"kernel": f"convolution {name.replace('@', ' channels at ')}", "rate": f"{tflops:.3g} TFLOPS"}
     unpacking = {f"unpacking {bits}": gbs for bits, gbs in rates.get("unpack", {}).items()}
     for name, gbs in {**rates.get("stream", {}), **unpacking}.items():
         yield {"kernel": name, "rate": "no kernel" if gbs is None else f"{gbs:,.0f} GB/s"}

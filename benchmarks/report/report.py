@@ -135,9 +135,8 @@ def _owed(results: Results) -> list[str]:
     ]
     return [
         "## Owed on a T4",
-        "`python -m benchmarks gpu --micro` measures the rates in about a minute, "
-        "`python -m benchmarks gpu` the rest;\n"
-        "both write a file to `benchmarks/results/` that this page takes up. "
+        "[gpu.md](gpu.md) says how to measure them in 20 minutes; "
+        "this page takes up what that writes, whole or cut off.\n"
         "CUDA's context comes on top of all GiB.",
         table(steps),
         table(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from benchmarks.report.smoke import rows
 SMOKE = ["--rehearse", "--smoke", "--commit", "abc"]
 CASES = ["--rehearse", "--commit", "abc", "--only", "vae encode", "--only", "gradients"]
 LENT_SECONDS = 480
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +136,15 @@ def test_the_page_takes_a_file_that_was_cut_off_anywhere(name, tmp_path):
         content["figures"]["records"] = each
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         assert "NVIDIA H200" in page(tmp_path)
+
+
+def test_every_command_of_the_page_and_of_the_notebook_is_understood():
+    texts = [
+        (ROOT / name).read_text(encoding="utf-8") for name in ("docs/gpu.md", "notebooks/01_setup.ipynb")
+    ]
+    commands = [
+        command for text in texts for command in re.findall(r"python -m benchmarks gpu( --[-\w ]+)", text)
+    ]
+    assert len(commands) >= 7
+    for command in commands:
+        assert gpu._options(command.split()).minutes > 0
