@@ -2,10 +2,12 @@
 
 from typing import Any
 
+FORECAST_OPTIONS = {"deterministic", "peft"}
+
 
 def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """What the figures have to show; passed is None where a figure is missing."""
-    ours = [record for record in records.values() if record["job"].get("way") == "ours"]
+    ours = [record for record in records.values() if _is_forecast(record["job"])]
     stages = [record for record in records.values() if "function" in record["job"]]
     fitting = [record for record in ours if record.get("forecast", {}).get("fits")]
     full = sum(record["status"] == "out of memory" for record in fitting)
@@ -21,6 +23,11 @@ def bars(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         for figure, how in (("ms", "events"), ("kernel_ms", "kernels alone")):
             rows.append(_bar(f"{label}, {how}", ratio(records, slow, "ours", figure), bar))
     return rows
+
+
+def _is_forecast(job: dict[str, Any]) -> bool:
+    """Whether it is a step of ours that the forecast knows: no graph has its memory pool counted."""
+    return job.get("way") == "ours" and set(job["options"]) <= FORECAST_OPTIONS
 
 
 def _worst(records: list[dict[str, Any]]) -> float | None:

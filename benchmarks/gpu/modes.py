@@ -21,7 +21,7 @@ from benchmarks.gpu.cases import (
     rehearsed,
 )
 from benchmarks.gpu.smoke import CHECKS, Check
-from benchmarks.gpu.timetable import FIRST_START_SECONDS, LEAST_TIMEOUT_SECONDS, Clock, Entry
+from benchmarks.gpu.timetable import FIRST_START_SECONDS, Clock, Entry
 from benchmarks.gpu.workers import Workers
 
 SPARE_GIB = 0.1  # of what torch can reserve, what libraries take
@@ -90,7 +90,8 @@ def cases(call: Call) -> None:
 
 def micro(call: Call) -> None:
     """Rates, one kind after the other; what they predict comes last."""
-    record: dict[str, Any] = {"status": "ok"}
+    goes_on = call.options.resume and call.book.holds("micro")
+    record: dict[str, Any] = dict(call.book.records["micro"]) if goes_on else {"status": "ok"}
 
     def do(part: _Part, timeout_seconds: float) -> None:
         answer = call.workers.ask("first", timeout_seconds, "micro", part.name, record)
@@ -100,7 +101,7 @@ def micro(call: Call) -> None:
             record.setdefault("failures", {})[part.name] = f"{answer['status']}: {answer['message']}"
         call.book.add("micro", dict(record), answer)
 
-    parts = [Entry(_Part(name), seconds) for name, seconds in RATE_SECONDS.items()]
+    parts = [Entry(_Part(name), seconds) for name, seconds in RATE_SECONDS.items() if name not in record]
     timetable.show(parts, FIRST_START_SECONDS, call.clock)
     timetable.in_time(parts, call.clock, do)
 
@@ -113,10 +114,15 @@ def caps(call: Call) -> None:
     leanest = dict(call.workers.forecasts(grid, [max(limits)] * len(grid), call.clock.left()))
     forecasts = [leanest.get(number, {}) for number in range(len(grid))]
     for cap in limits:
-        for case in largest(grid, forecasts, cap, SPARE_GIB):
+
+        def do(case: Case, timeout_seconds: float, cap: float = cap) -> None:
             started = time.monotonic()
-            record = _measured(call, case, LEAST_TIMEOUT_SECONDS, vram_gib=cap)
+            record = _measured(call, case, timeout_seconds, vram_gib=cap)
             call.keep(f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | record, started)
+
+        runs = call.options.warmup + call.options.steps
+        fitting = largest(grid, forecasts, cap, SPARE_GIB)
+        timetable.in_time(timetable.entries_of_jobs(fitting, runs, {}), call.clock, do)
 
 
 @dataclass(frozen=True)

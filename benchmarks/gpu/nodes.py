@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,17 +24,30 @@ GROUPS = 32
 
 def errors(check: Check, settings: Settings) -> dict[str, list[float]]:
     """Relative errors of what comes out and of every gradient, for each node, in fp32 and fp16."""
-    torch.backends.cuda.matmul.allow_tf32 = False  # ten bits would hide what is looked for
-    torch.backends.cudnn.allow_tf32 = False
     draw = _Draw(settings)
     found = {}
-    for dtype in (torch.float32, torch.float16):
-        found[f"linear {dtype}"] = list(_linear(draw, dtype))
-        for layout in (torch.contiguous_format, torch.channels_last):
-            found[f"conv {dtype} {layout}"] = _convolution(draw, dtype, layout)
-        found[f"norm {dtype}"] = _norm(draw, dtype)
-        found[f"geglu {dtype}"] = _geglu(draw, dtype)
+    with _without_tf32():
+        for dtype in (torch.float32, torch.float16):
+            found[f"linear {dtype}"] = list(_linear(draw, dtype))
+            for layout in (torch.contiguous_format, torch.channels_last):
+                found[f"conv {dtype} {layout}"] = _convolution(draw, dtype, layout)
+            found[f"norm {dtype}"] = _norm(draw, dtype)
+            found[f"geglu {dtype}"] = _geglu(draw, dtype)
     return {node: [float(f"{error:.1e}") for error in its] for node, its in found.items()}
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Its ten bits would hide what is looked for; afterwards as before, for the trainings that follow."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, was_allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = was_allowed
 
 
 class _Draw:

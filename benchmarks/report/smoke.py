@@ -65,14 +65,19 @@ def rows(records: Records) -> Iterator[tuple[str, str]]:
 def _repeated(done: Records) -> Iterator[tuple[str, str]]:
     """Where the same training had to end in the same bytes."""
     for name, label in REPEATS.items():
-        if name in done and FIRST in done:
+        if _are_comparable(done.get(name), done.get(FIRST)):
             yield label, "same bytes" if done[name]["bytes"] == done[FIRST]["bytes"] else "other bytes"
     for name, record in done.items():
         first = done.get(name.removesuffix(AGAIN))
-        if not name.endswith(AGAIN) or first is None:
+        if not name.endswith(AGAIN) or not _are_comparable(record, first):
             continue
         others = "other bytes, losses equal to 5 digits" if _are_close(record, first) else "other losses"
         yield name, "same bytes" if record["bytes"] == first["bytes"] else others
+
+
+def _are_comparable(record: dict[str, Any] | None, first: dict[str, Any] | None) -> bool:
+    """Whether both are there, and of one commit: others may have other bytes."""
+    return record is not None and first is not None and record.get("commit") == first.get("commit")
 
 
 def _are_close(record: dict[str, Any], first: dict[str, Any]) -> bool:
@@ -104,7 +109,11 @@ def _telemetry(run: dict[str, Any]) -> Iterator[str]:
         yield f"{run['peak_gib']:.2f} GiB{_gib(' (forecast ', run['forecast_gib'], ')')}"
     yield f"host {run['host_gib']:.1f} GiB"
     yield str(run["plan"])
-    yield f"loss {run['first_loss']:.3g} to {run['last_loss']:.3g}"
+    yield " to ".join(_loss(run[key]) for key in ("first_loss", "last_loss"))
+
+
+def _loss(value: float | None) -> str:
+    return "loss not finite" if value is None else f"loss {value:.3g}"
 
 
 def _settings(done: Records) -> Iterator[tuple[str, str]]:

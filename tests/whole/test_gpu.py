@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import gpu, timetable
+from benchmarks.gpu import cases, gpu, timetable
 from benchmarks.gpu.cases import CORE, RATE_SECONDS, REST, Case
 from benchmarks.gpu.smoke import CHECKS, FIRST, Check
 from benchmarks.gpu.workers import Workers
@@ -100,6 +100,26 @@ def test_rates_are_kept_one_kind_after_the_other(tmp_path, capsys):
     assert micro["comfy_kitchen"] == "not installed"
     assert micro["int8_gemm"]["1024x1280x1280"] > 0
     assert capsys.readouterr().out.count("micro: ok") == len(RATE_SECONDS)
+    assert "comfy_kitchen" not in micro.get("failures", {})
+    gpu.main(["--rehearse", "--micro", "--out", str(tmp_path), "--resume"])
+    assert "micro: ok" not in capsys.readouterr().out
+
+
+def test_the_largest_of_a_kind_that_fits_is_chosen():
+    grid = [Case("batch", batch=batch) for batch in (1, 2, 3)] + [Case("side", side_px=2048)]
+    needed = [{"needed_gib": gib} for gib in (4.0, 6.0, 8.0, 9.0)]
+    chosen = cases.largest(grid, [needed[0], needed[1], {}, needed[3]], 7.0, 0.1)
+    assert [(case.batch, case.plan) for case in chosen] == [(2, "auto")]
+
+
+def test_under_a_cap_the_largest_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "BATCHES", (2,))
+    monkeypatch.setattr(cases, "SIDES_PX", (512,))
+    gpu.main(["--rehearse", "--caps", "1", "--out", str(tmp_path)])
+    records = records_in(tmp_path, "gpu_caps_rehearsal")
+    assert records["1 GiB, fp16, batch"]["job"]["batch"] == 2
+    assert all(record["status"] == "ok" and record["forecast"]["fits"] for record in records.values())
+    assert "| 1 GiB, fp16, batch |" in page(tmp_path)
 
 
 def test_a_check_that_fails_is_a_result_and_costs_the_next_ones_nothing(tmp_path):
