@@ -1,5 +1,6 @@
 """What the processes of ``gpu`` do. Importing this takes seconds: it brings along all that a job needs."""
 
+import time
 from typing import Any
 
 import torch
@@ -29,13 +30,15 @@ SMALL_TEXT = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2
 
 
 def answer(settings: dict[str, Any], function: str, *arguments: Any) -> dict[str, Any]:
-    """Prepare the device, do one job, and say how it ended."""
+    """Prepare the device, do one job, and say how it ended, with the seconds of the job alone."""
+    started = time.monotonic()
     prepared = _settings(settings)
     if function != "describe":
         prepare(prepared)
     try:
         with deterministic_algorithms(prepared.deterministic), attention(prepared):
-            return {"status": "ok"} | FUNCTIONS[function](prepared, *arguments)
+            found = FUNCTIONS[function](prepared, *arguments)
+        return {"status": "ok"} | found | {"seconds": round(time.monotonic() - started, 1)}
     except torch.OutOfMemoryError as error:
         return {"status": "out of memory", "message": str(error)[:MESSAGE_LENGTH], **peaks()}
 

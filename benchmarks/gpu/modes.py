@@ -1,7 +1,6 @@
 """What one call does: short checks, cases, rates, or the largest under a cap. Each is kept at once."""
 
 import argparse
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,12 +39,12 @@ class Call:
     usable_gib: float
     """What torch can reserve."""
 
-    def keep(self, name: str, record: dict[str, Any], started: float) -> None:
-        """A record with what it took; what the call's end has cut off is no result."""
+    def keep(self, name: str, record: dict[str, Any]) -> None:
+        """A record; what the call's end has cut off is none."""
         if record["status"] == "timed out" and not self.clock.left():
             print(f"{name}: cut off, the minutes are over", flush=True)
             return
-        self.book.add(name, record | {"seconds": round(time.monotonic() - started, 1)})
+        self.book.add(name, record)
 
     def left(self, entries: list[Entry[Any]]) -> list[Entry[Any]]:
         """Without what an earlier call has kept, where this one goes on from it."""
@@ -58,10 +57,9 @@ def smoke(call: Call) -> None:
     """Short checks, several in one process."""
 
     def do(check: Check, timeout_seconds: float) -> None:
-        started = time.monotonic()
         changes = {"deterministic": True} if check.is_deterministic else {}
         answer = call.workers.ask(check.process, timeout_seconds, "check", check, **changes)
-        call.keep(check.name, answer, started)
+        call.keep(check.name, answer)
 
     known = timetable.known_records(call.book.name, call.book.folder)
     entries = call.left(timetable.entries_of_checks(named(CHECKS, call.options.only), known))
@@ -75,8 +73,7 @@ def cases(call: Call) -> None:
     jobs = named(CORE if options.quick and not options.only else CORE + REST, options.only)
 
     def do(job: Job, timeout_seconds: float) -> None:
-        started = time.monotonic()
-        call.keep(job.name, _measured(call, job, timeout_seconds), started)
+        call.keep(job.name, _measured(call, job, timeout_seconds))
 
     known = timetable.known_records(call.book.name, call.book.folder)
     entries = call.left(timetable.entries_of_jobs(jobs, options.warmup + options.steps, known))
@@ -96,7 +93,7 @@ def micro(call: Call) -> None:
     def do(part: _Part, timeout_seconds: float) -> None:
         answer = call.workers.ask("first", timeout_seconds, "micro", part.name, record)
         if answer["status"] == "ok":
-            record.update(answer)
+            record[part.name] = answer[part.name]
         else:
             record.setdefault("failures", {})[part.name] = f"{answer['status']}: {answer['message']}"
         call.book.add("micro", dict(record), answer)
@@ -116,9 +113,8 @@ def caps(call: Call) -> None:
     for cap in limits:
 
         def do(case: Case, timeout_seconds: float, cap: float = cap) -> None:
-            started = time.monotonic()
             record = _measured(call, case, timeout_seconds, vram_gib=cap)
-            call.keep(f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | record, started)
+            call.keep(f"{cap:g} GiB, {case.name}", {"cap_gib": cap} | record)
 
         runs = call.options.warmup + call.options.steps
         fitting = largest(grid, forecasts, cap, SPARE_GIB)

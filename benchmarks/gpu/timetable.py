@@ -144,7 +144,7 @@ def _job_seconds(job: Job, runs: int, record: dict[str, Any]) -> float:
     if "ms" in record:
         return overhead + runs * record["ms"] / 1000
     if "seconds" in record:
-        return record["seconds"]
+        return overhead + record["seconds"]
     return overhead + (runs * _step_seconds(job) if isinstance(job, Case) else UNKNOWN_SECONDS)
 
 

@@ -16,6 +16,7 @@ from lora_utils import stages
 from lora_utils.config.loading import load_config
 from lora_utils.config.schema import RunConfig
 from lora_utils.storage.log import WEIGHTS_NAME, read_summary
+from lora_utils.system.device import MachineError
 from lora_utils.system.device_memory import free_memory
 from lora_utils.tiny.demo_data import draw_demo_data
 
@@ -61,8 +62,11 @@ def card_facts(check: Check, settings: Settings) -> dict[str, Any]:
 
 
 def training(check: Check, settings: Settings) -> dict[str, Any]:
-    """A run from the start: losses, memory, and a hash of what it made."""
-    return _trained(_config(check.name, settings, **check.changes))
+    """A run from the start: losses, memory, and a hash of what it made; or why this card is refused it."""
+    try:
+        return _trained(_config(check.name, settings, **check.changes))
+    except MachineError as error:
+        return {"refused": str(error)}
 
 
 def resumed(check: Check, settings: Settings) -> dict[str, Any]:

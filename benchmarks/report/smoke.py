@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.gpu.smoke import AGAIN, FIRST, OTHER_SETTINGS, RUN, STEP
 from benchmarks.report.tables import Results, table
 
-MENDED = {"int8, peft's way": "ff56d1a"}
-"""Settings that computed something else, and the commit that mends them."""
+MENDED = {"int8, peft's way": ("86959e0", "ff56d1a")}
+"""Settings that computed something else, in which commit, and the commit that mends them."""
 OLD_SETTINGS = ("channels_last",)
 """Of the first file: with the lean step, which refuses them now."""
 DTYPES = {"fp32": "float32", "fp16": "float16"}
@@ -76,8 +76,10 @@ def _repeated(done: Records) -> Iterator[tuple[str, str]]:
 
 
 def _are_comparable(record: dict[str, Any] | None, first: dict[str, Any] | None) -> bool:
-    """Whether both are there, and of one commit: others may have other bytes."""
-    return record is not None and first is not None and record.get("commit") == first.get("commit")
+    """Whether both have trained, and are of one commit: others may have other bytes."""
+    if record is None or first is None or not {"bytes"} <= record.keys() & first.keys():
+        return False
+    return record.get("commit") == first.get("commit")
 
 
 def _are_close(record: dict[str, Any], first: dict[str, Any]) -> bool:
@@ -120,8 +122,13 @@ def _settings(done: Records) -> Iterator[tuple[str, str]]:
     names = [name for name in done if name in OTHER_SETTINGS or name in OLD_SETTINGS]
     if not names or FIRST not in done:
         return
-    settings = {name: done[name]["losses"] for name in names}
-    yield f"{len(names)} other settings: {'; '.join(names)}", _learning(settings, done[FIRST]["losses"][0])
+    settings = {name: done[name] for name in names if "losses" in done[name]}
+    if settings:
+        text = _learning(settings, done[FIRST]["losses"][0])
+        yield f"{len(settings)} other settings: {'; '.join(settings)}", text
+    for name in names:
+        if "refused" in done[name]:
+            yield name, f"refused: {done[name]['refused']}"
 
 
 def _memory(done: Records) -> Iterator[tuple[str, str]]:
@@ -160,18 +167,21 @@ def _largest_error(nodes: dict[str, Any], dtype: str) -> str:
     return f"{max(errors):.1e}"
 
 
-def _learning(settings: dict[str, list[float]], expected: float) -> str:
+def _learning(settings: Records, expected: float) -> str:
     """Whether all losses are finite and fall, and which begin elsewhere than they should.
 
     Args:
-        settings: Losses of each, by name.
+        settings: Records of trainings, by name.
         expected: The first loss of the plain fp16 training: other settings are other roundings of it, or
             weigh it a little otherwise.
     """
-    good = [all(map(math.isfinite, losses)) and losses[-1] < losses[0] for losses in settings.values()]
+    learned = {name: record["losses"] for name, record in settings.items()}
+    good = [all(map(math.isfinite, losses)) and losses[-1] < losses[0] for losses in learned.values()]
     text = f"{sum(good)} of {len(good)} finite and falling"
-    for name, (loss, *_) in settings.items():
+    for name, (loss, *_) in learned.items():
         if not expected / 2 < loss < expected * 2:
             text += f"; **{name} is wrong**: {loss:.3g} in its first step, where fp16 has {expected:.3g}"
-            text += f" (mended in {MENDED[name]}, not run again on a card yet)" if name in MENDED else ""
+            broken, mended = MENDED.get(name, ("", ""))
+            if broken and settings[name].get("commit", "").startswith(broken):
+                text += f" (mended in {mended}, not run again on a card yet)"
     return text

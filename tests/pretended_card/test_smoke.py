@@ -43,6 +43,10 @@ def test_a_step_and_a_held_out_batch_are_measured(base, done):
     assert all(map(math.isfinite, found["losses"]))
 
 
+def test_what_a_t4_is_refused_is_told(done):
+    assert "sm_80" in done("bf16")["refused"]
+
+
 def test_a_card_that_fills_up_makes_the_run_recompute(done):
     found = done("out of memory")
     assert found["failures"] > 0
