@@ -2,7 +2,7 @@
 # tools/other_versions.sh [FOLDER]   rehearse the card's benchmarks with the versions of a usual GPU image
 #
 # Makes an environment of its own in FOLDER (.venv-other when not given; a second call takes it as it is), with
-# the oldest torch and transformers that a lent card was measured with, and rehearses there what must not be tried
+# the torch and transformers that a card was measured with last, and rehearses there what must not be tried
 # for the first time on a card: a few minutes, and some gigabytes, for this torch brings CUDA's libraries along.
 # TORCH and TRANSFORMERS name other versions.
 set -euo pipefail

@@ -1,7 +1,7 @@
 """What fits the minutes: jobs and the seconds they are expected to take, by what was measured before.
 
-A card is often lent for a quarter of an hour. So a call says beforehand what it will do and leave out, starts
-nothing that will not end in time, and ends what takes longer than is left.
+A card is often there for a quarter of an hour only. So a call says beforehand what it will do and leave out,
+starts nothing that will not end in time, and ends what takes longer than is left.
 """
 
 import time
