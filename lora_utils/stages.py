@@ -108,7 +108,7 @@ def _train_what_is_left(
         planned = plan_run(config, give_way)
         if not planned.is_complete:
             with planned.ownership, device_given_back(ROOM_TO_TRAIN):
-                yield from _train_steps(planned)
+                yield from loop.train(planned.config, _prepare(planned))
             return
         folder = planned.config.paths.run_folder
         # The mirror may lack a part of a run that is complete here.
@@ -116,13 +116,6 @@ def _train_what_is_left(
             with planned.ownership:
                 mirror_complete_run(mirror, folder)
     LOGGER.warning("%s is complete; more max_train_steps would go on, other settings are another run", folder)
-
-
-def _train_steps(planned: PlannedRun) -> Generator[StepReport, None, None]:
-    try:
-        yield from loop.train(planned.config, _prepare(planned))
-    finally:
-        planned.accelerator.free_memory()  # it keeps every model that it has prepared
 
 
 @device_given_back(ROOM_TO_DRAW)

@@ -96,7 +96,7 @@ class DataConfig(Section):
     """How many leading tags stay in place when tags are shuffled."""
     caption_variants: Annotated[int, Field(ge=1, le=MOST_VARIANTS)] = 4
     """Orders of a shuffled caption that are encoded."""
-    caption_dropout_rate: Fraction = 0.0
+    caption_dropout_rate: Fraction = 0.1
     """Share of visits without caption, so that the unconditional side of guidance learns too."""
     max_token_length: Annotated[Literal[77, 150, 225], BeforeValidator(_number)] = 77
     """Tokens that a caption may have; beyond 77 it is encoded in chunks of 75, as sd-scripts does."""

@@ -6,7 +6,7 @@ machine                 describe, problems, unwritable, free_disk_gib: what is h
 cards                   Card, find_card, card_here: what a card holds, and how fast it computes
 rates                   measure_rates: how fast the device here is
 forecast                forecast, forecasting, Forecast, replan: what every stage of a run needs
-stage_forecasts         StageForecast, StageContext, workspace_bytes: what one stage needs, a function for each
+stage_forecasts         StageForecast, StageContext, workspace_bytes: what each stage needs
 advice                  judge_run, judging, suggest, JudgedForecast: whether it fits, and what would help
 planning                plan_step, step_shape, largest_batch: what a step recomputes to stay within a budget
 gradient_checkpointing  Plan, Prices, choose, tighter, apply_plan: which modules to recompute, best first

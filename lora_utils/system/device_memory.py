@@ -59,8 +59,9 @@ def device_given_back(advice: str) -> Iterator[None]:
             raise MemoryFullError(f"{shortage}; {advice}") from None
         raise
     finally:
-        free_memory()
-        cap_memory(None)
+        if torch.cuda.is_available():
+            free_memory()
+            cap_memory(None)
 
 
 def cap_memory(usable_gib: float | None) -> None:

@@ -139,7 +139,8 @@ def prepare(
         accelerator=accelerator,
         precision=precision,
         planned=planned,
-        unet=accelerator.prepare_model(planned.unet),
+        # It would keep the U-Net beyond the run, and has nothing to do for a single process.
+        unet=accelerator.prepare_model(planned.unet) if accelerator.num_processes > 1 else planned.unet,
         schedule=schedule,
         examples=examples,
         held_out=HeldOutLoss(held_out, schedule, config.train.train_batch_size) if held_out else None,

@@ -90,7 +90,8 @@ def test_what_keeps_more_needs_more(make_config):
     usual = peak()
     assert peak(base_precision="nf4") < usual  # of the tiny U-Net half stays in full
     assert peak(base_precision="int8") < usual
-    assert peak(optimizer="paged_adamw8bit") == usual  # nothing of this rank is large enough to be paged
+    # Nothing of this rank is large enough to be paged.
+    assert peak(optimizer="paged_adamw8bit") == peak(optimizer="adamw8bit")
     wide = {"rank": 1024, "target_modules": ["attn"]}
     assert peak(optimizer="paged_adamw", **wide) < peak(optimizer="adamw", **wide)
     assert usual < peak(lean_step=False)

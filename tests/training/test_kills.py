@@ -12,7 +12,7 @@ KILLS, MOST_KILLS = 20, 10  # three hundred in `python -m benchmarks faults`
 
 
 @pytest.fixture
-def contender(tiny_settings, tmp_path):
+def contender(tiny_settings):
     steps = {"max_train_steps": 8, "checkpointing_steps": 2}
     return Ours(tiny_settings | {"train_batch_size": 1, "precompute_dir": None} | steps)
 
@@ -31,4 +31,4 @@ def test_fresh_processes_do_as_forked_ones(contender, tmp_path, monkeypatch):
     """Beside a card, which no fork survives."""
     straight = run_straight(contender, tmp_path / "forked")
     monkeypatch.setattr(children, "are_forked", lambda: False)
-    assert cut_at(contender, tmp_path / "fresh", [5]) == (straight, {5: straight})
+    assert cut_at(contender, tmp_path / "fresh", [2]) == (straight, {2: straight})

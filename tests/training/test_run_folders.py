@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -350,22 +351,31 @@ PAIRS = (  # one after the other in one folder: flags, exit code, how lines begi
     ([], 0, ["into        runs/pictures-ci", "the LoRA is in runs/pictures-ci/"]),
     (["--rank", "4"], 0, ["into        runs/pictures-ci-2", "the LoRA is in runs/pictures-ci-2/"]),
     (["--rank", "4"], 0, ["runs/pictures-ci-2 is complete"]),
-    (["--rank", "8", "--output_dir", "runs/pictures-ci"], 1, ["RunFolderError: runs/pictures-ci holds"]),
+    (["--rank", "8", "--output_dir", "runs/pictures-ci"], 2, ["RunFolderError: runs/pictures-ci holds"]),
 )
+
+
+def in_two_processes(folder, arguments):
+    """Exit codes and all lines of two processes that know of each other as torchrun's do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = []
+    for rank in ("0", "1"):
+        known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        environment = os.environ | known | {"MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "lora_utils", *map(str, arguments)]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, cwd=folder, env=environment, **output))
+    said = [line for process in processes for line in process.communicate()[0].splitlines()]
+    return [process.returncode for process in processes], said
 
 
 def test_two_processes_agree_on_the_folder_and_one_of_them_tells(data_dir, precompute_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "pictures")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lora_utils"]
     flags = ["--train_data_dir", "pictures", "--precompute_dir", precompute_dir, "--max_train_steps", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for changed, code, lines in PAIRS:
-        done = subprocess.run(
-            [*launch, "train", "--config", "ci", *flags, *changed],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == code
-        said = (done.stdout + done.stderr).splitlines()
+        codes, said = in_two_processes(tmp_path, ["train", "--config", "ci", *flags, *changed])
+        assert codes == [code, code]
         for line in lines:
             assert sum(told.startswith(line) for told in said) == 1, line
         assert not any("gloo" in told for told in said)  # nobody waits for who has refused
