@@ -79,7 +79,7 @@ def _parts(results: Results) -> Iterator[str]:
     groups = _groups(equal_steps + controls)
     yield table(_row(trials, name, edges) for name, trials in groups.items())
     yield "What a step of each costs on SDXL, at 1024 px, batch 1, rank 32, an fp16 base; a forecast:"
-    yield table({"layers": way} | costs for way, costs in results.figures("targets")["sdxl"].items())
+    yield table(_sdxl_row(way, **costs) for way, costs in results.figures("targets")["sdxl"].items())
     equal_cost = _groups(_table_of(results, "equal cost"))
     if equal_cost:
         yield "At equal cost, each with as many steps as take the CPU seconds of attention's:"
@@ -102,6 +102,10 @@ def _row(trials: Trials, name: str, edges: dict[str, tuple[float, float]]) -> di
     row |= _cost(trials) | _learned(trials)
     row["held-out loss, of the base's"] = f"{mean(losses):.2f}" if losses else None
     return row
+
+
+def _sdxl_row(way: str, layers: int, **costs: float) -> dict[str, Any]:
+    return {"layers": way, "how many": layers} | costs
 
 
 def _cost(trials: Trials) -> dict[str, Any]:
