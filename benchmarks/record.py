@@ -26,7 +26,7 @@ def write(
     figures: dict[str, Any],
     gpu: dict[str, Any] | None,
     commit_id: str | None = None,
-    folder: Path = FOLDER,
+    folder: Path | None = None,
 ) -> Path:
     """Keep the figures as <name>.json, over those that were there.
 
@@ -53,15 +53,15 @@ def write(
         "versions": versions(),
     }
 
-    path = folder / f"{name}.json"
+    path = (folder or FOLDER) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
 
-def read(name: str, folder: Path = FOLDER) -> dict[str, Any] | None:
+def read(name: str, folder: Path | None = None) -> dict[str, Any] | None:
     """What was written under this name, if anything was."""
-    path = folder / f"{name}.json"
+    path = (folder or FOLDER) / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 

@@ -52,7 +52,7 @@ def test_a_trial_reaches_the_recipes_with_its_spread(tmp_path):
         "equal steps": table_of(*attention, *full, *broken),
         "recipe": table_of(*changed),
     }
-    costs = {"GiB reserved": 12.4, "TFLOP": 15.5, "T4 s": 1.05}
+    costs = {"layers": 771, "GiB reserved": 12.4, "TFLOP": 15.5, "T4 s": 1.05}
     figures = {"trials": trials, "tables": tables, "sdxl": {"full": costs}}
     content = {"figures": figures, "machine": "two cores", "date": "2027-01-01", "commit": "abc"}
     (tmp_path / "targets.json").write_text(json.dumps(content))
