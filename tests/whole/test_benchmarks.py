@@ -64,7 +64,7 @@ def test_a_trial_reaches_the_recipes_with_its_spread(tmp_path):
     assert re.search(r"^\| attn \| 0.002 \(edge\) .* 10 \(0 to 20\) \|", page, re.MULTILINE)
     assert re.search(r"^\| full \| 0.002 \|.* 300 \| 60 \| 90 \|.* 0.25 \|", page, re.MULTILINE)
     assert re.search(r"^\| broken .* 9 of 9 \|", page, re.MULTILINE)
-    assert re.search(r"^\| full \| 12.4 \| 15.5 \| 1.05 \|$", page, re.MULTILINE)
+    assert re.search(r"^\| full \| 771 \| 12.4 \| 15.5 \| 1.05 \|$", page, re.MULTILINE)
     assert re.search(r"^\| rank 4 \| 300 \| 60 \| 50 \|", page, re.MULTILINE)
     recipes.draw(results, tmp_path / "recipes.png")
     assert (tmp_path / "recipes.png").stat().st_size > 5000
