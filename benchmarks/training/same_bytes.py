@@ -34,7 +34,8 @@ COMMON = {
     "validation_steps": 2,
     "resume_from_checkpoint": "latest",
     "dataloader_num_workers": 0,
-    "target_modules": "attn",  # named: what is the default has changed
+    "target_modules": "attn",  # named, as the next one: what is the default has changed
+    "caption_dropout_rate": 0.0,
 }
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
