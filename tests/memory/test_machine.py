@@ -70,3 +70,12 @@ def test_the_check_loads_no_dataset():
     config = load_config(None, {"dataset_name": "nobody/nothing"})
     text = machine.describe(config.model, config.paths, describe_data(config.data, None))
     assert "nobody/nothing; check --data" in text
+
+
+def test_apples_gpu_is_said_to_be_left_alone(card, monkeypatch):
+    card(None)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    config = load_config(None, {"dataset_name": "nobody/nothing"})
+    assert "computing on the CPU: Apple's GPU (mps) is not used" in machine.describe(
+        config.model, config.paths, ""
+    )
