@@ -64,3 +64,13 @@ def test_what_tensors_have_is_not_told_as_free(on_card, card):
 def test_the_forecast_of_a_card_is_told_in_gib_of_it(on_card):
     text = str(check(on_card()))
     assert re.search(r"Tesla T4: 14\.\d of 14\.7 GiB can be used", text)
+
+
+def test_check_says_that_this_torch_has_no_kernels_for_the_card(on_card, monkeypatch, capsys, data_dir):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    for stage in ("check", "train"):
+        assert cli.main([stage, "--config", "ci", "--train_data_dir", str(data_dir)]) == 2
+        said = capsys.readouterr()
+        assert "has no kernels for Tesla T4, sm_75, but for sm_80 sm_90" in said.out + said.err
