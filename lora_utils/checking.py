@@ -102,7 +102,7 @@ def checking(config: RunConfig, card: str | None = None) -> Generator[str, None,
         problems.append(str(error))
 
     yield ""
-    judged = yield from _judged(config, _card_here(config), examples)
+    judged = yield from _judged_here(config, examples)
     yield from _remarks(problems, told)
     return Check("\n".join(machine), judged, dump_config(config), tuple(problems), told)
 
@@ -143,12 +143,16 @@ def _judged(
     return lines.result
 
 
-def _card_here(config: RunConfig) -> Card:
+def _judged_here(
+    config: RunConfig, examples: int | None
+) -> "Generator[str, None, JudgedForecast | SimulationError]":
+    """The same on the device here, where rates and workspaces are measured and may find it full."""
     from lora_utils.system.device import choose_precision, compute_capability
     from lora_utils.system.device_memory import device_given_back
 
     with device_given_back("end other programs that use it"):
-        return card_here(choose_precision(config.model.mixed_precision, compute_capability()).dtype)
+        precision = choose_precision(config.model.mixed_precision, compute_capability())
+        return (yield from _judged(config, card_here(precision.dtype), examples))
 
 
 def _remarks(problems: Sequence[str], told: Sequence[str]) -> Iterator[str]:

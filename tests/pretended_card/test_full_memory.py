@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lora_utils import cli, stages
+from lora_utils import checking, cli, stages
 from lora_utils.compare import sampling
+from lora_utils.memory import workspaces
 from lora_utils.model.base import PretrainedSdxl
 from lora_utils.precompute import encoding
 from lora_utils.storage.log import WEIGHTS_NAME
@@ -23,6 +24,7 @@ WORDS = {
 }
 ENDS = {
     "while rates are measured": (run, "card_here"),
+    "while workspaces are measured": (workspaces, "_workspace"),
     "while the U-Net is loaded": (PretrainedSdxl, "load_unet"),
     "in an update": (torch.optim.AdamW, "step"),
     "while a checkpoint is made": (CheckpointStore, "save"),
@@ -118,6 +120,17 @@ def test_a_comparison_ends_in_a_sentence_and_the_same_again_draws(place, on_card
         stages.compare(config)
     assert card.allocated() <= LIBRARY_BYTES
     assert len(stages.compare(config).shots) == 1
+
+
+@pytest.mark.parametrize(
+    "place", [(checking, "card_here"), (workspaces, "_workspace")], ids=["rates", "workspaces"]
+)
+def test_a_check_ends_in_a_sentence_and_the_same_again_tells(place, on_card, fill, card):
+    fill(place, "")
+    with pytest.raises(MemoryFullError, match="end other programs"):
+        checking.check(on_card())
+    assert card.allocated() <= LIBRARY_BYTES
+    assert "Tesla T4" in str(checking.check(on_card()))
 
 
 def test_the_command_line_says_it_in_a_line_and_exits_with_2(on_card, card, capsys, tmp_path, data_dir):
