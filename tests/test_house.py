@@ -128,3 +128,9 @@ def test_settings_and_data_know_no_torch(room):
         f"import sys, {', '.join(names)}; assert not {{'torch', 'diffusers', 'datasets'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_files_of_other_languages_stay_small_too():
+    files = [path for ending in ("*.cpp", "*.h") for path in (ROOT / "tests" / "pretended_card").glob(ending)]
+    assert len(files) > 2
+    assert [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > LINES] == []

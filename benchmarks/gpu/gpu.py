@@ -6,7 +6,7 @@ kernel time, launches, memory beside its forecast; then all other stages and che
 --smoke checks that what holds on a CPU holds on the card: nodes, training, equal bytes, a full card, a run
 of 50 steps. --quick takes the most telling cases. Each is made for eight minutes: it says beforehand what it
 will do and how long that takes, the most telling first, and what the minutes leave out. --micro measures the
-card's rates alone, in about a minute. --caps finds the largest batch and picture that the forecast allows
+card's rates alone, in two minutes. --caps finds the largest batch and picture that the forecast allows
 under each cap and runs them.
 
 Results are in benchmarks/results/gpu_<card>.json, or in the folder that --out names, after every case, beside

@@ -2,7 +2,7 @@
 
 ``python -m pytest -p tests.pretended_card.plugin tests/pretended_card``; other sessions collect nothing here.
 
-memory.h, device.h, operators.cpp  the device, in C++: bytes are counted, mixed devices refused, copies late
+memory.h, device.h, call.h, operators.cpp  in C++: counts bytes, refuses mixed devices, copies late
 build    compiles them, once for each version of torch
 pretend  install: torch believes in it, from before its import on
 streams  torch.cuda's streams and events

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("memory.h", "device.h", "operators.cpp")
+SOURCES = ("memory.h", "device.h", "call.h", "operators.cpp")
 BUILT = FOLDER / "built"
 
 
